@@ -1,0 +1,27 @@
+"""Relay, a self-hosted webhook gateway: receives, proves, commits, then delivers to every target.
+
+The map. Imports point down only, siblings on a floor do not import each other, and `app` alone wires.
+
+| floor | where | its one sentence |
+| --: | --- | --- |
+| 7 | `cli/` | Turns argv into a call; one module a family of verbs. |
+| 6 | `app` | Builds every object once, starts it, takes it down in order. |
+| 5 | `ingress` | Receives a webhook: read, verify, route, accept, answer. |
+| 5 | `admin/` | Shows and steers: health, metrics, the API of the targets. |
+| 5 | `config/` | Reads the YAML into frozen, fully checked values; every refusal names its place. |
+| 5 | `telemetry/` | Logs and metrics: set-up, redaction, the bounded writer, who is told what. |
+| 4 | `listener` | A listening socket with our limits around aiohttp's server. |
+| 4 | `delivery/dispatcher`, `delivery/lane` | Claims due deliveries and carries each through send, decide and settle. |
+| 3 | `delivery/sender`, `delivery/egress` | Each does one part of one HTTP attempt; none raises for what a target did. |
+| 3 | `store/` | The storage port: the verbs, what each guarantees, its errors. |
+| 3 | `store/sqlite/` | The verbs in SQL; the only SQL in the package. |
+| 2 | `rules/` | Pure decisions. No clock, no chance, no I/O: `now` and `rng` are arguments. |
+| 2 | `providers/` | One file a provider, as data: its check, event type, dedupe key, a genuine sample. |
+| 1 | `model/` | The nouns, frozen, and the two transition tables. |
+
+One webhook, in order: `ingress` reads and verifies it, names the event, asks `rules.routing` for its targets and hands
+it to `store.accept`; after the commit it answers and wakes the lanes. A `delivery.lane` claims what is due, sends it
+through `delivery.sender`, and has `rules.retry` and `rules.health` decide inside the transaction that settles it.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,111 @@
+"""The nouns, frozen, and the two transition tables.
+
+Law: nothing here acts. A value says what is; `relay.rules` says what follows; the floors above do it.
+Times are aware UTC `datetime`, spans are `timedelta`; other units exist only in the YAML and in the store.
+"""
+
+from relay.model.delivering import (
+    DELIVERY_MOVES as DELIVERY_MOVES,
+)
+from relay.model.delivering import (
+    TARGET_MOVES as TARGET_MOVES,
+)
+from relay.model.delivering import (
+    Claim as Claim,
+)
+from relay.model.delivering import (
+    Decision as Decision,
+)
+from relay.model.delivering import (
+    DeliveryState as DeliveryState,
+)
+from relay.model.delivering import (
+    DisabledBy as DisabledBy,
+)
+from relay.model.delivering import (
+    Done as Done,
+)
+from relay.model.delivering import (
+    GiveUp as GiveUp,
+)
+from relay.model.delivering import (
+    Outcome as Outcome,
+)
+from relay.model.delivering import (
+    OutcomeKind as OutcomeKind,
+)
+from relay.model.delivering import (
+    RetryAt as RetryAt,
+)
+from relay.model.delivering import (
+    StatusSet as StatusSet,
+)
+from relay.model.delivering import (
+    Target as Target,
+)
+from relay.model.delivering import (
+    TargetHealth as TargetHealth,
+)
+from relay.model.delivering import (
+    TargetState as TargetState,
+)
+from relay.model.delivering import (
+    Turn as Turn,
+)
+from relay.model.receiving import (
+    ApiKeyCheck as ApiKeyCheck,
+)
+from relay.model.receiving import (
+    BasicCheck as BasicCheck,
+)
+from relay.model.receiving import (
+    BearerCheck as BearerCheck,
+)
+from relay.model.receiving import (
+    Check as Check,
+)
+from relay.model.receiving import (
+    Content as Content,
+)
+from relay.model.receiving import (
+    Event as Event,
+)
+from relay.model.receiving import (
+    Headers as Headers,
+)
+from relay.model.receiving import (
+    HmacCheck as HmacCheck,
+)
+from relay.model.receiving import (
+    IPNetwork as IPNetwork,
+)
+from relay.model.receiving import (
+    NoCheck as NoCheck,
+)
+from relay.model.receiving import (
+    Provider as Provider,
+)
+from relay.model.receiving import (
+    Rate as Rate,
+)
+from relay.model.receiving import (
+    ReceivedRequest as ReceivedRequest,
+)
+from relay.model.receiving import (
+    Route as Route,
+)
+from relay.model.receiving import (
+    Sample as Sample,
+)
+from relay.model.receiving import (
+    Secret as Secret,
+)
+from relay.model.receiving import (
+    Source as Source,
+)
+from relay.model.receiving import (
+    StandardWebhooksCheck as StandardWebhooksCheck,
+)
+from relay.model.receiving import (
+    VerifiedRequest as VerifiedRequest,
+)

@@ -1,0 +1,201 @@
+"""What goes out: targets, the claims on deliveries, what became of an attempt, and a target's health."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from relay.model.receiving import Event, Headers
+
+
+class DeliveryState(StrEnum):
+    """Where a delivery stands. A pending delivery of a disabled target is shown as held."""
+
+    PENDING = "pending"
+    IN_FLIGHT = "in_flight"
+    DELIVERED = "delivered"
+    DEAD = "dead"
+    SKIPPED = "skipped"
+
+
+DELIVERY_MOVES: Mapping[DeliveryState, frozenset[DeliveryState]] = {
+    DeliveryState.PENDING: frozenset({DeliveryState.IN_FLIGHT}),
+    DeliveryState.IN_FLIGHT: frozenset(
+        {DeliveryState.PENDING, DeliveryState.DELIVERED, DeliveryState.DEAD, DeliveryState.SKIPPED}
+    ),
+    DeliveryState.DELIVERED: frozenset(),
+    DeliveryState.DEAD: frozenset(),
+    DeliveryState.SKIPPED: frozenset(),
+}
+"""The legal moves of a delivery: it is claimed before it is tried, and only a claim may end it."""
+
+
+class TargetState(StrEnum):
+    """Whether deliveries leave for a target."""
+
+    ACTIVE = "active"
+    DISABLED = "disabled"
+
+
+TARGET_MOVES: Mapping[TargetState, frozenset[TargetState]] = {
+    TargetState.ACTIVE: frozenset({TargetState.DISABLED}),
+    TargetState.DISABLED: frozenset({TargetState.ACTIVE}),
+}
+
+
+class DisabledBy(StrEnum):
+    """Why a target is disabled; only the first is probed and ended by a success."""
+
+    FAILURES = "failures"
+    GONE = "gone"
+    HAND = "by hand"
+
+
+class OutcomeKind(StrEnum):
+    """What became of an attempt, as the contract names it."""
+
+    DELIVERED = "delivered"
+    THROTTLED = "throttled"
+    REFUSED = "refused"
+    FAILED = "failed"
+    UNREACHABLE = "unreachable"
+    GONE = "gone"
+    UNPREPARED = "unprepared"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True, slots=True)
+class StatusSet:
+    """A set of HTTP status codes as ranges, both ends included."""
+
+    ranges: tuple[tuple[int, int], ...]
+
+    def __contains__(self, status: int) -> bool:
+        return any(low <= status <= high for low, high in self.ranges)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A downstream URL with its policy."""
+
+    name: str
+    url: str = field(repr=False)
+    headers: Headers = field(default=(), repr=False)
+    timeout: timedelta = timedelta(seconds=15)
+    concurrency: int = 8
+    schedule: tuple[timedelta, ...] = ()
+    """Waits between tries: n waits are n + 1 tries; empty is a single try."""
+    disable_after: int | None = 3
+    """Counted failures that disable the target; None is never."""
+    probe_first: timedelta | None = timedelta(minutes=1)
+    """First wait of the probes of a disabled target, doubled up to `probe_max`; None is never probed."""
+    probe_max: timedelta = timedelta(minutes=15)
+    success: StatusSet | None = None
+    """Statuses that mean delivered; None means every 2xx."""
+    refusals: StatusSet = StatusSet(((400, 400), (413, 413), (415, 415), (422, 422)))
+    forward_headers: frozenset[str] = frozenset()
+    strip_headers: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one attempt came to. `reason` is for people and never holds a secret."""
+
+    kind: OutcomeKind
+    status: int | None = None
+    reason: str = ""
+    retry_after: timedelta | None = None
+    excerpt: str = ""
+
+
+class Turn(StrEnum):
+    """Which delivery of a target may go next."""
+
+    DUE = "due"
+    """The one due longest."""
+    PROBE = "probe"
+    """Of a disabled target: the newest never tried, else the one tried longest ago."""
+    ARRIVAL = "arrival"
+    """Of a disabled target: the newest never tried that came after the disabling."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The sole right to try one delivery once, until `lease_until`.
+
+    `attempt` counts every request begun for the delivery, from 1; it is stored before the request is sent.
+    `step` is the place in the retry schedule. `took_at` is the begin of the latest attempt that the target
+    had taken when the claim was made. `token` is the fence: settling with a lost claim changes nothing.
+    """
+
+    event: Event
+    target: str
+    attempt: int
+    step: int
+    token: int
+    lease_until: datetime
+    turn: Turn = Turn.DUE
+    first_try_at: datetime | None = None
+    took_at: datetime | None = None
+    body_deferred: bool = False
+    """The body is large and left in the store; it is fetched when it is sent."""
+
+    @property
+    def delivery_id(self) -> str:
+        """The delivery's public name: one event, one target."""
+        return f"{self.event.id}/{self.target}"
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The delivery is delivered."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryAt:
+    """The delivery waits until `at`, then stands at `step` of its schedule."""
+
+    at: datetime
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """The delivery is dead, kept with its reason."""
+
+    reason: str
+
+
+Decision = Done | RetryAt | GiveUp
+
+
+@dataclass(frozen=True, slots=True)
+class TargetHealth:
+    """All that is remembered of a target's conduct; stored with every change, so that a restart forgets nothing."""
+
+    name: str
+    state: TargetState = TargetState.ACTIVE
+    disabled_by: DisabledBy | None = None
+    reason: str = ""
+    since: datetime | None = None
+    failures: int = 0
+    counted_events: tuple[str, ...] = ()
+    counted_at: datetime | None = None
+    """When the last counted failure was recorded."""
+    wait_until: datetime | None = None
+    """No failure that began earlier counts, and no paced attempt begins earlier: drawn once, stored."""
+    paced: bool = False
+    """One attempt at a time, since a counted failure or a throttle."""
+    succeeded_at: datetime | None = None
+    """When the last success was recorded."""
+    took_at: datetime | None = None
+    """When the latest-begun successful attempt began."""
+    throttled_until: datetime | None = None
+    probe_at: datetime | None = None
+    probe_wait: timedelta | None = None
+    arrival_try: bool = False
+    """All counted failures were of one event: the next arrival is tried at once, beside the probes."""
+    ramp: int | None = None
+    """Concurrency allowed since it was enabled, growing by one with each success; None is all of it."""
+    url_digest: str = ""
+    settings_digest: str = ""

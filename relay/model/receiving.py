@@ -1,0 +1,223 @@
+"""What comes in: requests, the checks that prove them, and the events they become.
+
+Law: what is unverified cannot become an event, because `Event` is built from a `VerifiedRequest` alone.
+"""
+
+import ipaddress
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import cached_property
+from typing import Any, Literal
+
+Headers = tuple[tuple[str, str], ...]
+"""Header fields in the order received; bytes that are not UTF-8 stand as lone surrogates, as aiohttp decodes them."""
+
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A key that no repr, log line or traceback shows."""
+
+    value: bytes = field(repr=False)
+
+    def __str__(self) -> str:
+        return "***"
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKeyCheck:
+    """A shared key sent in the clear in one header. It proves the sender, not the body."""
+
+    header: str
+    secrets: tuple[Secret, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BearerCheck:
+    """`Authorization: Bearer KEY` (RFC 6750, section 2.1)."""
+
+    secrets: tuple[Secret, ...] = ()
+    header: str = "Authorization"
+
+
+@dataclass(frozen=True, slots=True)
+class BasicCheck:
+    """`Authorization: Basic …` (RFC 7617); the secrets are the passwords of `username`."""
+
+    username: str
+    secrets: tuple[Secret, ...] = ()
+    header: str = "Authorization"
+
+
+@dataclass(frozen=True, slots=True)
+class HmacCheck:
+    """A keyed digest over the raw body, described by data.
+
+    `signed` is a template of `{body}`, `{timestamp}` and `{id}`; with `{timestamp}` the header
+    `timestamp_header` carries Unix seconds and must lie within `tolerance` of now, both ways.
+    """
+
+    header: str
+    algorithm: Literal["sha256", "sha512", "sha1"] = "sha256"
+    encoding: Literal["hex", "base64"] = "hex"
+    prefix: str = ""
+    signed: str = "{body}"
+    timestamp_header: str | None = None
+    id_header: str | None = None
+    tolerance: timedelta = timedelta(minutes=5)
+    prefix_optional: bool = False
+    secrets: tuple[Secret, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StandardWebhooksCheck:
+    """Standard Webhooks v1: `webhook-id`, `webhook-timestamp`, `webhook-signature` (standardwebhooks.com)."""
+
+    tolerance: timedelta = timedelta(minutes=5)
+    secrets: tuple[Secret, ...] = ()
+    header: str = "webhook-signature"
+
+
+@dataclass(frozen=True, slots=True)
+class NoCheck:
+    """No proof at all; the config must ask for it by name."""
+
+
+Check = ApiKeyCheck | BearerCheck | BasicCheck | HmacCheck | StandardWebhooksCheck | NoCheck
+
+
+@dataclass(frozen=True)
+class Content:
+    """The headers and body of a request as the naming rules of a source read them."""
+
+    headers: Headers
+    body: bytes = field(repr=False)
+
+    @cached_property
+    def json(self) -> Any:
+        """The body as JSON, or None when it is none: content never refuses an authentic request."""
+        try:
+            return json.loads(self.body)
+        except (ValueError, RecursionError):
+            return None
+
+    def header(self, name: str) -> str | None:
+        """The first value of a header, whatever its case, or None."""
+        wanted = name.lower()
+        return next((value for key, value in self.headers if key.lower() == wanted), None)
+
+
+Namer = Callable[[Content], str | None]
+"""Reads a name (an event type, a dedupe key) out of a request; total, None where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A genuine request of a provider, unsigned: what `relay send` and `relay demo` sign and post."""
+
+    content_type: str
+    body: Callable[[datetime, int], bytes]
+    """Builds a body from the time and a serial number, so that two samples are two events."""
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """One provider as data."""
+
+    name: str
+    check: Check
+    event_type: Namer
+    dedupe_key: Namer
+    sample: Sample
+    title: str
+    secret_format: str | None = None
+    """Regular expression of a usual secret; another is warned about, never refused."""
+    secret_hint: str = ""
+    signed: bool = True
+    """False for a provider whose requests carry no proof: an address list or an unguessable path is then demanded."""
+    gives_up_after: int | None = None
+    """After so many answers other than 200 the sender may switch the URL off."""
+    revival: str = ""
+    """Where to switch the URL on again, and how to fetch what was missed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """So many requests in a span; a burst of at most one second's worth, and at least one."""
+
+    count: int
+    span: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Who may post to us, and how we prove it is them."""
+
+    name: str
+    provider: str
+    path: str
+    check: Check
+    event_type: Namer
+    dedupe_key: Namer
+    enforce: bool = True
+    allow_ips: tuple[IPNetwork, ...] = ()
+    rate: Rate | None = None
+    status: int = 200
+    gives_up_after: int | None = None
+    revival: str = ""
+
+    @property
+    def key_header(self) -> str | None:
+        """The header, lower case, whose value is this source's shared key itself; None where none travels."""
+        if isinstance(self.check, ApiKeyCheck | BearerCheck | BasicCheck):
+            return self.check.header.lower()
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedRequest:
+    """A request as it came over the wire, believed by nobody yet."""
+
+    headers: Headers
+    body: bytes = field(repr=False)
+    remote: str
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedRequest:
+    """A request that its source's check has proven, or that the YAML lets through unproven (`proven` False)."""
+
+    headers: Headers
+    body: bytes = field(repr=False)
+    remote: str
+    proven: bool
+    key_index: int | None = None
+    """Which of the source's secrets matched, so that an old one can be retired."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One accepted webhook: bytes and headers as received."""
+
+    id: str
+    source: str
+    type: str
+    received_at: datetime
+    headers: Headers
+    body: bytes = field(repr=False)
+    verified: bool = True
+    hops: int = 0
+    dedupe_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Which events of which sources go to which targets; `types` are globs, empty means every type."""
+
+    name: str
+    sources: frozenset[str]
+    targets: tuple[str, ...]
+    types: tuple[str, ...] = ()
