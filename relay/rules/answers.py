@@ -1,0 +1,50 @@
+"""What a target's answer means.
+
+Law: pure and total: every status line a target can send has exactly one meaning.
+"""
+
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+
+from relay.model import OutcomeKind, Target
+from relay.rules.retry import RETRY_AFTER_CAP
+
+
+def meaning(status: int, target: Target, *, retry_after: timedelta | None) -> OutcomeKind:
+    """The outcome that a status stands for; the target's own lists win over the table."""
+    if target.success is not None and status in target.success:
+        return OutcomeKind.DELIVERED
+    if status in target.refusals:
+        return OutcomeKind.REFUSED
+    if status == 429 or (status == 503 and retry_after is not None):
+        return OutcomeKind.THROTTLED
+    if status == 410:
+        return OutcomeKind.GONE
+    if target.success is None and 200 <= status < 300:
+        return OutcomeKind.DELIVERED
+    return OutcomeKind.FAILED
+
+
+def parse_retry_after(value: str | None, now: datetime) -> timedelta | None:
+    """The wait that a `Retry-After` header asks for (RFC 9110, section 10.2.3), at most 24 h.
+
+    Seconds or an HTTP date; what is neither, or lies in the past, asks for nothing: None.
+    """
+    if value is None:
+        return None
+    text = value.strip()
+    if text.isascii() and text.isdigit():
+        return min(timedelta(seconds=int(text[:9])), RETRY_AFTER_CAP)
+    try:
+        at = parsedate_to_datetime(text)
+    except (ValueError, OverflowError, IndexError, TypeError):
+        return None
+    wait = (at if at.tzinfo else at.replace(tzinfo=UTC)) - now
+    return min(wait, RETRY_AFTER_CAP) if wait > timedelta(0) else None
+
+
+def status_line(head: bytes) -> int | None:
+    """The status of an answer whose first bytes are these, None where they are no HTTP/1 status line."""
+    if len(head) < 12 or not head.startswith((b"HTTP/1.1 ", b"HTTP/1.0 ")) or not head[9:12].isdigit():
+        return None
+    return int(head[9:12]) if head[12:13] in (b"", b" ", b"\r", b"\n") else None

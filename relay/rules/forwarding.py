@@ -1,0 +1,201 @@
+"""Which headers are kept of a webhook, and which leave with it for a target.
+
+Law: a target gets what the provider sent, so that it can check the provider's signature itself, except what belongs to
+a connection (RFC 9110, section 7.6.1), to a message's framing, to us, or to a secret that is not the target's to see.
+A header that cannot be sent as it came is left out and named, never changed and never a reason to fail.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum, auto
+from functools import lru_cache
+from urllib.parse import quote
+
+from relay.model import Event, Headers, Target
+
+MOST_HOPS = 5
+"""A webhook that passed more relays than this goes in circles."""
+
+_SECRETS = frozenset({"authorization", "cookie", "proxy-authorization"})
+"""Never stored unless a target asks for it by name."""
+
+_HOP_BY_HOP = frozenset(
+    {
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "http2-settings",
+        "keep-alive",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+"""Never forwarded, whatever the YAML says: a wrong one breaks or smuggles the request that carries it."""
+
+_WITHHELD = frozenset({"accept-encoding", "authorization", "cookie", "forwarded", "user-agent", "via", "x-real-ip"})
+"""Not forwarded unless the target asks: credentials, claims about addresses, and what describes a client not us."""
+
+_CALL_NAMES = frozenset({"webhook-id", "webhook-signature"})
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_UNSENDABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
+_DIGITS = re.compile(r"[0-9]{1,9}")
+_PLAIN_ASCII = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
+
+
+class _Fate(Enum):
+    """What becomes of a provider's header on its way to one target."""
+
+    PASS = auto()
+    LEAVE = auto()
+    NAMES_CALL = auto()
+    """Passes, and is the provider's own name of its call."""
+    CONNECTION = auto()
+    """Stays behind, and names others that do."""
+    NO_NAME = auto()
+    """Is not a header name (RFC 9110, section 5.1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What one target's YAML says of headers, worked out once."""
+
+    fate: Callable[[str], _Fate]
+    own: Headers
+    user_agent: bool
+    webhook_id: bool
+
+
+def _is_never_forwarded(low: str) -> bool:
+    return low in _HOP_BY_HOP or low.startswith(("proxy-", "relay-"))
+
+
+def _is_withheld(low: str) -> bool:
+    return low in _WITHHELD or low.startswith("x-forwarded-")
+
+
+@lru_cache(maxsize=1024)
+def _plan(forward: frozenset[str], strip: frozenset[str], headers: Headers, key_header: str | None) -> _Plan:
+    """The plan for one target and one source. The target's own headers may set `Host`, but nothing of the framing."""
+    own = tuple(
+        (name, value) for name, value in headers if not _is_never_forwarded(name.lower()) or name.lower() == "host"
+    )
+    blocked = strip | {name.lower() for name, _ in own}
+    if key_header is not None and key_header not in forward:
+        blocked |= {key_header}
+
+    @lru_cache(maxsize=512)
+    def fate(name: str) -> _Fate:
+        low = name.lower()
+        if _NAME.fullmatch(name) is None:
+            return _Fate.NO_NAME
+        if low == "connection":
+            return _Fate.CONNECTION
+        if _is_never_forwarded(low) or low in blocked or (_is_withheld(low) and low not in forward):
+            return _Fate.LEAVE
+        return _Fate.NAMES_CALL if low in _CALL_NAMES else _Fate.PASS
+
+    named = frozenset(name.lower() for name, _ in own)
+    return _Plan(
+        fate=fate,
+        own=own,
+        user_agent="user-agent" not in named | forward,
+        webhook_id="webhook-id" not in blocked,
+    )
+
+
+def storable_headers(headers: Headers, *, key_header: str | None, forwarded: frozenset[str]) -> Headers:
+    """What is stored of a request's headers: all as received but credentials that no target is to get.
+
+    `key_header` is the source's own key header, `forwarded` what any target names in `forward_headers`, lower case.
+    """
+    dropped = _SECRETS - forwarded if key_header is None else (_SECRETS | {key_header}) - forwarded
+    return tuple(header for header in headers if header[0].lower() not in dropped)
+
+
+def incoming_hops(headers: Headers) -> int | None:
+    """How many relays a request passed: its highest `relay-hops`, 0 without one, None if one is no number."""
+    values = [value.strip() for name, value in headers if name.lower() == "relay-hops"]
+    if any(_DIGITS.fullmatch(value) is None for value in values):
+        return None
+    return max(map(int, values), default=0)
+
+
+def rfc3339(at: datetime) -> str:
+    """A time as headers, logs and the API show it: UTC, milliseconds, `Z` (RFC 3339)."""
+    at = at if at.tzinfo is UTC else at.astimezone(UTC)
+    return at.isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+def header_text(text: str) -> str:
+    """Text as a header value that survives the wire: control, non-ASCII and `%` are percent-encoded as UTF-8."""
+    if text.isascii() and text.isprintable() and "%" not in text:
+        return text
+    return quote(text, safe=_PLAIN_ASCII, errors="surrogatepass")
+
+
+def _from_provider(headers: Headers, plan: _Plan) -> tuple[list[tuple[str, str]], list[str], bool]:
+    """What a target gets of the provider's headers, what could not be sent, and whether the provider named its call."""
+    kept: list[tuple[str, str]] = []
+    dropped: list[str] = []
+    listed: set[str] = set()
+    named = False
+    passes, leave, fate_of = _Fate.PASS, _Fate.LEAVE, plan.fate  # an enum's members are slow to look up
+    for header in headers:
+        name, value = header
+        fate = fate_of(name)
+        if fate is leave:
+            continue
+        if fate is not passes:
+            if fate is _Fate.CONNECTION:
+                listed.update(option.strip().lower() for option in value.split(","))
+                continue
+            named = named or fate is _Fate.NAMES_CALL
+        if fate is not _Fate.NO_NAME and (value.isprintable() or _UNSENDABLE.search(value) is None):
+            kept.append(header)
+        else:
+            dropped.append(name)
+    if listed:
+        kept = [header for header in kept if header[0].lower() not in listed]
+    return kept, dropped, named
+
+
+def outgoing_headers(
+    event: Event,
+    target: Target,
+    *,
+    attempt: int,
+    user_agent: str,
+    replay: bool = False,
+    key_header: str | None = None,
+) -> tuple[Headers, tuple[str, ...]]:
+    """The headers of one attempt, and the names of those that could not be sent.
+
+    In order: the provider's that may pass, the target's own (which win over the provider's of the same name), ours.
+    `key_header` is the source's shared-key header in lower case: it is stored as soon as one target asks for it, and
+    this keeps it from the others. `webhook-id` is ours only where the provider named its call by no header of its own.
+    """
+    plan = _plan(target.forward_headers, target.strip_headers, target.headers, key_header)
+    out, dropped, named = _from_provider(event.headers, plan)
+    out += plan.own
+    if plan.user_agent:
+        out.append(("User-Agent", user_agent))
+    out += (
+        ("relay-event-id", event.id),
+        ("relay-source", event.source),
+        ("relay-event-type", header_text(event.type)),
+        ("relay-attempt", str(attempt)),
+        ("relay-received-at", rfc3339(event.received_at)),
+        ("relay-hops", str(event.hops + 1)),
+    )
+    if not event.verified:
+        out.append(("relay-verified", "false"))
+    if replay:
+        out.append(("relay-replay", "1"))
+    if plan.webhook_id and not named:
+        out.append(("webhook-id", event.id))
+    return tuple(out), tuple(dropped)

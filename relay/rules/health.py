@@ -1,0 +1,333 @@
+"""When failures count, when a target is slowed, disabled, probed and taken back.
+
+Law: pure. One function judges a settled attempt (`judge`), one says what may begin now (`permit`); both read the same
+stored `TargetHealth`, so that what is shown is what is enforced. Time and chance are arguments.
+"""
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from random import Random
+
+from relay.model import (
+    Claim,
+    DisabledBy,
+    Outcome,
+    OutcomeKind,
+    Target,
+    TargetHealth,
+    TargetState,
+    Turn,
+)
+from relay.rules.retry import base_wait, jittered, throttle_wait
+
+DEFAULT_WAITS = (timedelta(seconds=5), timedelta(seconds=30))
+"""Spacing of counted failures for a target without a retry schedule."""
+
+REMEMBERED_EVENTS = 16
+"""Counted events kept for a target that is never disabled."""
+
+_COUNTS = frozenset({OutcomeKind.REFUSED, OutcomeKind.FAILED, OutcomeKind.UNREACHABLE})
+_SLOWS = frozenset({OutcomeKind.FAILED, OutcomeKind.UNREACHABLE})
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Nothing changed that anyone must be told."""
+
+    health: TargetHealth
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """A counted failure: the target gets one attempt at a time."""
+
+    health: TargetHealth
+
+
+@dataclass(frozen=True, slots=True)
+class Disable:
+    """Deliveries are held from now on."""
+
+    health: TargetHealth
+
+
+@dataclass(frozen=True, slots=True)
+class Enable:
+    """The target is back: what was held is due, oldest first."""
+
+    health: TargetHealth
+
+
+Verdict = Keep | Pace | Disable | Enable
+
+
+def judge(
+    health: TargetHealth,
+    outcome: Outcome,
+    claim: Claim,
+    *,
+    target: Target,
+    began_at: datetime,
+    now: datetime,
+    rng: Random,
+) -> Verdict:
+    """What follows for the target from one settled attempt.
+
+    Args:
+        health: as stored at this moment, inside the settling transaction.
+        began_at: when the attempt began, aware UTC.
+        now: when it is recorded, aware UTC.
+    """
+    if outcome.kind is OutcomeKind.DELIVERED:
+        return _succeeded(health, target, began_at, now)
+    if outcome.kind is OutcomeKind.INTERRUPTED:
+        return Keep(health)
+    if outcome.kind is OutcomeKind.THROTTLED:
+        return _throttled(health, outcome, claim, target, now, rng)
+    if outcome.kind is OutcomeKind.GONE:
+        return _gone(health, outcome, now)
+    if health.state is TargetState.DISABLED:
+        return Keep(_probe_failed(health, claim, target, now))
+    if outcome.kind in _COUNTS and _is_counted(health, outcome, claim, began_at):
+        return _counted(health, outcome, claim, target, now, rng)
+    return Keep(health)
+
+
+def _succeeded(health: TargetHealth, target: Target, began_at: datetime, now: datetime) -> Verdict:
+    took_at = began_at if health.took_at is None else max(health.took_at, began_at)
+    if health.state is TargetState.DISABLED and health.disabled_by is not DisabledBy.FAILURES:
+        return Keep(replace(health, succeeded_at=now, took_at=took_at))
+    throttle_over = health.throttled_until is None or began_at >= health.throttled_until
+    better = replace(
+        health,
+        failures=0,
+        counted_events=(),
+        counted_at=None,
+        wait_until=None,
+        paced=not throttle_over,
+        throttled_until=None if throttle_over else health.throttled_until,
+        succeeded_at=now,
+        took_at=took_at,
+        ramp=None if health.ramp is None or health.ramp + 1 >= target.concurrency else health.ramp + 1,
+    )
+    if health.state is TargetState.ACTIVE:
+        return Keep(better)
+    return Enable(_active(better, now))
+
+
+def _throttled(
+    health: TargetHealth, outcome: Outcome, claim: Claim, target: Target, now: datetime, rng: Random
+) -> Verdict:
+    until = now + throttle_wait(outcome, claim.step, target.schedule, rng)
+    if health.throttled_until is not None:
+        until = max(until, health.throttled_until)
+    slowed = replace(health, throttled_until=until, paced=True)
+    if health.state is TargetState.DISABLED:
+        failed = _probe_failed(slowed, claim, target, now)
+        probe_at = failed.probe_at and max(failed.probe_at, until)
+        return Keep(replace(failed, probe_at=probe_at))
+    return Pace(slowed)
+
+
+def _gone(health: TargetHealth, outcome: Outcome, now: datetime) -> Verdict:
+    if health.disabled_by in (DisabledBy.GONE, DisabledBy.HAND):
+        return Keep(health)
+    gone = replace(
+        health,
+        state=TargetState.DISABLED,
+        disabled_by=DisabledBy.GONE,
+        reason=outcome.reason,
+        since=now,
+        probe_at=None,
+        probe_wait=None,
+        arrival_try=False,
+        paced=False,
+        throttled_until=None,
+        ramp=None,
+    )
+    return Disable(gone)
+
+
+def _probe_failed(health: TargetHealth, claim: Claim, target: Target, now: datetime) -> TargetHealth:
+    if claim.turn is Turn.ARRIVAL:
+        return replace(health, arrival_try=False)
+    if claim.turn is not Turn.PROBE or health.probe_wait is None:
+        return health
+    wait = min(health.probe_wait * 2, target.probe_max)
+    return replace(health, probe_wait=wait, probe_at=now + wait)
+
+
+def _is_counted(health: TargetHealth, outcome: Outcome, claim: Claim, began_at: datetime) -> bool:
+    """Whether a failure is news: begun after the last counted one was recorded and its wait was over, and after
+    the last success; a refusal counts once per event."""
+    if health.succeeded_at is not None and began_at <= health.succeeded_at:
+        return False
+    if health.counted_at is not None and began_at <= health.counted_at:
+        return False
+    if health.wait_until is not None and began_at < health.wait_until:
+        return False
+    return outcome.kind is not OutcomeKind.REFUSED or claim.event.id not in health.counted_events
+
+
+def _counted(
+    health: TargetHealth, outcome: Outcome, claim: Claim, target: Target, now: datetime, rng: Random
+) -> Verdict:
+    failures = health.failures + 1
+    events = (*health.counted_events, claim.event.id)[-max(target.disable_after or 0, REMEMBERED_EVENTS) :]
+    counted = replace(
+        health,
+        failures=failures,
+        counted_events=events,
+        counted_at=now,
+        wait_until=now + jittered(failure_wait(failures, target.schedule), rng),
+        paced=health.paced or outcome.kind in _SLOWS,
+        reason=outcome.reason,
+    )
+    if target.disable_after is None or failures < target.disable_after:
+        return Pace(counted) if outcome.kind in _SLOWS else Keep(counted)
+    disabled = replace(
+        counted,
+        state=TargetState.DISABLED,
+        disabled_by=DisabledBy.FAILURES,
+        since=now,
+        wait_until=None,
+        paced=False,
+        throttled_until=None,
+        ramp=None,
+        probe_wait=target.probe_first,
+        probe_at=None if target.probe_first is None else now + target.probe_first,
+        arrival_try=target.probe_first is not None and len(set(events)) == 1,
+    )
+    return Disable(disabled)
+
+
+def failure_wait(failures: int, schedule: tuple[timedelta, ...]) -> timedelta:
+    """The span after the n-th counted failure (from 1) in which no other counts, without jitter."""
+    return base_wait(failures - 1, schedule or DEFAULT_WAITS)
+
+
+def disabled_by_hand(health: TargetHealth, reason: str, now: datetime) -> TargetHealth:
+    """A target that an operator switched off: never probed, ended only by `enabled_by_hand`."""
+    return replace(
+        health,
+        state=TargetState.DISABLED,
+        disabled_by=DisabledBy.HAND,
+        reason=reason,
+        since=now,
+        probe_at=None,
+        probe_wait=None,
+        arrival_try=False,
+        paced=False,
+        throttled_until=None,
+        wait_until=None,
+        ramp=None,
+    )
+
+
+def enabled_by_hand(health: TargetHealth, now: datetime) -> TargetHealth:
+    """A target that an operator switched on, its count at 0 and any throttle lifted.
+
+    It starts slowly only when it was disabled: there is then a backlog to leave.
+    """
+    clean = replace(
+        health,
+        failures=0,
+        counted_events=(),
+        counted_at=None,
+        wait_until=None,
+        paced=False,
+        throttled_until=None,
+    )
+    return clean if health.state is TargetState.ACTIVE else _active(clean, now)
+
+
+def _active(health: TargetHealth, now: datetime) -> TargetHealth:
+    return replace(
+        health,
+        state=TargetState.ACTIVE,
+        disabled_by=None,
+        reason="",
+        since=now,
+        probe_at=None,
+        probe_wait=None,
+        arrival_try=False,
+        ramp=1,
+    )
+
+
+def at_start(health: TargetHealth, target: Target, *, url_digest: str, settings_digest: str, now: datetime) -> Verdict:
+    """What a start makes of the stored health under today's config.
+
+    A changed `url`, `auth` or `headers` is followed by a probe at once; a new `url` also ends a disabling by 410.
+    A probe that today's config asks for and none is due gets its time; one that it forbids is dropped.
+    """
+    known = bool(health.url_digest)
+    new_url = known and url_digest != health.url_digest
+    changed = new_url or (known and settings_digest != health.settings_digest)
+    health = replace(health, url_digest=url_digest, settings_digest=settings_digest)
+    if health.state is TargetState.ACTIVE:
+        return Keep(health)
+    if health.disabled_by is DisabledBy.GONE and new_url:
+        return Enable(_active(replace(health, failures=0, counted_events=()), now))
+    if health.disabled_by is not DisabledBy.FAILURES:
+        return Keep(health)
+    if target.probe_first is None:
+        return Keep(replace(health, probe_at=None, probe_wait=None, arrival_try=False))
+    if changed:
+        return Keep(replace(health, probe_at=now, probe_wait=target.probe_first))
+    if health.probe_at is None:
+        return Keep(replace(health, probe_at=now + target.probe_first, probe_wait=target.probe_first))
+    latest = now + max(target.probe_max, target.probe_first)
+    return Keep(replace(health, probe_at=min(health.probe_at, latest)))
+
+
+@dataclass(frozen=True, slots=True)
+class Go:
+    """Up to `count` attempts may begin now, chosen by `turn`."""
+
+    count: int
+    turn: Turn = Turn.DUE
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing may begin before `until`, or before something is settled where it is None."""
+
+    until: datetime | None = None
+
+
+Permit = Go | Wait
+
+
+def permit(
+    health: TargetHealth, *, concurrency: int, under_way: int, at_once: bool, arrivals: bool, now: datetime
+) -> Permit:
+    """How many attempts may begin at a target now.
+
+    Args:
+        under_way: attempts begun and not settled, however old.
+        at_once: a counted failure was recorded and its one immediate try, with another delivery, is still to be had.
+        arrivals: an event came in for the target since it was disabled and has not been tried.
+    """
+    if health.state is TargetState.DISABLED:
+        return _probe_permit(health, under_way=under_way, arrivals=arrivals, now=now)
+    if health.throttled_until is not None and now < health.throttled_until:
+        return Wait(health.throttled_until)
+    if not health.paced:
+        limit = concurrency if health.ramp is None else min(concurrency, health.ramp)
+        return Go(limit - under_way) if under_way < limit else Wait()
+    if under_way:
+        return Wait()
+    if health.wait_until is not None and now < health.wait_until and not at_once:
+        return Wait(health.wait_until)
+    return Go(1)
+
+
+def _probe_permit(health: TargetHealth, *, under_way: int, arrivals: bool, now: datetime) -> Permit:
+    if health.probe_at is None:
+        return Wait()
+    if health.arrival_try and arrivals:
+        return Go(1, Turn.ARRIVAL)
+    if now < health.probe_at:
+        return Wait(health.probe_at)
+    return Wait() if under_way else Go(1, Turn.PROBE)

@@ -1,0 +1,41 @@
+"""How many requests a rate lets through.
+
+Law: pure. A bucket is a value; taking from it gives the next one. It holds at most one second's worth, and at least
+one, so that `150/5m` spreads its requests instead of spending them at once.
+"""
+
+import math
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from relay.model import Rate
+
+_DUST = 1e-9
+"""What repeated addition of fractions may be short of a whole token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Tokens left at a time; a new bucket is full."""
+
+    tokens: float = math.inf
+    at: datetime | None = None
+
+
+def _refilled(bucket: Bucket, rate: Rate, now: datetime) -> float:
+    """Tokens at `now`; a clock that was set back refills nothing and takes nothing."""
+    a_second = rate.count / rate.span.total_seconds()
+    passed = 0.0 if bucket.at is None else max(0.0, (now - bucket.at).total_seconds())
+    return min(max(1.0, a_second), bucket.tokens + passed * a_second)
+
+
+def take(bucket: Bucket, rate: Rate, now: datetime) -> tuple[Bucket, timedelta | None]:
+    """Take one token: the bucket that is left, and None where it was had, else how long until one is free.
+
+    The wait is rounded up to a microsecond: who waits it out is let through.
+    """
+    tokens = _refilled(bucket, rate, now)
+    if tokens >= 1 - _DUST:
+        return Bucket(max(0.0, tokens - 1), now), None
+    missing = (1 - tokens) * rate.span.total_seconds() / rate.count
+    return Bucket(tokens, now), timedelta(microseconds=math.ceil(missing * 1_000_000))

@@ -1,0 +1,261 @@
+"""Whether a request is genuine.
+
+Law: total. Whatever a stranger sends becomes a `VerifiedRequest` or a named `Refusal`, never an exception; the check
+comes from the config alone, and nothing in a request chooses or weakens it. Proofs are never decoded: the one
+canonical spelling of the right digest is computed and compared, byte for byte and in constant time, with what came.
+So a cut, doubled, padded, re-spelled or empty proof cannot match, and no decoder is there to be fooled.
+"""
+
+import hmac
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from relay.model import (
+    ApiKeyCheck,
+    BasicCheck,
+    BearerCheck,
+    Check,
+    Headers,
+    HmacCheck,
+    NoCheck,
+    ReceivedRequest,
+    Secret,
+    StandardWebhooksCheck,
+    VerifiedRequest,
+)
+from relay.rules.signing import as_hmac, basic_credentials, digest_text, octets, signed_bytes, signed_fields
+
+MOST_SIGNATURES = 8
+"""Entries of a Standard Webhooks list; more would buy a stranger processor time."""
+
+LONGEST_ID = 256
+"""Characters of a signed message id."""
+
+FAR_AHEAD = timedelta(days=3650)
+"""A timestamp later than this is a mistaken unit or a corner of an integer, not a late or early request."""
+
+_SECONDS = re.compile(rb"[0-9]{1,10}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_SHAPES = {
+    ("hex", "sha1"): re.compile(rb"[0-9A-Fa-f]{40}"),
+    ("hex", "sha256"): re.compile(rb"[0-9A-Fa-f]{64}"),
+    ("hex", "sha512"): re.compile(rb"[0-9A-Fa-f]{128}"),
+    ("base64", "sha1"): re.compile(rb"[A-Za-z0-9+/]{27}="),
+    ("base64", "sha256"): re.compile(rb"[A-Za-z0-9+/]{43}="),
+    ("base64", "sha512"): re.compile(rb"[A-Za-z0-9+/]{86}=="),
+}
+"""The full digest of each algorithm in each encoding, and nothing shorter or longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a request is not believed. `reason` is one word for logs and counters, `detail` is for people.
+
+    Neither holds a byte of what was sent.
+    """
+
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """What the headers of a request say about its body, well formed but not yet believed."""
+
+    proofs: tuple[bytes, ...]
+    timestamp: bytes
+    message_id: bytes
+
+
+def _lines(headers: Headers, name: str) -> list[str]:
+    wanted = name.lower()
+    return [value for key, value in headers if key.lower() == wanted]
+
+
+def _proof_line(headers: Headers, name: str) -> str | Refusal:
+    """The one line of the header that carries the proof."""
+    lines = _lines(headers, name)
+    if not lines or lines == [""]:
+        return Refusal("missing_signature", f"no {name} header")
+    if len(lines) > 1:
+        return Refusal("ambiguous_signature", f"{len(lines)} {name} headers")
+    return lines[0]
+
+
+def _matching_key(proofs: Sequence[bytes], expected: Sequence[bytes | None]) -> int | None:
+    """The index of the first key whose proof is among those sent; None stands for a key that can prove nothing."""
+    for index, wanted in enumerate(expected):
+        if wanted is not None and any(hmac.compare_digest(proof, wanted) for proof in proofs):
+            return index
+    return None
+
+
+def _usable(secrets: Sequence[Secret]) -> list[bytes | None]:
+    return [secret.value or None for secret in secrets]
+
+
+def _static_key(headers: Headers, check: ApiKeyCheck | BearerCheck | BasicCheck) -> int | Refusal:
+    """Which secret the request carries in the clear."""
+    line = _proof_line(headers, check.header)
+    if isinstance(line, Refusal):
+        return line
+    expected = _usable(check.secrets)
+    sent = octets(line)
+    if not isinstance(check, ApiKeyCheck):
+        wanted = b"bearer" if isinstance(check, BearerCheck) else b"basic"
+        scheme, _, credentials = sent.partition(b" ")
+        if scheme.lower() != wanted:
+            return Refusal("bad_signature", f"{check.header} is not of the {wanted.decode()} scheme")
+        sent = credentials.lstrip(b" ")
+    if isinstance(check, BasicCheck):
+        expected = [basic_credentials(check.username, secret) if secret.value else None for secret in check.secrets]
+    key = _matching_key([sent], expected)
+    return Refusal("bad_signature", f"{check.header} matches no secret") if key is None else key
+
+
+def _signed_timestamp(headers: Headers, check: HmacCheck) -> bytes | Refusal:
+    """The timestamp header as sent: ASCII digits, whole seconds."""
+    lines = _lines(headers, check.timestamp_header or "")
+    if len(lines) > 1:
+        return Refusal("ambiguous_signature", f"{len(lines)} {check.timestamp_header} headers")
+    if not lines:
+        return Refusal("bad_timestamp", f"no {check.timestamp_header or 'timestamp'} header")
+    sent = octets(lines[0])
+    if _SECONDS.fullmatch(sent) is None:
+        return Refusal("bad_timestamp", f"{check.timestamp_header} is not a number of whole seconds")
+    return sent
+
+
+def _signed_id(headers: Headers, check: HmacCheck) -> bytes | Refusal:
+    """The message id as sent; a dot in it would move the border between what is signed."""
+    lines = _lines(headers, check.id_header or "")
+    if len(lines) > 1:
+        return Refusal("ambiguous_signature", f"{len(lines)} {check.id_header} headers")
+    if not lines or not lines[0]:
+        return Refusal("bad_id", f"no {check.id_header or 'id'} header")
+    sent = lines[0]
+    if len(sent) > LONGEST_ID or "." in sent or _CONTROL.search(sent) is not None:
+        return Refusal("bad_id", f"{check.id_header} is longer than {LONGEST_ID}, or has a dot or a control character")
+    return octets(sent)
+
+
+def _spelled(check: HmacCheck, sent: bytes) -> bytes | None:
+    """One proof in the canonical spelling of its encoding, without its prefix; None where it cannot be a proof."""
+    prefix = octets(check.prefix)
+    if not sent.startswith(prefix) and not check.prefix_optional:
+        return None
+    bare = sent.removeprefix(prefix)
+    if _SHAPES[check.encoding, check.algorithm].fullmatch(bare) is None:
+        return None
+    return bare.lower() if check.encoding == "hex" else bare
+
+
+_Proofs = Callable[[HmacCheck, str], list[str] | Refusal]
+"""Reads the proofs out of the line of the proof header."""
+
+
+def _one_proof(_scheme: HmacCheck, line: str) -> list[str]:
+    return [line]
+
+
+def _listed_proofs(scheme: HmacCheck, line: str) -> list[str] | Refusal:
+    """The space-separated list that Standard Webhooks has, and no other scheme."""
+    sent = line.split(" ", MOST_SIGNATURES)
+    if len(sent) > MOST_SIGNATURES:
+        return Refusal("ambiguous_signature", f"more than {MOST_SIGNATURES} signatures in {scheme.header}")
+    return sent
+
+
+def _scheme(check: HmacCheck | StandardWebhooksCheck) -> tuple[HmacCheck, _Proofs]:
+    return (check, _one_proof) if isinstance(check, HmacCheck) else (as_hmac(check), _listed_proofs)
+
+
+def _claim(headers: Headers, scheme: HmacCheck, proofs: _Proofs) -> _Claim | Refusal:
+    """What the headers claim, or what is wrong with them whatever the body is."""
+    line = _proof_line(headers, scheme.header)
+    if isinstance(line, Refusal):
+        return line
+    sent = proofs(scheme, line)
+    if isinstance(sent, Refusal):
+        return sent
+    signed = signed_fields(scheme.signed)
+    message_id = _signed_id(headers, scheme) if "id" in signed else b""
+    if isinstance(message_id, Refusal):
+        return message_id
+    timestamp = _signed_timestamp(headers, scheme) if "timestamp" in signed else b""
+    if isinstance(timestamp, Refusal):
+        return timestamp
+    spelled = tuple(proof for one in sent if (proof := _spelled(scheme, octets(one))) is not None)
+    if not spelled:
+        return Refusal("bad_signature", f"{scheme.header} holds no {scheme.algorithm} digest in {scheme.encoding}")
+    return _Claim(spelled, timestamp, message_id)
+
+
+def _untimely(timestamp: bytes, tolerance: timedelta, now: datetime) -> Refusal | None:
+    """What is wrong with the time of a request whose signature is right; whole seconds, both ends in time."""
+    ahead = int(timestamp) - int(now.timestamp())
+    if ahead > FAR_AHEAD.total_seconds():
+        return Refusal("bad_timestamp", "the timestamp is years ahead; is it in milliseconds?")
+    if abs(ahead) > tolerance.total_seconds():
+        return Refusal("stale_timestamp", f"skew_s={ahead:+d}")
+    return None
+
+
+def _signature(request: ReceivedRequest, check: HmacCheck | StandardWebhooksCheck, now: datetime) -> int | Refusal:
+    """Which secret signed the request.
+
+    The time is judged last, so that `stale_timestamp` speaks of a genuine sender and a wrong clock or a replay.
+    """
+    scheme, proofs = _scheme(check)
+    claim = _claim(request.headers, scheme, proofs)
+    if isinstance(claim, Refusal):
+        return claim
+    message = signed_bytes(scheme.signed, body=request.body, timestamp=claim.timestamp, message_id=claim.message_id)
+    expected = [
+        digest_text(key, message, algorithm=scheme.algorithm, encoding=scheme.encoding) if key else None
+        for key in _usable(scheme.secrets)
+    ]
+    key_index = _matching_key(claim.proofs, expected)
+    if key_index is None:
+        return Refusal("bad_signature", f"{scheme.header} matches no secret")
+    untimely = _untimely(claim.timestamp, scheme.tolerance, now) if claim.timestamp else None
+    return key_index if untimely is None else untimely
+
+
+def prove_headers(headers: Headers, check: Check) -> Refusal | None:
+    """What can be refused before a byte of the body is read: None means go on, not that anything is proven.
+
+    Static keys are judged completely; of a signature, whether it is there, is one, and is well formed.
+    """
+    if isinstance(check, NoCheck):
+        return None
+    if isinstance(check, HmacCheck | StandardWebhooksCheck):
+        claim = _claim(headers, *_scheme(check))
+        return claim if isinstance(claim, Refusal) else None
+    key = _static_key(headers, check)
+    return key if isinstance(key, Refusal) else None
+
+
+def unproven(request: ReceivedRequest) -> VerifiedRequest:
+    """A request that the YAML lets through without proof: the target will see `relay-verified: false`."""
+    return VerifiedRequest(headers=request.headers, body=request.body, remote=request.remote, proven=False)
+
+
+def verify(request: ReceivedRequest, check: Check, now: datetime) -> VerifiedRequest | Refusal:
+    """Judge a whole request by its source's check, at `now`; total, and complete without `prove_headers`.
+
+    The result says which secret matched. With several secrets any may match; an empty one never does.
+    """
+    if isinstance(check, NoCheck):
+        return unproven(request)
+    if isinstance(check, HmacCheck | StandardWebhooksCheck):
+        key = _signature(request, check, now)
+    else:
+        key = _static_key(request.headers, check)
+    if isinstance(key, Refusal):
+        return key
+    return VerifiedRequest(
+        headers=request.headers, body=request.body, remote=request.remote, proven=True, key_index=key
+    )

@@ -1,0 +1,71 @@
+"""How much a rate lets through."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.model import Rate
+from relay.rules.rate import Bucket, take
+
+NOW = datetime(2026, 9, 20, tzinfo=UTC)
+SECOND = timedelta(seconds=1)
+
+
+def taken_at_once(rate: Rate, bucket: Bucket, now: datetime) -> tuple[int, Bucket, timedelta]:
+    """Take until it is refused."""
+    taken = 0
+    while True:
+        bucket, wait = take(bucket, rate, now)
+        if wait is not None:
+            return taken, bucket, wait
+        taken += 1
+
+
+@pytest.mark.row("T23", "H54")
+@pytest.mark.parametrize(
+    ("rate", "burst"),
+    [(Rate(10, SECOND), 10), (Rate(150, timedelta(minutes=5)), 1), (Rate(1, SECOND), 1), (Rate(120, SECOND * 60), 2)],
+)
+def test_a_burst_is_one_seconds_worth_and_at_least_one(rate: Rate, burst: int) -> None:
+    """A full bucket gives its burst, then refuses and says how long."""
+    taken, _, wait = taken_at_once(rate, Bucket(), NOW)
+    assert taken == burst
+    assert wait == rate.span / rate.count
+
+
+@given(
+    count=st.integers(1, 100_000),
+    span=st.timedeltas(min_value=timedelta(milliseconds=1), max_value=timedelta(days=1)),
+    pause=st.timedeltas(min_value=timedelta(0), max_value=timedelta(days=2)),
+)
+def test_who_waits_as_told_is_let_through(count: int, span: timedelta, pause: timedelta) -> None:
+    """The wait is enough, and not a microsecond longer than one token takes."""
+    rate = Rate(count, span)
+    bucket = Bucket(0.0, NOW)
+    bucket, wait = take(bucket, rate, NOW)
+    assert wait is not None
+    assert timedelta(0) < wait <= span / count + timedelta(microseconds=1)
+    _, again = take(bucket, rate, NOW + wait + pause)
+    assert again is None
+
+
+def test_a_clock_that_steps_back_neither_blocks_nor_gives_away() -> None:
+    """After a step back by a day one token still takes its own time."""
+    rate = Rate(1, SECOND)
+    bucket, _ = take(Bucket(), rate, NOW)
+    earlier = NOW - timedelta(days=1)
+    bucket, wait = take(bucket, rate, earlier)
+    assert wait == SECOND
+    _, wait = take(bucket, rate, earlier + SECOND)
+    assert wait is None
+
+
+def test_over_time_no_more_passes_than_the_rate_and_its_burst() -> None:
+    """A minute of greed at 5 a second gets five a second and one burst."""
+    rate, bucket, passed = Rate(5, SECOND), Bucket(), 0
+    for tick in range(60 * 50):
+        bucket, wait = take(bucket, rate, NOW + tick * timedelta(milliseconds=20))
+        passed += wait is None
+    assert 300 <= passed <= 305

@@ -1,0 +1,41 @@
+"""Where an event goes."""
+
+from fnmatch import fnmatchcase
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.model import Route
+from relay.rules.routing import matching_routes, matching_targets
+
+ROUTES = (
+    Route("rewards", frozenset({"xoxoday"}), ("crm", "books"), ("delivered", "canceled")),
+    Route("orders", frozenset({"plugandpay", "xoxoday"}), ("books", "slack"), ("order_*", "d*")),
+    Route("all", frozenset({"plugandpay"}), ("log",)),
+)
+
+
+def test_a_target_is_named_once_in_the_order_of_the_routes() -> None:
+    """Two routes to one target make one delivery."""
+    assert matching_targets("xoxoday", "delivered", ROUTES) == ("crm", "books", "slack")
+    assert [route.name for route in matching_routes("xoxoday", "delivered", ROUTES)] == ["rewards", "orders"]
+
+
+def test_a_route_without_globs_wants_every_type() -> None:
+    """No match key is everything, an event without a type included."""
+    assert matching_targets("plugandpay", "", ROUTES) == ("log",)
+    assert matching_targets("plugandpay", "order_paid", ROUTES) == ("books", "slack", "log")
+
+
+def test_an_event_that_nobody_wants_has_no_targets() -> None:
+    """An unknown source, an unknown type and another case match nothing."""
+    assert matching_targets("stranger", "delivered", ROUTES) == ()
+    assert matching_targets("xoxoday", "Delivered", ROUTES) == ()
+    assert matching_targets("xoxoday", "undelivered", ROUTES) == ()
+
+
+@given(glob=st.text("ab*?[]!-\n", max_size=12), event_type=st.text("ab[]!-\n\udc80", max_size=12))
+def test_a_glob_means_what_the_standard_library_says(glob: str, event_type: str) -> None:
+    """Routing and fnmatchcase agree on every pattern."""
+    route = Route("r", frozenset({"s"}), ("t",), (glob,))
+    assert bool(matching_targets("s", event_type, [route])) == fnmatchcase(event_type, glob)
