@@ -1,0 +1,177 @@
+"""The storage port: the verbs, what each guarantees, and its errors.
+
+Law: no SQL and no word of a particular database stands above this floor. Every store keeps the same promises, and one
+behaviour suite proves them for each. A verb either guarantees its effect to be committed and fsynced when it
+returns, or raises.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from relay.model import Claim, Decision, Event, Outcome, TargetHealth, Turn
+
+
+class StoreError(Exception):
+    """A store that cannot do what was asked. The message is for people and says where and what to do."""
+
+
+class StoreUnusable(StoreError):
+    """The store must not be used as it is: corrupt, truncated, emptied, vanished, foreign or of a newer schema."""
+
+
+class StoreInUse(StoreError):
+    """Another process has the store."""
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot take it now: full, broken, slow or overloaded. Nothing was promised; it may work later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What became of an event that was handed in: its id, or the first one's where it is a duplicate."""
+
+    event_id: str
+    duplicate: bool
+    same_body: bool = True
+    """False for a duplicate key that came with another body."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """The claims that were made; `next_due_at` is when the next delivery falls due where fewer were had than asked."""
+
+    claims: tuple[Claim, ...]
+    next_due_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """What the rules say of one settled attempt: of the delivery and of its target."""
+
+    decision: Decision
+    health: TargetHealth
+    releases_held: bool = False
+    """The target is enabled by this: what it held is due."""
+
+
+Rule = Callable[[TargetHealth], Ruling]
+"""Judges an attempt by the target's health as stored at that moment; pure, called inside the transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """One attempt to be recorded: the claim it was made under, what came of it, and the rule to apply."""
+
+    claim: Claim
+    outcome: Outcome
+    began_at: datetime
+    ended_at: datetime
+    rule: Rule
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A settlement that was committed; `ruling` is None where the claim had been lost and nothing was changed."""
+
+    ruling: Ruling | None
+    was_disabled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """Kept counts of a target's deliveries; `oldest_received_at` is of those neither delivered nor dead."""
+
+    target: str
+    pending: int
+    in_flight: int
+    dead: int
+    oldest_received_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long events are kept after their last delivery ended."""
+
+    delivered: timedelta
+    dead: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Whether the store takes writes, why not, and since when."""
+
+    writable: bool
+    reason: str = ""
+    since: datetime | None = None
+
+
+class Watcher(Protocol):
+    """Who is told of what happens in the store: counters, log lines. Called on the event loop; must not block."""
+
+    def committed(self, seconds: float) -> None:
+        """A transaction was committed and took so long."""
+
+    def unavailable(self, reason: str) -> None:
+        """The store has stopped taking writes; told once an outage."""
+
+    def recovered(self, seconds: float) -> None:
+        """It takes writes again after so long."""
+
+
+class Store(Protocol):
+    """Events, deliveries and target health, kept safe.
+
+    `accept`, `claim`, `release` and the health verbs raise `StoreUnavailable` during an outage; `settle` waits for
+    its end, so that nothing is sent again just because a mark failed.
+    """
+
+    async def accept(self, event: Event, targets: Sequence[str]) -> Accepted:
+        """Store an event and one pending, due delivery for each target, in one transaction, unless its dedupe key is
+        known for its source. On return it is committed and fsynced. A caller that gives up waiting changes nothing
+        for others; the event may or may not be stored then."""
+
+    async def claim(
+        self, target: str, *, limit: int, turn: Turn, now: datetime, lease: timedelta, since: datetime | None = None
+    ) -> Claimed:
+        """Take up to `limit` pending deliveries of a target for this process alone, until `now + lease`. Their
+        attempt numbers are raised and stored before return. Deliveries due longest come first; the turns of a
+        disabled target choose as `Turn` says, `since` being when it was disabled."""
+
+    async def settle(self, settlement: Settlement) -> Settled:
+        """Record an attempt, what follows for its delivery and the target's health in one transaction that still
+        holds the claim. Survives an outage of the store; a lost claim changes nothing."""
+
+    async def release(self, claims: Iterable[Claim]) -> None:
+        """Give back claims under which no request was begun; their attempt numbers are lowered again."""
+
+    async def reclaim(self, now: datetime, *, alive: frozenset[int]) -> int:
+        """Make due again what was claimed under a lease that has ended, but for the claims that are alive here;
+        return how many."""
+
+    async def target_health(self, name: str) -> TargetHealth:
+        """The stored health of a target; a fresh one where none is stored."""
+
+    async def change_health(self, name: str, change: Callable[[TargetHealth], TargetHealth]) -> TargetHealth:
+        """Apply a pure change to a target's health in one transaction and return the result; where it enables the
+        target, what it held is due, oldest first."""
+
+    async def body(self, event_id: str) -> bytes:
+        """The body of an event, checked against its checksum; raises `StoreUnusable` where it is damaged."""
+
+    async def backlog(self, targets: Sequence[str]) -> list[Backlog]:
+        """The kept counts of these targets; costs the same whatever waits."""
+
+    async def prune(self, retention: Retention, now: datetime) -> int:
+        """Delete one small batch of events whose time is over; return how many, 0 when there is nothing left."""
+
+    def condition(self) -> Condition:
+        """Whether the store takes writes now."""
+
+    def size(self) -> int:
+        """Bytes on disk."""
+
+    async def close(self) -> None:
+        """Write what can still be written, and let go of the store."""

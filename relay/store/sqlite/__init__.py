@@ -1,0 +1,248 @@
+"""SQLite behind the storage port: the only SQL in the package, in the modules of this one.
+
+Law: one process a file, one writing connection, views on a connection of their own that cannot write.
+"""
+
+import hashlib
+import itertools
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import aiosqlite
+
+from relay.model import Claim, DeliveryState, Event, TargetHealth, Turn
+from relay.store import (
+    Accepted,
+    Backlog,
+    Claimed,
+    Condition,
+    Retention,
+    Settled,
+    Settlement,
+    StoreError,
+    StoreUnusable,
+    Watcher,
+)
+from relay.store.sqlite import batch
+from relay.store.sqlite.batch import AcceptWish, ClaimWish, Transaction
+from relay.store.sqlite.connection import in_words, open_reader, open_writer
+from relay.store.sqlite.file import Guard, durability_warning, set_aside, sync_directory
+from relay.store.sqlite.ledger import Ledger
+from relay.store.sqlite.rows import millis, moment
+from relay.store.sqlite.writer import Writer
+
+PRUNE_BATCH = 250
+"""Events deleted in one transaction: an answer that arrives meanwhile waits for about a millisecond."""
+PRUNE_SCAN = 2000
+"""Events looked at for one batch, so that many old ones that must stay cannot make it slow."""
+
+
+class SqliteStore:
+    """The port on one SQLite file."""
+
+    def __init__(self, path: Path, guard: Guard, writer: Writer, reader: aiosqlite.Connection) -> None:
+        self._path = path
+        self._guard = guard
+        self._writer = writer
+        self._reader = reader
+        self._tokens = itertools.count(time.time_ns())
+        self._pruned_to = 0
+
+    @classmethod
+    async def open(cls, path: Path, watcher: Watcher, *, afresh: bool = False) -> "SqliteStore":
+        """Open or create the file, take back all claims of the process before, and count what waits.
+
+        Args:
+            path: the database file; its directory must exist.
+            watcher: told of commits and outages.
+            afresh: set aside whatever is there and start empty.
+
+        Raises:
+            StoreUnusable: it must not be used as it is; nothing was changed.
+            StoreInUse: another process has it.
+        """
+        guard = Guard.acquire(path)
+        try:
+            if afresh:
+                set_aside(path, guard)
+            guard.check(path)
+            connection = await open_writer(path)
+        except BaseException:
+            guard.release()
+            raise
+        try:
+            ledger = Ledger()
+            await ledger.load(connection)
+            await _take_back_claims(connection, ledger)
+            sync_directory(path)
+            guard.remember(path)
+            reader = await open_reader(path)
+        except BaseException as error:
+            await connection.close()
+            guard.release()
+            if isinstance(error, sqlite3.Error):
+                raise in_words(path, error) from None
+            if isinstance(error, OSError):
+                raise StoreUnusable(f"{path}: {error.strerror}") from None
+            raise
+        return cls(path, guard, Writer(path, connection, ledger, watcher), reader)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing waits to be written."""
+        return self._writer.idle
+
+    async def accept(self, event: Event, targets: Sequence[str]) -> Accepted:
+        """See `Store.accept`."""
+        result: Accepted = await self._writer.accept(AcceptWish(event, targets))
+        return result
+
+    async def claim(
+        self, target: str, *, limit: int, turn: Turn, now: datetime, lease: timedelta, since: datetime | None = None
+    ) -> Claimed:
+        """See `Store.claim`."""
+        wish = ClaimWish(target, limit, turn, now, lease, since, next(self._tokens))
+        result: Claimed = await self._writer.claim(wish)
+        return result
+
+    async def settle(self, settlement: Settlement) -> Settled:
+        """See `Store.settle`."""
+        return await self._writer.settle(settlement)
+
+    async def release(self, claims: Iterable[Claim]) -> None:
+        """See `Store.release`."""
+        given_back = list(claims)
+        if given_back:
+            await self._writer.work(lambda tx: batch.release(tx, given_back))
+
+    async def reclaim(self, now: datetime, *, alive: frozenset[int]) -> int:
+        """See `Store.reclaim`."""
+        number: int = await self._writer.work(lambda tx: batch.reclaim(tx, lease_before=now, alive=alive))
+        return number
+
+    async def target_health(self, name: str) -> TargetHealth:
+        """See `Store.target_health`."""
+        return self._writer.ledger.health.get(name) or TargetHealth(name)
+
+    async def change_health(self, name: str, change: Callable[[TargetHealth], TargetHealth]) -> TargetHealth:
+        """See `Store.change_health`."""
+        result: TargetHealth = await self._writer.work(
+            lambda tx: batch.change_health(tx, name, change, datetime.now(UTC))
+        )
+        return result
+
+    async def body(self, event_id: str) -> bytes:
+        """See `Store.body`."""
+        rows = list(await self._reader.execute_fetchall("SELECT sha256, body FROM event WHERE id = ?", (event_id,)))
+        if not rows:
+            raise StoreUnusable(f"event {event_id} is not in the store")
+        sha256, body = rows[0]
+        if hashlib.sha256(body).digest() != sha256:
+            raise StoreUnusable(f"the stored body of event {event_id} is damaged: its checksum does not match")
+        return bytes(body)
+
+    async def backlog(self, targets: Sequence[str]) -> list[Backlog]:
+        """See `Store.backlog`."""
+        counts = self._writer.ledger.counts
+        return [
+            Backlog(
+                target,
+                pending=counts[target, DeliveryState.PENDING],
+                in_flight=counts[target, DeliveryState.IN_FLIGHT],
+                dead=counts[target, DeliveryState.DEAD],
+                oldest_received_at=await self._oldest(target),
+            )
+            for target in targets
+        ]
+
+    def pending(self, target: str) -> int:
+        """How many deliveries wait at a target."""
+        return self._writer.ledger.counts[target, DeliveryState.PENDING]
+
+    async def _oldest(self, target: str) -> datetime | None:
+        rows = list(
+            await self._reader.execute_fetchall(
+                """SELECT e.received_at FROM delivery d INDEXED BY delivery_open JOIN event e ON e.seq = d.event_seq
+                WHERE d.target = ? AND d.state IN ('pending', 'in_flight') ORDER BY d.event_seq LIMIT 1""",
+                (target,),
+            )
+        )
+        return moment(rows[0][0]) if rows else None
+
+    async def prune(self, retention: Retention, now: datetime) -> int:
+        """See `Store.prune`. Candidates are found on the reading connection, from where the last batch ended."""
+        last, seqs = await self._outlived(retention, now)
+        self._pruned_to = last or 0
+        if not seqs:
+            return 0
+
+        async def erase(tx: Transaction) -> int:
+            return await batch.erase(tx, seqs)
+
+        number: int = await self._writer.work(erase)
+        return number
+
+    async def _outlived(self, retention: Retention, now: datetime) -> tuple[int | None, list[int]]:
+        """The last event looked at (None at the end of the old ones), and those whose time is over."""
+        old = millis(now - min(retention.delivered, retention.dead))
+        query = """
+            SELECT e.seq, NOT EXISTS (
+                SELECT 1 FROM delivery d WHERE d.event_seq = e.seq AND (
+                    d.state IN ('pending', 'in_flight')
+                    OR d.settled_at > CASE d.state WHEN 'dead' THEN :dead ELSE :delivered END
+                )) AND (e.received_at <= :delivered
+                    OR EXISTS (SELECT 1 FROM delivery d WHERE d.event_seq = e.seq))
+            FROM (SELECT seq, received_at FROM event WHERE seq > :from ORDER BY seq LIMIT :scan) e
+            WHERE e.received_at <= :old"""
+        values = {
+            "from": self._pruned_to,
+            "old": old,
+            "scan": PRUNE_SCAN,
+            "dead": millis(now - retention.dead),
+            "delivered": millis(now - retention.delivered),
+        }
+        rows = list(await self._reader.execute_fetchall(query, values))
+        over: list[int] = []
+        last: int | None = None
+        for seq, is_over in rows:
+            last = seq
+            if is_over:
+                over.append(seq)
+            if len(over) == PRUNE_BATCH:
+                break
+        return (last if len(rows) == PRUNE_SCAN or len(over) == PRUNE_BATCH else None), over
+
+    def condition(self) -> Condition:
+        """See `Store.condition`."""
+        return self._writer.condition()
+
+    def size(self) -> int:
+        """See `Store.size`."""
+        files = (self._path, self._path.with_name(self._path.name + "-wal"))
+        return sum(file.stat().st_size for file in files if file.exists())
+
+    def warning(self) -> str | None:
+        """Why the place of the file may not keep the promises, None where nothing speaks against it."""
+        return durability_warning(self._path)
+
+    async def close(self) -> None:
+        """See `Store.close`."""
+        await self._reader.close()
+        await self._writer.close()
+        self._guard.remember(self._path)
+        self._guard.release()
+
+
+async def _take_back_claims(connection: aiosqlite.Connection, ledger: Ledger) -> None:
+    """No process but this one can hold a claim here: those of the one before are due again."""
+    await connection.execute("BEGIN IMMEDIATE")
+    tx = Transaction(connection, ledger)
+    await batch.reclaim(tx, lease_before=None, alive=frozenset())
+    await connection.execute("COMMIT")
+    ledger.apply(tx.changes)
+
+
+__all__ = ["SqliteStore", "StoreError"]

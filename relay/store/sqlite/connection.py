@@ -1,0 +1,146 @@
+"""Opening the file: pragmas set and read back, migrations, and the test of what was found.
+
+Law: `synchronous=FULL` and WAL are not asked for but verified; a store that cannot have them is refused.
+"""
+
+import os
+import sqlite3
+from pathlib import Path
+
+import aiosqlite
+
+from relay.store import StoreError, StoreInUse, StoreUnusable
+from relay.store.sqlite.schema import APPLICATION_ID, MIGRATIONS
+
+BUSY_TIMEOUT_S = 2.0
+QUICK_CHECK_LIMIT = 64 * 1024 * 1024
+"""Files up to this size are walked through at every start; larger ones would make a start slow."""
+OLDEST_SQLITE = (3, 37, 0)
+
+_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_HELD = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+_FAULTS = _HELD | frozenset(
+    {
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_INTERRUPT,
+        *_DAMAGED,
+    }
+)
+
+
+def primary_code(error: BaseException) -> int:
+    """SQLite's primary result code of an error, 0 where it has none."""
+    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+
+
+NO_CONNECTION = "no active connection"
+"""aiosqlite's own words for a connection that is gone."""
+
+
+def is_fault(error: BaseException) -> bool:
+    """Whether an error is the store's own, which may pass, rather than that of one statement or value."""
+    if isinstance(error, sqlite3.ProgrammingError | ValueError):
+        return "closed" in str(error) or NO_CONNECTION in str(error)
+    return isinstance(error, sqlite3.Error) and primary_code(error) in _FAULTS
+
+
+def in_words(database: Path, error: BaseException) -> StoreError:
+    """An error of SQLite as one of the port's, with the file and what to do."""
+    code = primary_code(error)
+    if code in _HELD:
+        return StoreInUse(f"{database}: locked by another program; close it first")
+    if code in _DAMAGED:
+        return StoreUnusable(
+            f"{database}: {error}; restore it from a backup, or start afresh on purpose with: relay run --new-store"
+        )
+    return StoreUnusable(f"{database}: {error}")
+
+
+async def open_writer(database: Path) -> aiosqlite.Connection:
+    """The one connection that writes and checkpoints.
+
+    Raises:
+        StoreError: the file cannot be used; it is as it was.
+    """
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        raise StoreUnusable(f"SQLite {sqlite3.sqlite_version} is too old; 3.37 or newer is needed")
+    before = os.umask(0o077)
+    try:
+        connection = await aiosqlite.connect(database, isolation_level=None, timeout=BUSY_TIMEOUT_S)
+    except sqlite3.Error as error:
+        raise in_words(database, error) from None
+    finally:
+        os.umask(before)
+    try:
+        await _prepare(connection, database)
+    except sqlite3.Error as error:
+        await connection.close()
+        raise in_words(database, error) from None
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
+
+
+async def open_reader(database: Path) -> aiosqlite.Connection:
+    """A connection for views, which cannot write and so never holds up an answer."""
+    uri = f"{database.resolve().as_uri()}?mode=ro"
+    connection = await aiosqlite.connect(uri, uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S)
+    await connection.execute("PRAGMA query_only=ON")
+    return connection
+
+
+async def value(connection: aiosqlite.Connection, sql: str) -> object:
+    """The single value of a query."""
+    rows = list(await connection.execute_fetchall(sql))
+    return rows[0][0] if rows else None
+
+
+async def _prepare(connection: aiosqlite.Connection, database: Path) -> None:
+    await _check_whose(connection, database)
+    journal = await value(connection, "PRAGMA journal_mode=WAL")
+    for pragma in ("synchronous=FULL", "wal_autocheckpoint=0", "journal_size_limit=67108864", "cache_size=-16384"):
+        await connection.execute(f"PRAGMA {pragma}")
+    synchronous = await value(connection, "PRAGMA synchronous")
+    if journal != "wal" or synchronous != 2:
+        raise StoreUnusable(
+            f"{database}: the file system does not allow the write-ahead log with full synchronisation "
+            f"(journal_mode={journal}, synchronous={synchronous}); use a local disk"
+        )
+    await migrate(connection)
+    if database.stat().st_size <= QUICK_CHECK_LIMIT:
+        found = await value(connection, "PRAGMA quick_check(1)")
+        if found != "ok":
+            raise StoreUnusable(
+                f"{database}: damaged ({found}); restore it from a backup, or start afresh on purpose with: "
+                "relay run --new-store"
+            )
+
+
+async def _check_whose(connection: aiosqlite.Connection, database: Path) -> None:
+    version = await value(connection, "PRAGMA user_version")
+    assert isinstance(version, int)
+    if version > len(MIGRATIONS):
+        raise StoreUnusable(
+            f"{database}: written by a newer version (schema {version}, this one knows {len(MIGRATIONS)}); "
+            "upgrade relay"
+        )
+    if version == 0 and await value(connection, "SELECT count(*) FROM sqlite_schema"):
+        raise StoreUnusable(f"{database}: a database of another program; choose another store.url")
+
+
+async def migrate(connection: aiosqlite.Connection, migrations: tuple[str, ...] = MIGRATIONS) -> None:
+    """Bring the schema up to date, each step in one transaction with its number."""
+    version = await value(connection, "PRAGMA user_version")
+    assert isinstance(version, int)
+    for number, script in enumerate(migrations[version:], start=version + 1):
+        await connection.executescript(
+            f"BEGIN IMMEDIATE;\n{script}\nPRAGMA application_id={APPLICATION_ID};\n"
+            f"PRAGMA user_version={number};\nCOMMIT;"
+        )

@@ -1,0 +1,164 @@
+"""Guards around the database file: one process a file, and no silent loss of a store that was in use.
+
+Law: nothing here writes to the database. A file that is not what it was when it was last used is refused, named and
+left untouched; only `set_aside`, asked for by the user, moves it, and it never deletes.
+
+Beside `relay.db` stands `relay.db.guard`: it holds the lock, and remembers that the store was in use and how large
+it had grown. SQLite itself opens an emptied file as a new database, which would make total loss look like a clean
+start.
+"""
+
+import errno
+import fcntl
+import json
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from relay.store import StoreInUse, StoreUnusable
+from relay.store.sqlite.schema import APPLICATION_ID
+
+_MAGIC = b"SQLite format 3\0"
+_SIDE_FILES = ("", "-wal", "-shm")
+_VOLATILE = frozenset({"tmpfs", "ramfs", "nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p"})
+_START_AFRESH = "restore it from a backup, or start afresh on purpose with: relay run --new-store"
+
+
+@dataclass
+class Guard:
+    """The held lock of one database file and what it remembers of it."""
+
+    path: Path
+    _fd: int
+
+    @classmethod
+    def acquire(cls, database: Path) -> "Guard":
+        """Lock a database for this process.
+
+        Raises:
+            StoreInUse: another process has it; the message names its process id.
+            StoreUnusable: the directory does not take the guard file.
+        """
+        path = database.with_name(database.name + ".guard")
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StoreUnusable(f"{database}: cannot use its directory: {error.strerror}") from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = _read(fd).get("pid", "unknown")
+            os.close(fd)
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise StoreUnusable(f"{database}: cannot lock it: {error.strerror}") from None
+            raise StoreInUse(f"{database}: in use by another relay (process {holder}); stop it first") from None
+        return cls(path, fd)
+
+    def check(self, database: Path) -> None:
+        """Refuse a file that is not what it was when it was last used, or never was ours.
+
+        Raises:
+            StoreUnusable: vanished, emptied, truncated, not SQLite, or another program's.
+        """
+        remembered = int(_read(self._fd).get("bytes", 0))
+        if database.is_dir():
+            raise StoreUnusable(f"{database}: is a directory; store.url names a file")
+        if not database.exists():
+            if remembered:
+                raise StoreUnusable(f"{database}: vanished since its last use; {_START_AFRESH}")
+            return
+        size = database.stat().st_size
+        if size == 0:
+            side_file = any(database.with_name(database.name + end).exists() for end in _SIDE_FILES[1:])
+            if remembered or side_file:
+                raise StoreUnusable(f"{database}: emptied since its last use; {_START_AFRESH}")
+            return
+        _check_header(database, size, remembered)
+
+    def remember(self, database: Path) -> None:
+        """Note that the store is in use by this process, and its size: it never shrinks on its own."""
+        size = database.stat().st_size if database.exists() else 0
+        note = json.dumps({"pid": os.getpid(), "bytes": size}).encode()
+        os.pwrite(self._fd, note, 0)
+        os.ftruncate(self._fd, len(note))
+        os.fsync(self._fd)
+
+    def forget(self) -> None:
+        """Remember nothing of the file: it was set aside."""
+        os.ftruncate(self._fd, 0)
+
+    def release(self) -> None:
+        """Let go of the lock."""
+        os.close(self._fd)
+
+
+def _read(fd: int) -> dict[str, int]:
+    try:
+        note = json.loads(os.pread(fd, 4096, 0) or b"{}")
+    except ValueError:
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
+def _check_header(database: Path, size: int, remembered: int) -> None:
+    try:
+        with database.open("rb") as file:
+            header = file.read(100)
+    except OSError as error:
+        raise StoreUnusable(f"{database}: cannot be read: {error.strerror}") from None
+    if not header.startswith(_MAGIC) or len(header) < 100:
+        raise StoreUnusable(f"{database}: file is not a database; {_START_AFRESH}")
+    if int.from_bytes(header[68:72], "big") not in (APPLICATION_ID, 0):
+        raise StoreUnusable(f"{database}: a database of another program; choose another store.url")
+    page_size = int.from_bytes(header[16:18], "big")
+    page_size = 65536 if page_size == 1 else page_size
+    pages = int.from_bytes(header[28:32], "big")
+    wal = database.with_name(database.name + "-wal")
+    expected = pages * page_size if not wal.exists() or wal.stat().st_size == 0 else 0
+    if size < max(expected, remembered):
+        raise StoreUnusable(
+            f"{database}: truncated since its last use ({size} bytes, {max(expected, remembered)} expected); "
+            + _START_AFRESH
+        )
+
+
+def set_aside(database: Path, guard: Guard) -> Path | None:
+    """Move a database and its side files out of the way; return the new name, None where there was nothing."""
+    mark = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    moved = database.with_name(f"{database.name}.old-{mark}")
+    found = False
+    for end in _SIDE_FILES:
+        file = database.with_name(database.name + end)
+        if file.exists():
+            file.rename(moved.with_name(moved.name + end))
+            found = True
+    guard.forget()
+    return moved if found else None
+
+
+def sync_directory(database: Path) -> None:
+    """Make the file's own name durable, not only its content."""
+    fd = os.open(database.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def durability_warning(database: Path, mounts: Path = Path("/proc/self/mounts")) -> str | None:
+    """A warning where the file system forgets or shares what it holds; None where it is sound or unknown."""
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    home = str(database.parent.resolve())
+    best, kind = "", ""
+    for line in lines:
+        _, mount, fstype, *_ = line.split(" ")
+        inside = mount == "/" or home == mount or home.startswith(mount + "/")
+        if inside and len(mount) >= len(best):
+            best, kind = mount, fstype
+    if kind not in _VOLATILE:
+        return None
+    return f"{database} lies on {kind}, which does not keep the promises of a local disk"

@@ -1,0 +1,59 @@
+"""What the writer keeps in memory beside the file: target health, kept counts, and the next numbers.
+
+Law: it changes only after a commit, so that a rolled-back transaction leaves no trace here.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import aiosqlite
+
+from relay.model import DeliveryState, TargetHealth
+from relay.store.sqlite.rows import HEALTH_SELECT, health_from
+
+COUNTED = (DeliveryState.PENDING, DeliveryState.IN_FLIGHT, DeliveryState.DEAD)
+"""The states of which a count is kept."""
+
+
+@dataclass
+class Changes:
+    """What one transaction will have changed, once it is committed."""
+
+    counts: Counter[tuple[str, DeliveryState]] = field(default_factory=Counter)
+    health: dict[str, TargetHealth] = field(default_factory=dict)
+
+    def moved(self, target: str, before: DeliveryState | None, after: DeliveryState | None, number: int = 1) -> None:
+        """So many deliveries of a target went from one state to another; None is outside the store."""
+        if before is not None:
+            self.counts[target, before] -= number
+        if after is not None:
+            self.counts[target, after] += number
+
+
+@dataclass
+class Ledger:
+    """Health and counts as committed."""
+
+    next_seq: int = 1
+    counts: Counter[tuple[str, DeliveryState]] = field(default_factory=Counter)
+    health: dict[str, TargetHealth] = field(default_factory=dict)
+
+    def current(self, name: str, changes: Changes) -> TargetHealth:
+        """A target's health as the transaction under way sees it."""
+        return changes.health.get(name) or self.health.get(name) or TargetHealth(name)
+
+    def apply(self, changes: Changes) -> None:
+        """Take over what was committed."""
+        self.counts.update(changes.counts)
+        self.health.update(changes.health)
+
+    async def load(self, db: aiosqlite.Connection) -> None:
+        """Read all of it from the file; the only time that deliveries are counted."""
+        self.counts.clear()
+        for state in COUNTED:
+            query = f"SELECT target, count(*) FROM delivery WHERE state = '{state.value}' GROUP BY target"
+            for target, number in await db.execute_fetchall(query):
+                self.counts[target, state] = number
+        self.health = {row[0]: health_from(tuple(row)) for row in await db.execute_fetchall(HEALTH_SELECT)}
+        rows = list(await db.execute_fetchall("SELECT seq FROM sqlite_sequence WHERE name = 'event'"))
+        self.next_seq = (rows[0][0] if rows else 0) + 1

@@ -1,0 +1,101 @@
+"""How the nouns stand in rows and come back out of them."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from relay.model import DisabledBy, Event, TargetHealth, TargetState
+
+Row = tuple[Any, ...]
+
+
+def millis(at: datetime) -> int:
+    """Milliseconds since 1970, rounded down."""
+    return int(at.timestamp() * 1000)
+
+
+def moment(value: int | None) -> datetime | None:
+    """The aware UTC time of a column, None for NULL."""
+    return None if value is None else datetime.fromtimestamp(value / 1000, UTC)
+
+
+def dedupe_digest(source: str, key: str) -> bytes:
+    """A dedupe key, made short and scoped to its source: the same id of two sources is two events."""
+    text = f"{source}\0{key}".encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(text, digest_size=16).digest()
+
+
+EVENT_COLUMNS = "seq, id, source, type, received_at, verified, hops, dedupe, headers, size, sha256, body"
+EVENT_INSERT = f"INSERT INTO event ({EVENT_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+
+def event_row(seq: int, event: Event, dedupe: bytes | None, sha256: bytes) -> Row:
+    """An event as `EVENT_INSERT` takes it."""
+    return (
+        seq,
+        event.id,
+        event.source,
+        event.type,
+        millis(event.received_at),
+        int(event.verified),
+        event.hops,
+        dedupe,
+        json.dumps(event.headers, separators=(",", ":")),
+        len(event.body),
+        sha256,
+        event.body,
+    )
+
+
+def event_from(row: Sequence[Any]) -> Event:
+    """An event from (id, source, type, received_at, verified, hops, headers, body)."""
+    event_id, source, type_, received_at, verified, hops, headers, body = row
+    return Event(
+        id=event_id,
+        source=source,
+        type=type_,
+        received_at=datetime.fromtimestamp(received_at / 1000, UTC),
+        headers=tuple((name, value) for name, value in json.loads(headers)),
+        body=body,
+        verified=bool(verified),
+        hops=hops,
+    )
+
+
+_HEALTH_FIELDS = tuple(field.name for field in fields(TargetHealth))
+HEALTH_SELECT = f"SELECT {', '.join(_HEALTH_FIELDS)} FROM target"
+HEALTH_UPSERT = (
+    f"INSERT OR REPLACE INTO target ({', '.join(_HEALTH_FIELDS)}) VALUES ({', '.join('?' * len(_HEALTH_FIELDS))})"
+)
+_TIMES = frozenset({"since", "counted_at", "wait_until", "succeeded_at", "took_at", "throttled_until", "probe_at"})
+
+
+def health_row(health: TargetHealth) -> Row:
+    """A target's health as `HEALTH_UPSERT` takes it."""
+    return tuple(_column(getattr(health, name)) for name in _HEALTH_FIELDS)
+
+
+def _column(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return millis(value)
+    if isinstance(value, timedelta):
+        return round(value / timedelta(milliseconds=1))
+    return json.dumps(value) if isinstance(value, tuple) else value
+
+
+def health_from(row: Sequence[Any]) -> TargetHealth:
+    """A target's health from a row of `HEALTH_SELECT`."""
+    values = dict(zip(_HEALTH_FIELDS, row, strict=True))
+    for name in _TIMES:
+        values[name] = moment(values[name])
+    values["state"] = TargetState(values["state"])
+    values["disabled_by"] = values["disabled_by"] and DisabledBy(values["disabled_by"])
+    values["counted_events"] = tuple(json.loads(values["counted_events"]))
+    values["paced"] = bool(values["paced"])
+    values["arrival_try"] = bool(values["arrival_try"])
+    wait = values["probe_wait"]
+    values["probe_wait"] = None if wait is None else timedelta(milliseconds=wait)
+    return TargetHealth(**values)

@@ -1,0 +1,91 @@
+"""The tables, as numbered migrations that only go forward.
+
+Law: a migration that has been released is never edited. Each runs in one transaction with its number, so a kill in
+the middle leaves the schema as it was.
+
+Times are integers of milliseconds since 1970, UTC. Bodies stand last in their row and apart from the narrow rows of
+deliveries, so that claiming never reads past them. What waits is found by partial indexes alone: their size is that
+of the backlog, not of the history.
+"""
+
+APPLICATION_ID = 0x52454C59
+"""`RELY` in the file's header: tells our files from a stranger's."""
+
+MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE event (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        source TEXT NOT NULL,
+        type TEXT NOT NULL,
+        received_at INTEGER NOT NULL,
+        verified INTEGER NOT NULL CHECK (verified IN (0, 1)),
+        hops INTEGER NOT NULL,
+        dedupe BLOB,
+        headers TEXT NOT NULL,
+        size INTEGER NOT NULL,
+        sha256 BLOB NOT NULL CHECK (length(sha256) = 32),
+        body BLOB NOT NULL
+    );
+    CREATE UNIQUE INDEX event_dedupe ON event (dedupe) WHERE dedupe IS NOT NULL;
+
+    CREATE TABLE delivery (
+        event_seq INTEGER NOT NULL REFERENCES event (seq),
+        target TEXT NOT NULL,
+        state TEXT NOT NULL CHECK (state IN ('pending', 'in_flight', 'delivered', 'dead', 'skipped')),
+        due_at INTEGER NOT NULL,
+        step INTEGER NOT NULL DEFAULT 0,
+        attempts INTEGER NOT NULL DEFAULT 0,
+        first_try_at INTEGER,
+        claim INTEGER,
+        lease_until INTEGER,
+        settled_at INTEGER,
+        outcome TEXT,
+        status INTEGER,
+        reason TEXT,
+        PRIMARY KEY (event_seq, target),
+        CHECK ((state = 'in_flight') = (claim IS NOT NULL)),
+        CHECK ((claim IS NULL) = (lease_until IS NULL))
+    ) WITHOUT ROWID;
+    CREATE INDEX delivery_due ON delivery (target, due_at, event_seq) WHERE state = 'pending';
+    CREATE INDEX delivery_open ON delivery (target, event_seq) WHERE state IN ('pending', 'in_flight');
+    CREATE INDEX delivery_claimed ON delivery (lease_until) WHERE state = 'in_flight';
+    CREATE INDEX delivery_dead ON delivery (target, event_seq) WHERE state = 'dead';
+
+    CREATE TABLE attempt (
+        event_seq INTEGER NOT NULL REFERENCES event (seq),
+        target TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        began_at INTEGER NOT NULL,
+        duration_ms INTEGER NOT NULL,
+        outcome TEXT NOT NULL,
+        status INTEGER,
+        reason TEXT NOT NULL,
+        excerpt TEXT NOT NULL,
+        PRIMARY KEY (event_seq, target, number)
+    ) WITHOUT ROWID;
+
+    CREATE TABLE target (
+        name TEXT PRIMARY KEY,
+        state TEXT NOT NULL CHECK (state IN ('active', 'disabled')),
+        disabled_by TEXT,
+        reason TEXT NOT NULL,
+        since INTEGER,
+        failures INTEGER NOT NULL,
+        counted_events TEXT NOT NULL,
+        counted_at INTEGER,
+        wait_until INTEGER,
+        paced INTEGER NOT NULL,
+        succeeded_at INTEGER,
+        took_at INTEGER,
+        throttled_until INTEGER,
+        probe_at INTEGER,
+        probe_wait INTEGER,
+        arrival_try INTEGER NOT NULL,
+        ramp INTEGER,
+        url_digest TEXT NOT NULL,
+        settings_digest TEXT NOT NULL,
+        CHECK ((state = 'disabled') = (disabled_by IS NOT NULL))
+    ) WITHOUT ROWID;
+    """,
+)
