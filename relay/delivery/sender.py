@@ -1,0 +1,206 @@
+"""One HTTP attempt: the same bytes to one target, and what came of it.
+
+Law: `send` never raises for what a target did, and never says a secret: reasons name the kind of fault, not the URL.
+Each target has a session, a connection pool and a resolver of its own, so that a hung one costs the others nothing.
+"""
+
+import asyncio
+import errno
+import os
+import socket
+import ssl
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from yarl import URL
+
+from relay.delivery.egress import EgressPolicy, guarded_connector, refused_by_egress
+from relay.model import Claim, Headers, Outcome, OutcomeKind, Target
+from relay.rules.answers import meaning, parse_retry_after, status_line
+from relay.rules.forwarding import outgoing_headers
+
+CONNECT_TIMEOUT = timedelta(seconds=5)
+ANSWER_CAP = 64 * 1024
+"""Bytes of an answer that are read so that the connection can be used again; a longer one costs the connection."""
+EXCERPT = 1024
+"""Bytes of an answer that are kept."""
+
+_OUR_SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL})
+_NO_AUTO_HEADERS = frozenset({"Content-Type", "User-Agent", "Accept", "Accept-Encoding"})
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What one request came to, and the headers that could not be sent with it."""
+
+    outcome: Outcome
+    dropped_headers: tuple[str, ...] = ()
+
+
+class WatchedHandler(ResponseHandler):
+    """aiohttp's connection, which also remembers the first bytes of each answer.
+
+    A target that says 200 and then breaks has taken the event; aiohttp reports only that the answer broke.
+    """
+
+    head = b""
+
+    def set_response_params(self, **params: Any) -> None:
+        """Called by the client for each request that it sends over this connection."""
+        self.head = b""
+        _in_use.set(self)
+        super().set_response_params(**params)
+
+    def data_received(self, data: bytes) -> None:
+        """Called with what arrives."""
+        if len(self.head) < 13:
+            self.head += data[:13]
+        super().data_received(data)
+
+
+_in_use: ContextVar[WatchedHandler | None] = ContextVar("relay_connection", default=None)
+
+
+class Sender:
+    """Sends to one target. Create inside a running loop; close when done."""
+
+    def __init__(
+        self,
+        target: Target,
+        egress: EgressPolicy,
+        *,
+        key_headers: Mapping[str, str | None],
+        user_agent: str,
+        now: Callable[[], datetime],
+    ) -> None:
+        """`key_headers` names, for each source, the header that is its shared key: it is nobody else's to see."""
+        self._target = target
+        self._key_headers = key_headers
+        self._user_agent = user_agent
+        self._now = now
+        self._url = URL(target.url, encoded=True)
+        seconds = target.timeout.total_seconds()
+        connect = min(CONNECT_TIMEOUT.total_seconds(), seconds)
+        connector = guarded_connector(egress, limit=target.concurrency + 2)
+        if hasattr(connector, "_factory"):  # without it only the rarest broken answers are judged more strictly
+            factory: Any = partial(WatchedHandler, loop=asyncio.get_running_loop())
+            connector._factory = factory  # noqa: SLF001 - there is no public way to an answer's first bytes
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+            skip_auto_headers=_NO_AUTO_HEADERS,
+            timeout=aiohttp.ClientTimeout(total=seconds, sock_connect=connect),
+        )
+        self._own_secrets = sorted(
+            {part for _, value in target.headers for part in (value, *value.split()) if len(part) >= 8},
+            key=len,
+            reverse=True,
+        )
+
+    async def send(self, claim: Claim, body: bytes) -> Sent:
+        """Make one request for a claim; total but for cancellation.
+
+        Args:
+            claim: whose event, attempt number and target it is for.
+            body: the event's bytes, sent as they are.
+        """
+        headers, dropped = outgoing_headers(
+            claim.event,
+            self._target,
+            attempt=claim.attempt,
+            user_agent=self._user_agent,
+            key_header=self._key_headers.get(claim.event.source),
+        )
+        return Sent(await self.post(headers, body), dropped)
+
+    async def post(self, headers: Headers, body: bytes) -> Outcome:
+        """Make one request with exactly these headers; total but for cancellation."""
+        _in_use.set(None)
+        try:
+            response = await self._session.post(self._url, data=body, headers=headers, allow_redirects=False)
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            return self._broken(error)
+        async with response:
+            asked = parse_retry_after(response.headers.get("Retry-After"), self._now())
+            kind = meaning(response.status, self._target, retry_after=asked)
+            answer = await _read(response)
+            return Outcome(kind, response.status, f"status {response.status}", asked, self._excerpt(answer))
+
+    def _broken(self, error: Exception) -> Outcome:
+        """The outcome where no whole answer was had."""
+        connection = _in_use.get()
+        status = status_line(connection.head) if connection else None
+        if status is not None and meaning(status, self._target, retry_after=None) is OutcomeKind.DELIVERED:
+            return Outcome(OutcomeKind.DELIVERED, status, f"status {status}, the rest of the answer was broken")
+        if getattr(error, "errno", None) in _OUR_SHORTAGE:
+            return Outcome(OutcomeKind.INTERRUPTED, reason=f"short of resources: {_words(error)}")
+        return Outcome(OutcomeKind.UNREACHABLE, reason=_fault(error, self._target.timeout))
+
+    def _excerpt(self, answer: bytes) -> str:
+        text = answer[:EXCERPT].decode("utf-8", "replace")
+        for secret in self._own_secrets:
+            text = text.replace(secret, "***")
+        return text
+
+    async def close(self) -> None:
+        """Close the pool and the resolver."""
+        await self._session.close()
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """The answer up to the cap. The status line has said all that counts: a body that breaks or drips is no fault."""
+    answer = bytearray()
+    try:
+        while len(answer) < ANSWER_CAP and not response.content.at_eof():
+            answer += await response.content.readany()
+    except (aiohttp.ClientError, OSError, ValueError):
+        response.close()
+    if not response.content.at_eof():
+        response.close()
+    return bytes(answer[:EXCERPT])
+
+
+def _fault(error: Exception, timeout: timedelta) -> str:
+    """A transport fault in words, without host, path or credentials."""
+    forbidden = refused_by_egress(error)
+    if forbidden:
+        return f"egress policy forbids it: {forbidden}"
+    match error:
+        case aiohttp.ConnectionTimeoutError():
+            return "timeout: no connection"
+        case TimeoutError():
+            return f"timeout: no answer within {timeout.total_seconds():g} s"
+        case aiohttp.ClientConnectorDNSError() | socket.gaierror():
+            return f"DNS: {_words(error)}"
+        case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientSSLError() | ssl.SSLError():
+            return f"TLS: {_words(error)}"
+        case aiohttp.ClientConnectorError():
+            return f"connect: {_words(error)}"
+        case aiohttp.ServerDisconnectedError():
+            return "connection closed without an answer"
+        case aiohttp.ClientResponseError():
+            return "malformed answer"
+        case aiohttp.ClientOSError() | OSError():
+            return f"connection broke: {_words(error)}"
+    return f"request failed: {type(error).__name__}"
+
+
+def _words(error: Exception) -> str:
+    """The operating system's or TLS library's own words for a fault, without the address it was about."""
+    inner = getattr(error, "os_error", None) or getattr(error, "certificate_error", None) or error
+    if isinstance(inner, ssl.SSLCertVerificationError):
+        return inner.verify_message
+    if isinstance(inner, ssl.SSLError):
+        return (inner.reason or "handshake failed").replace("_", " ").lower()
+    code = getattr(inner, "errno", None)
+    if isinstance(code, int) and code in errno.errorcode:
+        return os.strerror(code)
+    return getattr(inner, "strerror", None) or type(inner).__name__

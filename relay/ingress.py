@@ -1,0 +1,368 @@
+"""Receives a webhook: read, verify, route, accept, answer.
+
+Law: a 2xx is given after the commit and never before. Checks run cheapest first; what is unproven reaches neither the
+parser nor the store. Faults of our own are 503, never a 4xx, because some senders do not retry those.
+"""
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol
+
+import structlog
+from aiohttp import HttpVersion10, HttpVersion11, web
+from aiohttp.client_exceptions import ClientError
+
+from relay.listener import MALFORMED, UNAVAILABLE, json_answer, peer_of
+from relay.model import Content, Event, Headers, IPNetwork, ReceivedRequest, Route, Source, VerifiedRequest
+from relay.rules.addresses import AddressRefusal, allowed, client_address
+from relay.rules.forwarding import incoming_hops, storable_headers
+from relay.rules.rate import Bucket, take
+from relay.rules.routing import matching_targets
+from relay.rules.verification import Refusal, prove_headers, unproven, verify
+from relay.store import Accepted, Store, StoreUnavailable
+
+HEALTH_PATH = "/healthz"
+MOST_HOPS = 5
+"""A webhook that has passed more relays than this goes round in a circle."""
+NO_TYPE = "unknown"
+"""The type of an event in which its source's rule finds none."""
+HEAVY_BODY = 256 * 1024
+"""Bodies beyond this are verified in a thread, so that they do not hold up the others."""
+MEMORY = 64 * 1024 * 1024
+"""Bytes of bodies that may be in hand at once, over all connections."""
+REFUSALS_A_SECOND = 20
+"""Lines about refused requests, a second and source; the rest is counted in the next."""
+RETRY_SOON = 2
+"""Seconds that a sender is asked to wait when we are at fault."""
+
+_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_PAIRS = [a + b for a in _ALPHABET for b in _ALPHABET]
+
+log = structlog.get_logger()
+
+
+def new_event_id(now: datetime) -> str:
+    """A fresh event id: `evt_` and a ULID, so that ids sort by the time of receipt."""
+    number = (int(now.timestamp() * 1000) << 80) | secrets.randbits(80)
+    return "evt_" + "".join(_PAIRS[(number >> shift) & 1023] for shift in range(120, -1, -10))
+
+
+class Counters(Protocol):
+    """What is counted of requests."""
+
+    def event_received(self, source: str, result: str) -> None:
+        """A request of a source ended as accepted, unrouted, duplicate or refused."""
+
+    def ingested(self, source: str, seconds: float) -> None:
+        """A request took so long, from its head to its answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may take."""
+
+    max_body: int
+    body_timeout: timedelta
+    trusted_proxies: tuple[IPNetwork, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Turned:
+    """A request that is turned away: the answer, and the reason that only the log is told."""
+
+    status: int
+    reason: str
+    detail: str = ""
+    retry_after: int | None = None
+    closes: bool = False
+
+
+_BODIES: dict[int, bytes] = {
+    400: MALFORMED,
+    401: b'{"error": "unauthorized"}',
+    403: b'{"error": "forbidden"}',
+    404: b'{"error": "not found"}',
+    405: b'{"error": "method not allowed"}',
+    408: b'{"error": "body too slow"}',
+    413: b'{"error": "body too large"}',
+    417: b'{"error": "expectation failed"}',
+    429: b'{"error": "too many requests"}',
+    503: UNAVAILABLE,
+    505: b'{"error": "HTTP version not supported"}',
+    508: b'{"error": "loop detected"}',
+}
+
+
+class _Desk:
+    """One source with what is remembered between its requests."""
+
+    def __init__(self, source: Source, routes: Sequence[Route], forwarded: frozenset[str]) -> None:
+        self.source = source
+        self.routes = tuple(route for route in routes if source.name in route.sources)
+        self.forwarded = forwarded
+        self.bucket = Bucket()
+        self.other_than_200 = 0
+        self.told_at = 0.0
+        self.lines = 0
+        self.untold = 0
+
+
+class Ingress:
+    """The public listener's handler."""
+
+    def __init__(
+        self,
+        sources: Iterable[Source],
+        routes: Sequence[Route],
+        *,
+        forwarded: frozenset[str],
+        store: Store,
+        wake: Callable[[Iterable[str]], None],
+        counters: Counters,
+        limits: Limits,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._desks = {source.path: _Desk(source, routes, forwarded) for source in sources}
+        self._store = store
+        self._wake = wake
+        self._counters = counters
+        self._limits = limits
+        self._now = now
+        self._in_hand = 0
+        self._draining = False
+
+    def drain(self) -> None:
+        """Turn every further request away."""
+        self._draining = True
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request."""
+        began = time.perf_counter()
+        path = request.rel_url.raw_path
+        desk = self._desks.get(path)
+        if desk is None:
+            return self._elsewhere(request, path)
+        try:
+            answer = await self._receive(request, desk)
+        except StoreUnavailable as error:
+            answer = _Turned(503, "store_unavailable", str(error), RETRY_SOON)
+        if isinstance(answer, _Turned):
+            self._refused(desk, answer, request)
+            response = _turned_away(answer)
+        else:
+            response = answer
+        self._watch_sender(desk, response.status)
+        self._counters.ingested(desk.source.name, time.perf_counter() - began)
+        return response
+
+    def _elsewhere(self, request: web.BaseRequest, path: str) -> web.Response:
+        if request.version not in (HttpVersion10, HttpVersion11):
+            return _turned_away(_Turned(505, "http_version", closes=True))
+        if path != HEALTH_PATH:
+            log.debug("request.refused", source="_unknown", status=404, reason="unknown_path", remote=peer_of(request))
+            return _turned_away(_Turned(404, "unknown_path"))
+        if request.method not in ("GET", "HEAD"):
+            return json_answer(405, _BODIES[405], allow="GET, HEAD")
+        return json_answer(200, b'{"status": "ok"}')
+
+    async def _receive(self, request: web.BaseRequest, desk: _Desk) -> web.Response | _Turned:
+        """The path of one webhook, in order."""
+        began = time.perf_counter()
+        headers: Headers = tuple(request.headers.items())
+        remote = self._check_head(request, desk)
+        if isinstance(remote, _Turned):
+            return remote
+        refusal = prove_headers(headers, desk.source.check)
+        if refusal is not None and desk.source.enforce:
+            return _Turned(401, refusal.reason, refusal.detail)
+        turned = self._check_room(request, desk) or await _invite(request)
+        if turned is not None:
+            return turned
+        body = await self._read(request)
+        if isinstance(body, _Turned):
+            return body
+        verified = await self._verify(ReceivedRequest(headers, body, remote), desk.source)
+        if isinstance(verified, Refusal):
+            return _Turned(401, verified.reason, verified.detail)
+        hops = incoming_hops(headers)
+        if hops is not None and hops > MOST_HOPS:
+            return _Turned(508, "loop", f"relay-hops is {hops}")
+        event = self._name(verified, desk, hops or 0)
+        targets = matching_targets(event.source, event.type, desk.routes)
+        accepted = await self._store.accept(event, targets)
+        if not accepted.duplicate:
+            self._wake(targets)
+        return self._accepted(desk.source, event, accepted, targets, remote, began)
+
+    def _check_head(self, request: web.BaseRequest, desk: _Desk) -> str | _Turned:
+        """What the head alone decides; returns the client's address."""
+        if request.version not in (HttpVersion10, HttpVersion11):
+            return _Turned(505, "http_version", closes=True)
+        if request.method != "POST":
+            return _Turned(405, "method")
+        if self._draining:
+            return _Turned(503, "draining", retry_after=RETRY_SOON, closes=True)
+        remote = client_address(
+            peer_of(request), request.headers.getall("X-Forwarded-For", ()), self._limits.trusted_proxies
+        )
+        if isinstance(remote, AddressRefusal):
+            return _Turned(remote.status, remote.reason)
+        if desk.source.allow_ips and not allowed(remote, desk.source.allow_ips):
+            return _Turned(403, "ip_not_allowed", f"client {remote}, peer {peer_of(request)}")
+        return remote
+
+    def _check_room(self, request: web.BaseRequest, desk: _Desk) -> _Turned | None:
+        """Whether the body may come: its coding, its declared length, the source's rate, our memory."""
+        coding = request.headers.get("Transfer-Encoding")
+        if coding is not None and coding.strip().lower() != "chunked":
+            return _Turned(400, "transfer_encoding", closes=True)
+        length = request.content_length or 0
+        if length > self._limits.max_body:
+            return _Turned(413, "too_large", f"limit {self._limits.max_body}", closes=True)
+        if desk.source.rate is not None:
+            desk.bucket, wait = take(desk.bucket, desk.source.rate, self._now())
+            if wait is not None:
+                return _Turned(429, "rate", retry_after=-(-wait // timedelta(seconds=1)))
+        if self._in_hand + length > MEMORY:
+            return _Turned(503, "memory", retry_after=RETRY_SOON, closes=True)
+        return None
+
+    async def _read(self, request: web.BaseRequest) -> bytes | _Turned:
+        """The body, within its deadline and size; more is not read."""
+        if not request.body_exists:
+            return b""
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self._limits.body_timeout.total_seconds()):
+                while part := await request.content.readany():
+                    size += len(part)
+                    self._in_hand += len(part)
+                    if size > self._limits.max_body:
+                        return _Turned(413, "too_large", f"limit {self._limits.max_body}", closes=True)
+                    parts.append(part)
+        except TimeoutError:
+            return _Turned(408, "body_timeout", f"{size} bytes came", closes=True)
+        except (web.RequestPayloadError, ClientError, ConnectionError) as error:
+            return _Turned(400, "broken_body", type(error).__name__, closes=True)
+        finally:
+            self._in_hand -= size
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def _verify(self, request: ReceivedRequest, source: Source) -> VerifiedRequest | Refusal:
+        if len(request.body) > HEAVY_BODY:
+            found = await asyncio.to_thread(verify, request, source.check, self._now())
+        else:
+            found = verify(request, source.check, self._now())
+        if isinstance(found, Refusal) and not source.enforce:
+            log.warning("request.unproven", source=source.name, reason=found.reason, detail=found.detail)
+            return unproven(request)
+        return found
+
+    def _name(self, request: VerifiedRequest, desk: _Desk, hops: int) -> Event:
+        now = self._now()
+        content = Content(request.headers, request.body)
+        return Event(
+            id=new_event_id(now),
+            source=desk.source.name,
+            type=desk.source.event_type(content) or NO_TYPE,
+            received_at=now,
+            headers=storable_headers(request.headers, key_header=desk.source.key_header, forwarded=desk.forwarded),
+            body=request.body,
+            verified=request.proven,
+            hops=hops,
+            dedupe_key=desk.source.dedupe_key(content),
+        )
+
+    def _accepted(
+        self, source: Source, event: Event, accepted: Accepted, targets: Sequence[str], remote: str, began: float
+    ) -> web.Response:
+        """Answer and tell what was committed."""
+        if accepted.duplicate:
+            result, line = "duplicate", "event.duplicate"
+        else:
+            result, line = ("accepted", "event.accepted") if targets else ("unrouted", "event.unrouted")
+        self._counters.event_received(source.name, result)
+        extra: dict[str, object] = {}
+        if accepted.duplicate and not accepted.same_body:
+            extra["reason"] = "id_reuse: the same id came with another body"
+        if not targets and not accepted.duplicate:
+            extra["reason"] = "no route wants this type"
+        tell = log.warning if extra else log.info
+        tell(
+            line,
+            source=source.name,
+            type=event.type,
+            event_id=accepted.event_id,
+            targets=len(targets),
+            bytes=len(event.body),
+            verified=event.verified,
+            remote=remote,
+            duration_ms=round((time.perf_counter() - began) * 1000, 2),
+            **extra,
+        )
+        answer = {"id": accepted.event_id, "duplicate": accepted.duplicate}
+        return json_answer(200 if accepted.duplicate else source.status, json.dumps(answer).encode())
+
+    def _refused(self, desk: _Desk, turned: _Turned, request: web.BaseRequest) -> None:
+        """Count a refusal and tell of it, but of no more than a few a second."""
+        self._counters.event_received(desk.source.name, "refused")
+        second = time.monotonic() // 1
+        if second != desk.told_at:
+            desk.told_at, desk.lines = second, 0
+        desk.lines += 1
+        if desk.lines > REFUSALS_A_SECOND:
+            desk.untold += 1
+            return
+        extra: dict[str, object] = {"suppressed": desk.untold} if desk.untold else {}
+        desk.untold = 0
+        if turned.detail:
+            extra["detail"] = turned.detail
+        log.warning(
+            "request.refused",
+            source=desk.source.name,
+            status=turned.status,
+            reason=turned.reason,
+            remote=peer_of(request),
+            **extra,
+        )
+
+    def _watch_sender(self, desk: _Desk, status: int) -> None:
+        """Say it once when a sender that gives up easily has had enough refusals to give up."""
+        desk.other_than_200 = 0 if status == 200 else desk.other_than_200 + 1
+        if desk.source.gives_up_after is not None and desk.other_than_200 == desk.source.gives_up_after:
+            log.error(
+                "source.may_be_switched_off",
+                source=desk.source.name,
+                reason=f"{desk.other_than_200} answers other than 200 in a row: the sender may have disabled the URL",
+                advice=desk.source.revival,
+            )
+
+
+async def _invite(request: web.BaseRequest) -> _Turned | None:
+    """Ask for the body where the sender waits to be asked (RFC 9110, section 10.1.1)."""
+    expect = request.headers.get("Expect")
+    if expect is None or request.version != HttpVersion11:
+        return None
+    if expect.strip().lower() != "100-continue":
+        return _Turned(417, "expect", closes=True)
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    request.writer.output_size = 0
+    return None
+
+
+def _turned_away(turned: _Turned) -> web.Response:
+    answer = json_answer(
+        turned.status,
+        _BODIES[turned.status],
+        retry_after=turned.retry_after,
+        allow="POST" if turned.status == 405 else None,
+    )
+    if turned.closes:
+        answer.force_close()
+    return answer
