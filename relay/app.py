@@ -1,0 +1,370 @@
+"""Builds every object once, starts it, and takes it down in order.
+
+Law: nothing is bound before the store is open, and nothing is accepted before it can be delivered. A start that fails
+leaves nothing behind and never hangs; a stop loses nothing, whether it is asked for once or twice.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import ssl
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from random import SystemRandom
+from types import ModuleType
+
+import structlog
+
+from relay import __version__
+from relay.admin import Admin
+from relay.config import Address, Config, TlsFiles
+from relay.delivery.dispatcher import Dispatcher
+from relay.delivery.lane import Attempted, Observer
+from relay.delivery.sender import Sender
+from relay.ingress import Ingress, Limits
+from relay.listener import CannotListen, Listener, has_native_parser
+from relay.model import Target, TargetHealth, TargetState
+from relay.store import Backlog, StoreError, StoreInUse, StoreUnavailable
+from relay.store.sqlite import SqliteStore
+from relay.telemetry.logs import LogPipe, start_logging
+from relay.telemetry.metrics import Metrics, TargetGauges
+from relay.telemetry.reporter import Reporter
+
+FINE, FAILURE, CANNOT_LISTEN, STORE_UNUSABLE, STORE_IN_USE = 0, 1, 69, 74, 75
+"""The exit codes of `relay run` beside those of the command line and the config."""
+
+PRUNE_EVERY = timedelta(minutes=1)
+PRUNE_PAUSE = timedelta(milliseconds=100)
+"""Between two batches of one round, so that answers do not queue behind deletions."""
+REQUESTS_TIMEOUT = timedelta(seconds=5)
+"""At a stop, how long requests under way may take."""
+
+log = structlog.get_logger()
+
+
+class App:
+    """One relay. `start`, then `stop` once; both inside one event loop."""
+
+    def __init__(self, config: Config, *, new_store: bool = False, observer: Observer | None = None) -> None:
+        self._config = config
+        self._new_store = new_store
+        self._also = observer
+        self._metrics = Metrics(__version__)
+        self._metrics.know((one.name for one in config.sources), (one.name for one in config.targets))
+        self._ended = asyncio.Event()
+        self._failed = False
+        self._reporter = Reporter(self._metrics, end=self._fail)
+        self._draining = False
+        self._backlog: dict[str, Backlog] = {}
+        self._closing = contextlib.AsyncExitStack()
+        self._store: SqliteStore
+        self._dispatcher: Dispatcher
+        self._ingress: Ingress
+        self._hooks: Listener
+        self._admin: Listener
+
+    @property
+    def hooks_address(self) -> tuple[str, int]:
+        """Where webhooks are received, the port as it was really given."""
+        return self._hooks.addresses[0]
+
+    @property
+    def admin_address(self) -> tuple[str, int]:
+        """Where the admin API is."""
+        return self._admin.addresses[0]
+
+    @property
+    def metrics(self) -> Metrics:
+        """The numbers that are kept of this relay."""
+        return self._metrics
+
+    def watch_log(self, pipe: LogPipe) -> None:
+        """Count what the log drops, and keep every secret of the config out of it."""
+        pipe.hide(secrets_of(self._config))
+        self._metrics.watch(log_dropped=lambda: pipe.dropped, http_malformed=lambda: pipe.malformed)
+
+    async def start(self) -> None:
+        """Open the store, take up every target, then listen.
+
+        Raises:
+            StoreError: the store must not or cannot be used.
+            CannotListen: an address cannot be bound.
+        """
+        try:
+            await self._start()
+        except BaseException:
+            await self._closing.aclose()
+            raise
+
+    async def _start(self) -> None:
+        config = self._config
+        self._store = await SqliteStore.open(store_path(config.store.url), self._reporter, afresh=self._new_store)
+        self._closing.push_async_callback(self._store.close)
+        self._dispatcher = Dispatcher(
+            config.targets,
+            self._store,
+            sender=self._sender,
+            observer=_Both(self._reporter, self._also) if self._also else self._reporter,
+            supervisor=self._reporter,
+            now=_now,
+            rng=SystemRandom(),
+        )
+        self._reporter.count_held_by(self._store.pending)
+        await self._dispatcher.start({target.name: digests(target) for target in config.targets})
+        self._closing.push_async_callback(self._stop_delivering)
+        self._ingress = Ingress(
+            config.sources,
+            config.routes,
+            forwarded=frozenset().union(*(target.forward_headers for target in config.targets)),
+            store=self._store,
+            wake=self._dispatcher.wake,
+            counters=self._metrics,
+            limits=Limits(config.server.max_body, config.server.body_timeout, config.server.trusted_proxies),
+            now=_now,
+        )
+        self._metrics.watch(gauges=self._gauges, store_bytes=self._store.size)
+        await self._listen()
+        pruning = asyncio.create_task(self._prune_for_ever(), name="retention")
+        self._closing.push_async_callback(_cancel, pruning)
+
+    def _sender(self, target: Target) -> Sender:
+        key_headers = {source.name: source.key_header for source in self._config.sources}
+        return Sender(target, self._config.egress, key_headers=key_headers, user_agent=f"relay/{__version__}", now=_now)
+
+    async def _listen(self) -> None:
+        server, admin = self._config.server, self._config.admin
+        self._hooks = await Listener.open(
+            self._ingress.handle,
+            server.listen.host,
+            server.listen.port,
+            header_timeout=server.header_timeout,
+            tls=None if server.tls is None else tls_context(server.tls),
+        )
+        self._closing.push_async_callback(self._hooks.close)
+        calls = Admin(
+            self._dispatcher,
+            self._store,
+            token=admin.token,
+            hosts=_names_of(admin.listen),
+            unready=self.unready,
+            render_metrics=self._render_metrics,
+            now=_now,
+        )
+        self._admin = await Listener.open(
+            calls.handle, admin.listen.host, admin.listen.port, header_timeout=server.header_timeout
+        )
+        self._closing.push_async_callback(self._admin.close)
+
+    async def stop(self) -> None:
+        """Close the port, finish requests, give attempts under way `drain_timeout`, record it all, close the store."""
+        self._draining = True
+        self._ingress.drain()
+        await self._hooks.stop_accepting()
+        await self._closing.aclose()
+
+    async def _stop_delivering(self) -> None:
+        await self._dispatcher.stop(self._config.server.drain_timeout)
+
+    async def run_until(self, asked: asyncio.Event) -> int:
+        """Serve until asked to stop or unable to go on; returns the exit code."""
+        waits = [asyncio.create_task(asked.wait()), asyncio.create_task(self._ended.wait())]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        await self.stop()
+        return FAILURE if self._failed else FINE
+
+    def _fail(self) -> None:
+        self._failed = True
+        self._ended.set()
+
+    def unready(self) -> list[str]:
+        """Why no traffic should be sent here; empty when all is well. A slow or disabled target is no reason."""
+        reasons: list[str] = []
+        if self._draining:
+            reasons.append("draining")
+        if not self._store.condition().writable:
+            reasons.append("store_unavailable")
+        if self._dispatcher.failing():
+            reasons.append("delivery_loop_failed")
+        if self._dispatcher.stale_lanes():
+            reasons.append("delivery_loop_stuck")
+        if self._dispatcher.unclaimed():
+            reasons.append("due_deliveries_unclaimed")
+        return reasons
+
+    def _render_metrics(self, backlog: Iterable[Backlog]) -> bytes:
+        self._backlog = {one.target: one for one in backlog}
+        return self._metrics.render()
+
+    def _gauges(self) -> Iterable[TargetGauges]:
+        for name, kept in self._backlog.items():
+            is_disabled = self._dispatcher.health(name).state is TargetState.DISABLED
+            yield TargetGauges(
+                name,
+                pending=0 if is_disabled else kept.pending,
+                held=kept.pending if is_disabled else 0,
+                in_flight=kept.in_flight,
+                dead=kept.dead,
+                oldest_pending_at=kept.oldest_received_at,
+                disabled=is_disabled,
+            )
+
+    async def _prune_for_ever(self) -> None:
+        """Delete what has outlived its retention, a small batch at a time."""
+        while True:
+            gone = 0
+            try:
+                while number := await self._store.prune(self._config.store.retention, _now()):
+                    gone += number
+                    await asyncio.sleep(PRUNE_PAUSE.total_seconds())
+            except StoreUnavailable:
+                pass  # the outage is told by the store; the next round goes on
+            if gone:
+                log.info("events.pruned", count=gone, reason="retention")
+            await asyncio.sleep(PRUNE_EVERY.total_seconds())
+
+
+class _Both:
+    """Two observers as one: the log, and who watches a demonstration."""
+
+    def __init__(self, first: Observer, second: Observer) -> None:
+        self._observers = (first, second)
+
+    def attempted(self, attempt: Attempted) -> None:
+        for observer in self._observers:
+            observer.attempted(attempt)
+
+    def disabled(self, health: TargetHealth) -> None:
+        for observer in self._observers:
+            observer.disabled(health)
+
+    def enabled(self, health: TargetHealth) -> None:
+        for observer in self._observers:
+            observer.enabled(health)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+async def _cancel(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def store_path(url: str) -> Path:
+    """The file of a `sqlite:///` URL."""
+    return Path(url.removeprefix("sqlite:///"))
+
+
+def tls_context(files: TlsFiles) -> ssl.SSLContext:
+    """The server side of TLS, 1.2 or newer."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(files.cert, files.key)
+    return context
+
+
+def digests(target: Target) -> tuple[str, str]:
+    """Digests of a target's URL and of its headers: a change of either is worth a probe."""
+    headers = json.dumps(target.headers)
+    return tuple(hashlib.blake2b(text.encode(), digest_size=16).hexdigest() for text in (target.url, headers))  # type: ignore[return-value]
+
+
+def secrets_of(config: Config) -> set[str]:
+    """Every secret that the config holds, as text: what no log line may show."""
+    found = {
+        secret.value.decode("utf-8", "replace")
+        for source in config.sources
+        for secret in getattr(source.check, "secrets", ())
+    }
+    found.update(value for target in config.targets for _, value in target.headers)
+    found.update(target.url for target in config.targets)
+    if config.admin.token is not None:
+        found.add(config.admin.token.value.decode())
+    return found
+
+
+def _names_of(address: Address) -> frozenset[str]:
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    return frozenset({host})
+
+
+def run(config: Config, *, new_store: bool = False) -> int:
+    """Serve until a signal says stop; returns the exit code of the process."""
+    pipe = start_logging(config.log.level, config.log.format, sys.stdout)
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(_serve(config, pipe, new_store=new_store))
+    except StoreError as error:
+        return _refuse_start(error, STORE_IN_USE if isinstance(error, StoreInUse) else STORE_UNUSABLE)
+    except CannotListen as error:
+        return _refuse_start(error, CANNOT_LISTEN)
+    finally:
+        pipe.close()
+
+
+async def _serve(config: Config, pipe: LogPipe, *, new_store: bool) -> int:
+    asked = asyncio.Event()
+    _heed_signals(asked)
+    if not has_native_parser():
+        log.critical("relay.start_refused", reason="aiohttp lacks its native parser; install a wheel of it")
+        return FAILURE
+    for warning in config.warnings:
+        log.warning("config.warning", reason=warning.at(config.path))
+    app = App(config, new_store=new_store)
+    app.watch_log(pipe)
+    await app.start()
+    log.info(
+        "relay.started",
+        version=__version__,
+        listen="{}:{}".format(*app.hooks_address),
+        admin="{}:{}".format(*app.admin_address),
+        sources=len(config.sources),
+        targets=len(config.targets),
+        routes=len(config.routes),
+        store=config.store.url,
+        pid=os.getpid(),
+    )
+    code = await app.run_until(asked)
+    log.info("relay.stopped", exit_code=code)
+    return code
+
+
+def _heed_signals(asked: asyncio.Event) -> None:
+    """The first signal asks to stop, the second leaves at once: what is in the store is safe."""
+    loop = asyncio.get_running_loop()
+
+    def stop(number: signal.Signals) -> None:
+        if asked.is_set():
+            os._exit(FAILURE)
+        log.info("relay.stopping", reason=number.name)
+        asked.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number)
+    loop.add_signal_handler(
+        signal.SIGHUP,
+        lambda: log.warning("config.reload_refused", reason="this version takes a new config at a restart only"),
+    )
+
+
+def _loop_factory() -> "type[asyncio.AbstractEventLoop] | None":
+    """uvloop where it is installed: a third more throughput for nothing."""
+    try:
+        uvloop: ModuleType = __import__("uvloop")
+    except ImportError:
+        return None
+    factory: type[asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def _refuse_start(error: Exception, code: int) -> int:
+    log.critical("relay.start_refused", reason=str(error))
+    print(f"relay: {error}", file=sys.stderr)  # noqa: T201 - a person or a script starts it and reads this
+    return code

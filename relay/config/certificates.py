@@ -1,0 +1,84 @@
+"""The server's certificate and key: loaded once while the config is read, so that a start cannot fail for them.
+
+Law: what is wrong is named by file. The expiry is read by serving the certificate to ourselves in memory, the one
+public way the standard library has to look into a certificate that is not a CA.
+"""
+
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+
+from relay.config.problems import Refused
+from relay.config.settings import TlsFiles
+
+_NOT_YET_VALID = 9
+_EXPIRED = 10
+"""OpenSSL's verify codes X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
+
+
+class _Encrypted(Exception):
+    """The key asks for a password."""
+
+
+def checked(files: TlsFiles, *, warn: Callable[[str], None]) -> None:
+    """Raises `Refused` when the pair cannot be served; `warn` is told when clients will not accept its dates."""
+    certificate = _pem(files.cert, "certificate", "CERTIFICATE-----")
+    _pem(files.key, "key", "PRIVATE KEY-----")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(files.cert, files.key, password=_no_password)
+    except _Encrypted:
+        raise Refused(f"key {files.key} is encrypted; store it without a password") from None
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise Refused(f"key {files.key} does not belong to certificate {files.cert}") from None
+        raise Refused(f"certificate {files.cert} and key {files.key} cannot be used: {error.reason}") from None
+    except OSError as error:
+        raise Refused(f"cannot read certificate or key: {error.strerror}") from None
+    if doubt := _date_doubt(context, certificate):
+        warn(f"certificate {files.cert} {doubt}")
+
+
+def _no_password() -> str:
+    raise _Encrypted
+
+
+def _pem(path: Path, what: str, mark: str) -> str:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a usable path"
+        raise Refused(f"cannot read {what} {path}: {reason}") from None
+    if mark not in text:
+        raise Refused(f"{what} {path} is not PEM: it has no line that ends in {mark}")
+    return text
+
+
+def _date_doubt(server: ssl.SSLContext, certificate: str) -> str | None:
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    client.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+    try:
+        client.load_verify_locations(cadata=certificate)
+        _shake_hands(server, client)
+    except ssl.SSLCertVerificationError as error:
+        return {_EXPIRED: "has expired", _NOT_YET_VALID: "is not valid yet"}.get(error.verify_code)
+    except ssl.SSLError:
+        return None
+    return None
+
+
+def _shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> None:
+    """A handshake between two ends in memory; raises what the client finds wrong."""
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = (client.wrap_bio(down, up), server.wrap_bio(up, down, server_side=True))
+    waiting = set(ends)
+    for _ in range(10):
+        for end in ends:
+            try:
+                end.do_handshake()
+                waiting.discard(end)
+            except ssl.SSLWantReadError:
+                continue
+        if not waiting:
+            return

@@ -1,0 +1,84 @@
+"""The whole configuration as frozen values, ready to run: nothing in it needs another check."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+from relay.config.problems import Problem
+from relay.delivery.egress import EgressPolicy
+from relay.model import IPNetwork, Route, Secret, Source, Target
+from relay.store import Retention
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a listener binds; an IPv6 host stands without brackets; port 0 takes a free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """A certificate chain and its key, PEM; they were loaded once to see that they fit."""
+
+    cert: Path
+    key: Path
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """The public listener."""
+
+    listen: Address
+    max_body: int
+    """Bytes."""
+    trusted_proxies: tuple[IPNetwork, ...]
+    header_timeout: timedelta
+    body_timeout: timedelta
+    drain_timeout: timedelta
+    tls: TlsFiles | None
+
+
+@dataclass(frozen=True, slots=True)
+class AdminSettings:
+    """The admin listener; without a token it is bound to loopback."""
+
+    listen: Address
+    token: Secret | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """Where events are kept: `sqlite:///relative.db` or `sqlite:////absolute.db`."""
+
+    url: str
+    retention: Retention
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """What is logged, and how."""
+
+    level: Literal["debug", "info", "warning", "error"]
+    format: Literal["auto", "json", "console"]
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """One YAML file, whole and checked; `warnings` are to be shown at each start."""
+
+    path: Path
+    server: ServerSettings
+    admin: AdminSettings
+    store: StoreSettings
+    egress: EgressPolicy
+    log: LogSettings
+    sources: tuple[Source, ...]
+    targets: tuple[Target, ...]
+    routes: tuple[Route, ...]
+    warnings: tuple[Problem, ...] = ()

@@ -1,0 +1,156 @@
+"""Targets and routes out of their sections, with every check that one of them alone needs."""
+
+from collections.abc import Collection, Mapping
+from datetime import timedelta
+
+from relay.config import urls, values
+from relay.config.problems import KeyPath, Refused, Report, suggestion
+from relay.config.schema import RouteSection, TargetSection
+from relay.config.settings import Address
+from relay.config.values import duration_text
+from relay.delivery.egress import EgressPolicy
+from relay.model import Headers, Route, Target
+
+_MOST_LISTED = 20
+_NEVER_USED = timedelta(minutes=15)
+"""The longest wait between probes of a target that is never probed."""
+
+_FRAMING = frozenset(
+    {
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "http2-settings",
+        "keep-alive",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+"""Headers that belong to one connection or to a message's framing; the YAML has no say in them."""
+
+
+def target(
+    name: str, section: TargetSection, *, egress: EgressPolicy, listen: Address, report: Report
+) -> Target | None:
+    """The target, None when its URL is refused; all that is wrong is reported."""
+    path: KeyPath = ("targets", name)
+    headers = _headers(section.headers, (*path, "headers"), report)
+    _check_header_lists(section, path, report)
+    _check_statuses(section, path, report)
+    probe = None if report.is_broken((*path, "probe")) else section.probe
+    if probe is not None and probe.first > probe.max:
+        first, longest = duration_text(probe.first), duration_text(probe.max)
+        report.refuse((*path, "probe"), f"first ({first}) must not be longer than max ({longest})")
+    try:
+        url = urls.parsed(section.url)
+        urls.refuse_forbidden(url, EgressPolicy() if report.is_broken(("egress",)) else egress)
+    except Refused as refused:
+        report.refuse((*path, "url"), str(refused))
+        return None
+    urls.warn_doubtful(url, listen, lambda warning: report.warn((*path, "url"), warning))
+    return Target(
+        name=name,
+        url=url.url,
+        headers=headers,
+        timeout=section.timeout,
+        concurrency=section.concurrency,
+        schedule=tuple(section.retry.schedule),
+        disable_after=section.disable_after,
+        probe_first=section.probe.first if section.probe else None,
+        probe_max=section.probe.max if section.probe else _NEVER_USED,
+        success=section.success,
+        refusals=section.refusals,
+        forward_headers=frozenset(map(str.lower, section.forward_headers)),
+        strip_headers=frozenset(map(str.lower, section.strip_headers)),
+    )
+
+
+def _headers(given: Mapping[str, str], path: KeyPath, report: Report) -> Headers:
+    seen: dict[str, str] = {}
+    for name in given:
+        lower = name.lower()
+        if not values.HEADER_NAME.fullmatch(name):
+            report.refuse((*path, name), "not a valid header name")
+        elif reason := _reserved(lower):
+            report.refuse((*path, name), reason)
+        elif lower in seen:
+            report.refuse((*path, name), f"the same header as {seen[lower]}")
+        seen[lower] = name
+    return tuple(given.items())
+
+
+def _reserved(lower: str) -> str | None:
+    if lower in _FRAMING or lower.startswith("proxy-"):
+        return "set by the connection itself; it cannot be configured"
+    if lower.startswith("relay-"):
+        return "relay- headers are the relay's own"
+    return None
+
+
+def _check_header_lists(section: TargetSection, path: KeyPath, report: Report) -> None:
+    for index, name in enumerate(section.forward_headers):
+        if reason := _reserved(name.lower()):
+            report.refuse((*path, "forward_headers", index), f"{name} is never forwarded: {reason}")
+    forwarded = {name.lower() for name in section.forward_headers}
+    for index, name in enumerate(section.strip_headers):
+        if name.lower() in forwarded:
+            report.refuse((*path, "strip_headers", index), f"{name} stands under forward_headers as well")
+
+
+def _check_statuses(section: TargetSection, path: KeyPath, report: Report) -> None:
+    if section.success is None:
+        return
+    if not section.success.ranges:
+        report.refuse((*path, "success"), "an empty list would never deliver; remove it or name statuses")
+    if "refusals" not in section.model_fields_set:
+        return
+    both = next(
+        (status for status in range(200, 600) if status in section.success and status in section.refusals), None
+    )
+    if both is not None:
+        report.refuse((*path, "refusals"), f"{both} stands under success as well")
+
+
+def route(
+    index: int, section: RouteSection, *, sources: Collection[str], targets: Collection[str], report: Report
+) -> Route:
+    """The route; all that is wrong is reported. `sources` and `targets` are the names that the document has."""
+    path: KeyPath = ("routes", index)
+    if not values.ROUTE_NAME.fullmatch(section.name):
+        report.refuse((*path, "name"), f"name must match {values.NAME.pattern}, with single spaces between words")
+    _check_names(section.sources, "source", sources, (*path, "from"), report)
+    _check_names(section.targets, "target", targets, (*path, "to"), report)
+    types = tuple(section.match.type) if section.match else ()
+    if section.match and not types:
+        report.refuse((*path, "match", "type"), "an empty list matches nothing; remove match to take every event")
+    return Route(
+        name=section.name,
+        sources=frozenset(str(name) for name in section.sources if name is not None),
+        targets=tuple(str(name) for name in section.targets if name is not None),
+        types=types,
+    )
+
+
+def _check_names(names: list[str | None], what: str, known: Collection[str], path: KeyPath, report: Report) -> None:
+    if not names:
+        report.refuse(path, f"needs at least one {what}")
+    if report.is_broken((f"{what}s",)) and not known:
+        return
+    for index, name in enumerate(names):
+        if name is None:
+            continue
+        if name in names[:index]:
+            report.refuse((*path, index), f"{what} {values.shown(name)} is named twice")
+        elif name == "relay" and what == "source" and name not in known:
+            report.refuse((*path, index), 'the built-in source "relay" is not built yet in this version')
+        elif name not in known:
+            report.refuse((*path, index), f"unknown {what} {values.shown(name)}{_hint(name, known)}")
+
+
+def _hint(name: str, known: Collection[str]) -> str:
+    listed = f"known: {', '.join(sorted(known)[:_MOST_LISTED]) or 'none'}"
+    near = suggestion(name, known)
+    return f"{near} {listed}" if near else f"; {listed}"

@@ -1,0 +1,228 @@
+"""The numbers Relay keeps of itself, in Prometheus' text format.
+
+Law: labels come from the config alone, whatever strangers send; observing costs about a microsecond, because every
+child is made beforehand; and a scrape costs the same with a million rows as with none, because gauges are kept by
+their owners and only read here.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from relay.model import DeliveryState, OutcomeKind
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+RESULTS = ("accepted", "unrouted", "duplicate", "refused")
+"""What became of a received event."""
+
+_FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+_ATTEMPT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 60)
+_LATENCY = (0.01, 0.05, 0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600, 3 * 24 * 3600)
+
+
+@dataclass(frozen=True, slots=True)
+class TargetGauges:
+    """What is kept of one target's deliveries; `pending` does not count what is held."""
+
+    target: str
+    pending: int = 0
+    held: int = 0
+    in_flight: int = 0
+    dead: int = 0
+    oldest_pending_at: datetime | None = None
+    """When the oldest event that is pending or held was received."""
+    disabled: bool = False
+
+
+def _no_gauges() -> Iterable[TargetGauges]:
+    return ()
+
+
+def _zero() -> int:
+    return 0
+
+
+class _Kept(Collector):
+    """Reads, at a scrape, the numbers that others keep."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.now = now
+        self.targets: tuple[str, ...] = ()
+        self.gauges: Callable[[], Iterable[TargetGauges]] = _no_gauges
+        self.store_bytes: Callable[[], int] = _zero
+        self.log_dropped: Callable[[], int] = _zero
+        self.http_malformed: Callable[[], int] = _zero
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing, so that registering reads no number."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """The kept numbers, for every configured target and for no other."""
+        kept = {gauges.target: gauges for gauges in self.gauges()}
+        deliveries = GaugeMetricFamily("relay_deliveries", "Deliveries by state.", labels=("target", "state"))
+        oldest = GaugeMetricFamily(
+            "relay_oldest_pending_seconds",
+            "Time since the oldest event that waits for a target, held or not, was received.",
+            labels=("target",),
+        )
+        disabled = GaugeMetricFamily("relay_target_disabled", "1 while a target is disabled.", labels=("target",))
+        now = self.now()
+        for target in self.targets:
+            gauges = kept.get(target) or TargetGauges(target)
+            deliveries.add_metric((target, DeliveryState.PENDING), max(0, gauges.pending))
+            deliveries.add_metric((target, "held"), max(0, gauges.held))
+            deliveries.add_metric((target, DeliveryState.IN_FLIGHT), max(0, gauges.in_flight))
+            deliveries.add_metric((target, DeliveryState.DEAD), max(0, gauges.dead))
+            since = gauges.oldest_pending_at
+            oldest.add_metric((target,), 0.0 if since is None else max(0.0, now - since.timestamp()))
+            disabled.add_metric((target,), int(gauges.disabled))
+        yield from (deliveries, oldest, disabled)
+        yield GaugeMetricFamily("relay_store_bytes", "Size of the store.", value=self.store_bytes())
+        yield CounterMetricFamily(
+            "relay_log_dropped", "Log lines dropped because nobody read them.", value=self.log_dropped()
+        )
+        yield CounterMetricFamily(
+            "relay_http_malformed", "Requests that were no HTTP, refused by the parser.", value=self.http_malformed()
+        )
+
+
+class Metrics:
+    """All metrics of one relay, in a registry of its own; others may add theirs to `registry`.
+
+    A name that the config does not know is not counted: an attempt may still be under way for a target that a reload
+    has just removed.
+    """
+
+    def __init__(self, version: str, *, now: Callable[[], float] = time.time) -> None:
+        """`now` gives Unix seconds."""
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        registry = self.registry = CollectorRegistry()
+        source, target = ("source",), ("target",)
+        self._now = now
+        self._events = Counter(
+            "relay_events_received", "Webhooks by what became of them.", ("source", "result"), registry=registry
+        )
+        self._ingest = Histogram(
+            "relay_ingest_duration_seconds", "Request to answer.", source, buckets=_FAST, registry=registry
+        )
+        self._last_event = Gauge(
+            "relay_source_last_event_timestamp_seconds", "Time of a source's last event.", source, registry=registry
+        )
+        self._attempts = Counter(
+            "relay_delivery_attempts", "Attempts by their outcome.", ("target", "outcome"), registry=registry
+        )
+        self._duration = Histogram(
+            "relay_delivery_duration_seconds", "Length of an attempt.", target, buckets=_ATTEMPT, registry=registry
+        )
+        self._latency = Histogram(
+            "relay_delivery_latency_seconds", "Receipt to delivery.", target, buckets=_LATENCY, registry=registry
+        )
+        self._commit = Histogram(
+            "relay_store_commit_seconds", "Length of a commit of the store.", buckets=_FAST, registry=registry
+        )
+        Gauge("relay_build_info", "The running version.", ("version",), registry=registry).labels(version).set(1)
+        ProcessCollector(registry=registry)
+        self._kept = _Kept(now)
+        registry.register(self._kept)
+        self._by_result: dict[tuple[str, str], Counter] = {}
+        self._by_outcome: dict[tuple[str, str], Counter] = {}
+        self._by_source: dict[str, tuple[Histogram, Gauge]] = {}
+        self._by_target: dict[str, tuple[Histogram, Histogram]] = {}
+
+    def know(self, sources: Iterable[str], targets: Iterable[str]) -> None:
+        """Take the names of a config: new ones are shown with zeros, those that are gone are shown no more."""
+        sources, targets = tuple(sources), tuple(targets)
+        for source in self._by_source.keys() - set(sources):
+            self._forget_source(source)
+        for target in self._by_target.keys() - set(targets):
+            self._forget_target(target)
+        self._by_source = {name: (self._ingest.labels(name), self._last_event.labels(name)) for name in sources}
+        self._by_target = {name: (self._duration.labels(name), self._latency.labels(name)) for name in targets}
+        self._by_result = {(name, one): self._events.labels(name, one) for name in sources for one in RESULTS}
+        self._by_outcome = {(name, one): self._attempts.labels(name, one) for name in targets for one in OutcomeKind}
+        self._kept.targets = targets
+
+    def _forget_source(self, source: str) -> None:
+        self._ingest.remove(source)
+        self._last_event.remove(source)
+        for result in RESULTS:
+            self._events.remove(source, result)
+
+    def _forget_target(self, target: str) -> None:
+        self._duration.remove(target)
+        self._latency.remove(target)
+        for outcome in OutcomeKind:
+            self._attempts.remove(target, outcome)
+
+    def watch(
+        self,
+        *,
+        gauges: Callable[[], Iterable[TargetGauges]] | None = None,
+        store_bytes: Callable[[], int] | None = None,
+        log_dropped: Callable[[], int] | None = None,
+        http_malformed: Callable[[], int] | None = None,
+    ) -> None:
+        """Name who keeps the gauges; each is called at a scrape and must cost next to nothing. None changes nothing."""
+        self._kept.gauges = gauges or self._kept.gauges
+        self._kept.store_bytes = store_bytes or self._kept.store_bytes
+        self._kept.log_dropped = log_dropped or self._kept.log_dropped
+        self._kept.http_malformed = http_malformed or self._kept.http_malformed
+
+    def event_received(self, source: str, result: str) -> None:
+        """Count a webhook; one that was not refused is also its source's last event."""
+        counter = self._by_result.get((source, result))
+        if counter is None:
+            return
+        counter.inc()
+        if result != "refused":
+            self._by_source[source][1].set(self._now())
+
+    def source_seen(self, source: str, at: datetime) -> None:
+        """Set the time of a source's last event, as the store remembers it at a start."""
+        known = self._by_source.get(source)
+        if known is not None:
+            known[1].set(at.timestamp())
+
+    def ingested(self, source: str, seconds: float) -> None:
+        """Note how long a request took from its head to its answer."""
+        known = self._by_source.get(source)
+        if known is not None:
+            known[0].observe(seconds)
+
+    def attempted(self, target: str, outcome: OutcomeKind, seconds: float) -> None:
+        """Count an attempt and note how long it took."""
+        counter = self._by_outcome.get((target, outcome))
+        if counter is not None:
+            counter.inc()
+            self._by_target[target][0].observe(seconds)
+
+    def delivered(self, target: str, latency_seconds: float) -> None:
+        """Note how long an event took from its receipt to its delivery."""
+        known = self._by_target.get(target)
+        if known is not None:
+            known[1].observe(latency_seconds)
+
+    def committed(self, seconds: float) -> None:
+        """Note how long the store took for a commit."""
+        self._commit.observe(seconds)
+
+    def render(self) -> bytes:
+        """Everything in Prometheus' text format, of the type `CONTENT_TYPE`."""
+        return generate_latest(self.registry)

@@ -1,0 +1,118 @@
+"""Turns what happened into its one log line and its counts.
+
+Law: one line a unit of work, told after it was committed; the words are those of the contract. Nothing here can fail
+a delivery or an answer.
+"""
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+
+import structlog
+
+from relay.delivery.lane import Attempted
+from relay.model import GiveUp, OutcomeKind, RetryAt, TargetHealth
+from relay.telemetry.lines import compact_traceback
+from relay.telemetry.metrics import Metrics
+
+log = structlog.get_logger()
+
+
+class Reporter:
+    """Observer of attempts, watcher of the store, and supervisor of the loops, in words and numbers."""
+
+    def __init__(self, metrics: Metrics, *, end: Callable[[], None]) -> None:
+        """`end` ends the process, with exit code 1."""
+        self._metrics = metrics
+        self._end = end
+        self._held: Callable[[str], int] = lambda _: 0
+
+    def count_held_by(self, held: Callable[[str], int]) -> None:
+        """Name who knows how many deliveries wait at a target."""
+        self._held = held
+
+    def attempted(self, attempt: Attempted) -> None:
+        """Tell of a recorded attempt."""
+        claim, outcome, ruling = attempt.claim, attempt.sent.outcome, attempt.settled.ruling
+        seconds = (attempt.ended_at - attempt.began_at).total_seconds()
+        self._metrics.attempted(claim.target, outcome.kind, seconds)
+        fields: dict[str, object] = {
+            "target": claim.target,
+            "source": claim.event.source,
+            "event_id": claim.event.id,
+            "delivery_id": claim.delivery_id,
+            "attempt": claim.attempt,
+            "outcome": outcome.kind.value,
+            "status": outcome.status,
+            "duration_ms": round(seconds * 1000, 1),
+        }
+        if attempt.sent.dropped_headers:
+            log.warning(
+                "delivery.header_dropped",
+                target=claim.target,
+                event_id=claim.event.id,
+                headers=list(attempt.sent.dropped_headers),
+            )
+        if outcome.kind is OutcomeKind.DELIVERED:
+            latency = (attempt.ended_at - claim.event.received_at).total_seconds()
+            self._metrics.delivered(claim.target, latency)
+            log.info("delivery.attempted", **fields)
+            return
+        fields["reason"] = outcome.reason
+        if ruling is None:
+            fields["reason"] = f"{outcome.reason}; its claim was lost, nothing was changed"
+        elif isinstance(ruling.decision, RetryAt):
+            fields["next_attempt_at"] = _rfc3339(ruling.decision)
+        log.warning("delivery.attempted", **fields)
+        if ruling is not None and isinstance(ruling.decision, GiveUp):
+            fields["reason"] = ruling.decision.reason
+            log.error("delivery.dead", **fields)
+
+    def disabled(self, health: TargetHealth) -> None:
+        """Tell once that a target holds from now on."""
+        log.error(
+            "target.disabled",
+            target=health.name,
+            disabled_by=health.disabled_by,
+            reason=health.reason,
+            failures=health.failures,
+            counted_events=list(health.counted_events),
+            held=self._held(health.name),
+            next_probe_at=None if health.probe_at is None else health.probe_at.isoformat(timespec="seconds"),
+            advice=f"relay targets enable {health.name}",
+        )
+
+    def enabled(self, health: TargetHealth) -> None:
+        """Tell that a target takes deliveries again."""
+        log.warning("target.enabled", target=health.name, held=self._held(health.name))
+
+    def committed(self, seconds: float) -> None:
+        """Count a commit."""
+        self._metrics.committed(seconds)
+
+    def unavailable(self, reason: str) -> None:
+        """Tell once an outage that nothing can be stored."""
+        log.error("store.unavailable", reason=reason)
+
+    def recovered(self, seconds: float) -> None:
+        """Tell that the outage is over."""
+        log.warning("store.recovered", after_seconds=round(seconds, 1))
+
+    def loop_failed(self, target: str, error: BaseException, *, restart_in: timedelta) -> None:
+        """Tell of a fault of ours in a delivery loop."""
+        log.error(
+            "delivery.loop_failed",
+            target=target,
+            reason=f"{type(error).__name__}: {error}",
+            traceback=compact_traceback(error),
+            restart_in_s=restart_in.total_seconds(),
+        )
+
+    def loops_keep_failing(self, error: BaseException) -> None:
+        """End the process: a delivery loop that is down and stays down must not look alive."""
+        log.critical("delivery.loops_keep_failing", reason=f"{type(error).__name__}: {error}")
+        asyncio.get_running_loop().call_soon(self._end)
+
+
+def _rfc3339(decision: RetryAt) -> str:
+    return decision.at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
