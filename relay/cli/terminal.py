@@ -1,0 +1,94 @@
+"""What is put on a terminal: failures in words, tables, spans of time.
+
+Law: nothing that came from outside reaches a terminal unescaped, and all fits into its width.
+"""
+
+import shutil
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+import click
+
+NARROWEST = 40
+WIDEST = 120
+
+
+class Failure(click.ClickException):
+    """What was asked for did not happen; the message says why and what to do."""
+
+    exit_code = 1
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print the words on stderr."""
+        click.echo(f"relay: {self.message}", file=file, err=file is None)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table; numbers stand to the right."""
+
+    title: str
+    is_number: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A cell; `style` is what `click.style` takes."""
+
+    text: str
+    colour: str | None = None
+
+
+def safe(text: str) -> str:
+    """Text from outside on one line: what a terminal might obey is escaped."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape", "backslashreplace").decode()
+        for letter in text
+    )
+
+
+def width() -> int:
+    """Columns to write in."""
+    return max(NARROWEST, min(WIDEST, shutil.get_terminal_size((80, 24)).columns))
+
+
+def table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> list[str]:
+    """The lines of a table, the titles first."""
+    widths = [
+        max(len(column.title), *(len(row[index].text) for row in rows), 0) for index, column in enumerate(columns)
+    ]
+    titles = [Cell(column.title, "bright_black") for column in columns]
+    return [_line(columns, widths, row) for row in (titles, *rows)]
+
+
+def _line(columns: Sequence[Column], widths: Sequence[int], row: Sequence[Cell]) -> str:
+    cells: list[str] = []
+    for index, (column, size, cell) in enumerate(zip(columns, widths, row, strict=True)):
+        is_last = index == len(columns) - 1
+        padded = cell.text.rjust(size) if column.is_number else cell.text.ljust(0 if is_last else size)
+        cells.append(click.style(padded, fg=cell.colour) if cell.colour else padded)
+    return "  ".join(cells).rstrip()
+
+
+def note(text: str) -> list[str]:
+    """A remark below a table's row, wrapped to the width."""
+    lines = textwrap.wrap(safe(text), width() - 4, break_on_hyphens=False) or [""]
+    return [f"    {line}" for line in lines]
+
+
+def span(seconds: float) -> str:
+    """A span of time in its largest whole unit: `12s`, `4m`, `3h`, `2d`."""
+    whole = max(0, int(seconds))
+    for unit, size in (("d", 86_400), ("h", 3600), ("m", 60)):
+        if whole >= 2 * size or (whole >= size and whole % size == 0):
+            return f"{whole // size}{unit}"
+    return f"{whole}s"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 source`, `2 sources`, `3 deliveries`."""
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count} {noun[:-1]}ies" if noun.endswith("y") else f"{count} {noun}s"

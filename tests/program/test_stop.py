@@ -1,0 +1,156 @@
+"""Section 'shutdown and start' of the contract, on the installed command."""
+
+import asyncio
+import signal
+import time
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from tests.support.program import Arrival, Gateway, Sink, until, webhook, write_config
+
+
+async def test_a_stop_lets_attempts_under_way_finish_and_exits_with_0(tmp_path: Path) -> None:
+    """SIGTERM: the attempt under way is finished and recorded; nothing is sent again afterwards."""
+    release = asyncio.Event()
+
+    async def answer_when_released(_: Arrival) -> int:
+        await release.wait()
+        return 200
+
+    async with Sink(answer_when_released) as sink, Gateway(write_config(tmp_path / "c.yaml", sink)) as gateway:
+        await gateway.post(*webhook(1))
+        await until(lambda: len(sink.arrivals) == 1)
+        gateway.signal(signal.SIGTERM)
+        await until(lambda: bool(gateway.said("relay.stopping")))
+        release.set()
+        assert await gateway.ended() == 0
+        assert [line["outcome"] for line in gateway.said("delivery.attempted")] == ["delivered"]
+        assert gateway.said("relay.stopped")
+        await gateway.start()
+        assert (await gateway.targets())["crm"]["pending"] == 0
+        assert len(sink.arrivals) == 1
+
+
+@pytest.mark.row("B68", "F31")
+async def test_an_attempt_that_outlasts_the_stop_is_interrupted_and_made_again(tmp_path: Path) -> None:
+    """What `drain_timeout` cuts off spends no step and is sent again after the next start."""
+    forever = asyncio.Event()
+
+    async def hang_at_first(arrival: Arrival) -> int:
+        if arrival.attempt == 1:
+            await forever.wait()
+        return 200
+
+    async with Sink(hang_at_first) as sink:
+        config = write_config(tmp_path / "c.yaml", sink, server="drain_timeout: 500ms")
+        async with Gateway(config) as gateway:
+            _, answer = await gateway.post(*webhook(1))
+            await until(lambda: len(sink.arrivals) == 1)
+            gateway.signal(signal.SIGTERM)
+            assert await gateway.ended(within=25) == 0
+            assert [line["outcome"] for line in gateway.said("delivery.attempted")] == ["interrupted"]
+            forever.set()
+            await gateway.start()
+            await until(lambda: len(sink.arrivals) == 2)
+            assert (sink.arrivals[1].event_id, sink.arrivals[1].attempt) == (answer["id"], 2)
+
+
+@pytest.mark.row("B73", "F31")
+async def test_a_second_signal_leaves_at_once_and_loses_nothing(tmp_path: Path) -> None:
+    """Twice SIGTERM does not wait for a hung target; the event is delivered after the next start."""
+    forever = asyncio.Event()
+
+    async def hang_at_first(arrival: Arrival) -> int:
+        if arrival.attempt == 1:
+            await forever.wait()
+        return 200
+
+    async with Sink(hang_at_first) as sink, Gateway(write_config(tmp_path / "c.yaml", sink)) as gateway:
+        _, answer = await gateway.post(*webhook(1))
+        await until(lambda: len(sink.arrivals) == 1)
+        gateway.signal(signal.SIGTERM)
+        await until(lambda: bool(gateway.said("relay.stopping")))
+        before = time.monotonic()
+        gateway.signal(signal.SIGTERM)
+        await gateway.ended()
+        assert time.monotonic() - before < 10  # drain_timeout is 20 s
+        forever.set()
+        await gateway.start()
+        await until(lambda: len(sink.arrivals) == 2)
+        assert sink.ids("crm") == [answer["id"]] * 2
+
+
+@pytest.mark.row("H56")
+async def test_while_it_stops_new_webhooks_are_not_acknowledged(tmp_path: Path) -> None:
+    """During a drain the port is closed or says 503; a 2xx is never given."""
+    release = asyncio.Event()
+
+    async def answer_when_released(_: Arrival) -> int:
+        await release.wait()
+        return 200
+
+    async with Sink(answer_when_released) as sink, Gateway(write_config(tmp_path / "c.yaml", sink)) as gateway:
+        await gateway.post(*webhook(1))
+        await until(lambda: len(sink.arrivals) == 1)
+        gateway.signal(signal.SIGTERM)
+        await until(lambda: bool(gateway.said("relay.stopping")))
+        try:
+            status, _ = await gateway.post(*webhook(2))
+        except (aiohttp.ClientError, OSError):
+            status = 503
+        assert status == 503
+        release.set()
+        assert await gateway.ended() == 0
+
+
+@pytest.mark.row("F11", "C53")
+async def test_a_second_relay_on_the_same_store_is_told_so(tmp_path: Path) -> None:
+    """Exit 75, naming the process that has the store; the first goes on."""
+    async with Sink() as sink, Gateway(write_config(tmp_path / "c.yaml", sink)) as first:
+        second = Gateway(first.config)
+        with pytest.raises(AssertionError, match=f"in use by another relay \\(process {first.process.pid}\\)"):
+            await second.start()
+        assert await second.ended() == 75
+        status, _ = await first.post(*webhook(1))
+        assert status == 200
+
+
+@pytest.mark.row("C50")
+async def test_a_port_in_use_is_named(tmp_path: Path) -> None:
+    """Exit 69 and the address; the store is let go of."""
+    async with Sink() as sink:
+        config = write_config(tmp_path / "c.yaml", sink)
+        config.write_text(config.read_text().replace("127.0.0.1:0", f"127.0.0.1:{sink.port}", 1))
+        gateway = Gateway(config)
+        with pytest.raises(AssertionError, match=f"cannot listen on 127.0.0.1:{sink.port}: it is in use"):
+            await gateway.start()
+        assert await gateway.ended() == 69
+
+
+@pytest.mark.row("F8", "C53")
+@pytest.mark.parametrize("damage", ["vanished", "emptied", "truncated", "overwritten"])
+async def test_a_store_that_is_not_what_it_was_is_refused_and_left_alone(tmp_path: Path, damage: str) -> None:
+    """Exit 74 with the way out; `--new-store` sets the remains aside and starts afresh."""
+    store = tmp_path / "relay.db"
+    async with Sink() as sink, Gateway(write_config(tmp_path / "c.yaml", sink)) as gateway:
+        await gateway.post(*webhook(1))
+        gateway.signal(signal.SIGTERM)
+        assert await gateway.ended() == 0
+        match damage:
+            case "vanished":
+                store.unlink()
+            case "emptied":
+                store.write_bytes(b"")
+            case "truncated":
+                store.write_bytes(store.read_bytes()[:8192])
+            case "overwritten":
+                store.write_bytes(b"\xff" * 100 + store.read_bytes()[100:])
+        before = store.read_bytes() if store.exists() else None
+        with pytest.raises(AssertionError, match=r"relay\.db.*--new-store"):
+            await gateway.start()
+        assert await gateway.ended() == 74
+        assert (store.read_bytes() if store.exists() else None) == before
+        await gateway.start("--new-store")
+        assert (await gateway.post(*webhook(1)))[1]["duplicate"] is False
