@@ -6,6 +6,7 @@ leaves nothing behind and never hangs; a stop loses nothing, whether it is asked
 
 import asyncio
 import contextlib
+import gc
 import hashlib
 import json
 import os
@@ -21,7 +22,7 @@ from types import ModuleType
 import structlog
 
 from relay import __version__
-from relay.admin import Admin
+from relay.admin import Admin, refuse
 from relay.config import Address, Config, TlsFiles
 from relay.delivery.dispatcher import Dispatcher
 from relay.delivery.lane import Attempted, Observer
@@ -156,7 +157,7 @@ class App:
             now=_now,
         )
         self._admin = await Listener.open(
-            calls.handle, admin.listen.host, admin.listen.port, header_timeout=server.header_timeout
+            calls.handle, admin.listen.host, admin.listen.port, header_timeout=server.header_timeout, refuse=refuse
         )
         self._closing.push_async_callback(self._admin.close)
 
@@ -259,8 +260,8 @@ async def _cancel(task: "asyncio.Task[None]") -> None:
 
 
 def store_path(url: str) -> Path:
-    """The file of a `sqlite:///` URL."""
-    return Path(url.removeprefix("sqlite:///"))
+    """The file of a `sqlite:///` URL, whole, so that every message says where it is."""
+    return Path(url.removeprefix("sqlite:///")).absolute()
 
 
 def tls_context(files: TlsFiles) -> ssl.SSLContext:
@@ -311,7 +312,7 @@ def run(config: Config, *, new_store: bool = False) -> int:
 
 async def _serve(config: Config, pipe: LogPipe, *, new_store: bool) -> int:
     asked = asyncio.Event()
-    _heed_signals(asked)
+    _heed_signals(asked, pipe)
     if not has_native_parser():
         log.critical("relay.start_refused", reason="aiohttp lacks its native parser; install a wheel of it")
         return FAILURE
@@ -320,6 +321,7 @@ async def _serve(config: Config, pipe: LogPipe, *, new_store: bool) -> int:
     app = App(config, new_store=new_store)
     app.watch_log(pipe)
     await app.start()
+    _settle_memory()
     log.info(
         "relay.started",
         version=__version__,
@@ -336,12 +338,22 @@ async def _serve(config: Config, pipe: LogPipe, *, new_store: bool) -> int:
     return code
 
 
-def _heed_signals(asked: asyncio.Event) -> None:
+def _settle_memory() -> None:
+    """Leave what was built at the start out of every later garbage collection, and collect less often: requests
+    leave almost no cycles behind, and collecting took a seventh of the processor."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
+def _heed_signals(asked: asyncio.Event, pipe: LogPipe) -> None:
     """The first signal asks to stop, the second leaves at once: what is in the store is safe."""
     loop = asyncio.get_running_loop()
 
     def stop(number: signal.Signals) -> None:
         if asked.is_set():
+            log.warning("relay.stopping", reason=f"{number.name} again: leaving at once, what is stored is safe")
+            pipe.close(0.5)
             os._exit(FAILURE)
         log.info("relay.stopping", reason=number.name)
         asked.set()
@@ -366,5 +378,6 @@ def _loop_factory() -> "type[asyncio.AbstractEventLoop] | None":
 
 def _refuse_start(error: Exception, code: int) -> int:
     log.critical("relay.start_refused", reason=str(error))
-    print(f"relay: {error}", file=sys.stderr)  # noqa: T201 - a person or a script starts it and reads this
+    if not sys.stdout.isatty():  # on a terminal the line above has just said it
+        print(f"relay: {error}", file=sys.stderr)  # noqa: T201 - a person or a script starts it and reads this
     return code

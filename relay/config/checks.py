@@ -19,8 +19,8 @@ from relay.config.settings import (
     StoreSettings,
     TlsFiles,
 )
-from relay.delivery.egress import EgressPolicy, refusal
 from relay.model import IPNetwork, Route, Source, Target
+from relay.rules.egress import EgressPolicy, refusal
 from relay.store import Retention
 
 SPARE_DESCRIPTORS = 64

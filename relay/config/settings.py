@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from relay.config.problems import Problem
-from relay.delivery.egress import EgressPolicy
 from relay.model import IPNetwork, Route, Secret, Source, Target
+from relay.rules.egress import EgressPolicy
 from relay.store import Retention
 
 

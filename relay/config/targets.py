@@ -8,8 +8,8 @@ from relay.config.problems import KeyPath, Refused, Report, suggestion
 from relay.config.schema import RouteSection, TargetSection
 from relay.config.settings import Address
 from relay.config.values import duration_text
-from relay.delivery.egress import EgressPolicy
 from relay.model import Headers, Route, Target
+from relay.rules.egress import EgressPolicy
 
 _MOST_LISTED = 20
 _NEVER_USED = timedelta(minutes=15)

@@ -15,7 +15,7 @@ from yarl import URL
 from relay.config.problems import Refused, quoted
 from relay.config.settings import Address
 from relay.config.values import ends_in_number, is_host_name
-from relay.delivery.egress import METADATA, EgressPolicy, is_metadata_host, refusal
+from relay.rules.egress import METADATA, EgressPolicy, is_metadata_host, refusal
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _AUTHORITY_END = re.compile(r"[/?#]")

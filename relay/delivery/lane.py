@@ -8,6 +8,7 @@ settling holds up a slot, and are given back unused as soon as it is not.
 import asyncio
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from random import Random
@@ -15,7 +16,7 @@ from typing import Protocol
 
 from relay.delivery.sender import Sent
 from relay.model import Claim, Outcome, OutcomeKind, Target, TargetHealth, TargetState, Turn
-from relay.rules.health import Enable, Go, Permit, judge, permit
+from relay.rules.health import Enable, Go, Permit, Wait, judge, permit
 from relay.rules.retry import decide
 from relay.store import Ruling, Settled, Settlement, Store, StoreUnavailable, StoreUnusable
 
@@ -100,6 +101,7 @@ class Lane:
         self._under_way = 0
         self._at_once = False
         self._arrivals = True
+        self._arrival_under_way = False
         self._due_at: datetime | None = now()
         self._asked_at = now()
         self._paused_until: datetime | None = None
@@ -154,13 +156,16 @@ class Lane:
                 raise broken
             self._changed.clear()
             wait = self._pump()
-            async with _at_most(wait):
-                await self._changed.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait.total_seconds()):
+                    await self._changed.wait()
 
     async def drain(self, patience: timedelta) -> None:
         """Begin nothing more, let what is under way finish within `patience`, interrupt the rest and record it."""
         self._draining = True
         self._changed.set()
+        if self._fetch is not None:
+            await asyncio.wait([self._fetch], timeout=LAST_WORDS.total_seconds())
         self._give_back()
         if self._attempts:
             _, late = await asyncio.wait(self._attempts, timeout=patience.total_seconds())
@@ -168,9 +173,6 @@ class Lane:
                 task.cancel()
             if late:
                 await asyncio.wait(late, timeout=LAST_WORDS.total_seconds())
-        if self._fetch is not None:
-            await asyncio.wait([self._fetch])
-            self._give_back()
         await self._sender.close()
 
     def _pump(self) -> timedelta:
@@ -187,10 +189,11 @@ class Lane:
         if self._flows(now):
             self._top_up(WINDOW, now)
             return self._until(None, now)
+        if isinstance(allowed, Wait) or allowed.turn is not Turn.DUE:
+            self._give_back()
         if isinstance(allowed, Go):
             self._fetch_some(allowed.count - len(self._ready), allowed.turn, now)
             return self._until(None, now)
-        self._give_back()
         return self._until(allowed.until, now)
 
     def _permit(self, now: datetime) -> Permit:
@@ -199,7 +202,7 @@ class Lane:
             concurrency=self.target.concurrency,
             under_way=self._under_way,
             at_once=self._at_once,
-            arrivals=self._arrivals,
+            arrivals=self._arrivals and not self._arrival_under_way,
             now=now,
         )
 
@@ -272,11 +275,19 @@ class Lane:
         known = [at for at in (self._due_at, next_due_at) if at is not None]
         self._due_at = self._now() if full else min(known, default=None)
         self._alive.update(claim.token for claim in claims)
-        if turn is Turn.DUE:
-            self._ready.extend(claims)
-        else:
-            for claim in claims:
-                self._begin(claim)
+        self._ready.extend(claims)
+        if self._draining:
+            self._give_back()
+        elif turn is not Turn.DUE:
+            self._begin_chosen(turn)
+
+    def _begin_chosen(self, turn: Turn) -> None:
+        """Begin the probe or arrival that was claimed, unless the target's state has changed meanwhile."""
+        allowed = self._permit(self._now())
+        if isinstance(allowed, Go) and allowed.turn is turn and self._ready:
+            self._arrival_under_way = self._arrival_under_way or turn is Turn.ARRIVAL
+            self._begin(self._ready.popleft())
+        self._give_back()
 
     def _give_back(self) -> None:
         if self._ready:
@@ -329,6 +340,7 @@ class Lane:
             )
         finally:
             self._let_go(claim)
+            self._arrival_under_way = self._arrival_under_way and claim.turn is not Turn.ARRIVAL
             if not frees_at_once:
                 self._slot_free()
         self._learn(settled)
@@ -372,7 +384,7 @@ class Lane:
             self._at_once = settled.ruling.health.paced
         self._health = settled.ruling.health
         at = getattr(settled.ruling.decision, "at", None)
-        if settled.ruling.releases_held:
+        if settled.ruling.releases_held or self._health.state is TargetState.DISABLED:
             at = self._now()
         if at is not None:
             self._due_at = at if self._due_at is None else min(self._due_at, at)
@@ -385,24 +397,3 @@ class Lane:
             self._observer.disabled(settled.ruling.health)
         elif settled.was_disabled and not is_disabled:
             self._observer.enabled(settled.ruling.health)
-
-
-def _at_most(wait: timedelta) -> "_Deadline":
-    return _Deadline(wait.total_seconds())
-
-
-class _Deadline:
-    """An `asyncio.timeout` that is no error: the block simply ends."""
-
-    def __init__(self, seconds: float) -> None:
-        self._timeout = asyncio.timeout(seconds)
-
-    async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
-
-    async def __aexit__(self, *exc: object) -> bool:
-        try:
-            await self._timeout.__aexit__(*exc)  # type: ignore[arg-type]
-        except TimeoutError:
-            return True
-        return False

@@ -20,9 +20,10 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
-from relay.delivery.egress import EgressPolicy, guarded_connector, refused_by_egress
+from relay.delivery.egress import guarded_connector, refused_by_egress
 from relay.model import Claim, Headers, Outcome, OutcomeKind, Target
 from relay.rules.answers import meaning, parse_retry_after, status_line
+from relay.rules.egress import EgressPolicy
 from relay.rules.forwarding import outgoing_headers
 
 CONNECT_TIMEOUT = timedelta(seconds=5)

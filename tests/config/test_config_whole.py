@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from relay.config import Address, Config, ConfigRefused, Problem, find, json_schema, load
-from relay.delivery.egress import EgressPolicy
 from relay.model import StatusSet
+from relay.rules.egress import EgressPolicy
 
 Loader = Callable[..., Config]
 Refuser = Callable[..., list[str]]

@@ -12,14 +12,8 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.delivery.egress import (
-    METADATA_HOSTS,
-    EgressPolicy,
-    EgressRefused,
-    guarded_connector,
-    refusal,
-    refused_by_egress,
-)
+from relay.delivery.egress import EgressRefused, guarded_connector, refused_by_egress
+from relay.rules.egress import METADATA_HOSTS, EgressPolicy, refusal
 
 PRIVATE = EgressPolicy()
 PUBLIC = EgressPolicy(policy="public")
