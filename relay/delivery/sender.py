@@ -32,6 +32,9 @@ ANSWER_CAP = 64 * 1024
 EXCERPT = 1024
 """Bytes of an answer that are kept."""
 
+SHORTEST_SECRET = 8
+"""Characters; shorter values are words that an answer may well hold by chance."""
+
 _OUR_SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL})
 _NO_AUTO_HEADERS = frozenset({"Content-Type", "User-Agent", "Accept", "Accept-Encoding"})
 
@@ -100,11 +103,7 @@ class Sender:
             skip_auto_headers=_NO_AUTO_HEADERS,
             timeout=aiohttp.ClientTimeout(total=seconds, sock_connect=connect),
         )
-        self._own_secrets = sorted(
-            {part for _, value in target.headers for part in (value, *value.split()) if len(part) >= 8},
-            key=len,
-            reverse=True,
-        )
+        self._own_secrets = _own_secrets(target, self._url)
 
     async def send(self, claim: Claim, body: bytes) -> Sent:
         """Make one request for a claim; total but for cancellation.
@@ -154,6 +153,13 @@ class Sender:
     async def close(self) -> None:
         """Close the pool and the resolver."""
         await self._session.close()
+
+
+def _own_secrets(target: Target, url: URL) -> list[str]:
+    """What a target may echo and nobody may read: our credentials, and a URL that is one; the longest first."""
+    values = {part for _, value in target.headers for part in (value, *value.split())}
+    values |= {url.raw_path, url.path, url.raw_query_string, url.query_string}
+    return sorted((value for value in values if len(value) >= SHORTEST_SECRET), key=len, reverse=True)
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:

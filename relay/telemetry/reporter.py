@@ -11,7 +11,7 @@ from datetime import timedelta
 import structlog
 
 from relay.delivery.lane import Attempted
-from relay.model import GiveUp, OutcomeKind, RetryAt, TargetHealth
+from relay.model import GiveUp, OutcomeKind, RetryAt, TargetHealth, TargetState
 from relay.telemetry.lines import compact_traceback
 from relay.telemetry.metrics import Metrics
 
@@ -62,7 +62,8 @@ class Reporter:
         if ruling is None:
             fields["reason"] = f"{outcome.reason}; its claim was lost, nothing was changed"
         elif isinstance(ruling.decision, RetryAt):
-            fields["next_attempt_at"] = _rfc3339(ruling.decision)
+            is_held = ruling.health.state is TargetState.DISABLED
+            fields |= {"held": True} if is_held else {"next_attempt_at": _rfc3339(ruling.decision)}
         log.warning("delivery.attempted", **fields)
         if ruling is not None and isinstance(ruling.decision, GiveUp):
             fields["reason"] = ruling.decision.reason
