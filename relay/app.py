@@ -42,8 +42,6 @@ FINE, FAILURE, CANNOT_LISTEN, STORE_UNUSABLE, STORE_IN_USE = 0, 1, 69, 74, 75
 PRUNE_EVERY = timedelta(minutes=1)
 PRUNE_PAUSE = timedelta(milliseconds=100)
 """Between two batches of one round, so that answers do not queue behind deletions."""
-REQUESTS_TIMEOUT = timedelta(seconds=5)
-"""At a stop, how long requests under way may take."""
 
 log = structlog.get_logger()
 
@@ -67,7 +65,7 @@ class App:
         self._dispatcher: Dispatcher
         self._ingress: Ingress
         self._hooks: Listener
-        self._admin: Listener
+        self._admin: Listener | None = None
 
     @property
     def hooks_address(self) -> tuple[str, int]:
@@ -77,6 +75,7 @@ class App:
     @property
     def admin_address(self) -> tuple[str, int]:
         """Where the admin API is."""
+        assert self._admin is not None
         return self._admin.addresses[0]
 
     @property
@@ -106,6 +105,7 @@ class App:
         config = self._config
         self._store = await SqliteStore.open(store_path(config.store.url), self._reporter, afresh=self._new_store)
         self._closing.push_async_callback(self._store.close)
+        self._closing.push_async_callback(self._close_admin)  # after all that it shows has stopped
         self._dispatcher = Dispatcher(
             config.targets,
             self._store,
@@ -159,7 +159,6 @@ class App:
         self._admin = await Listener.open(
             calls.handle, admin.listen.host, admin.listen.port, header_timeout=server.header_timeout, refuse=refuse
         )
-        self._closing.push_async_callback(self._admin.close)
 
     async def stop(self) -> None:
         """Close the port, finish requests, give attempts under way `drain_timeout`, record it all, close the store."""
@@ -167,6 +166,10 @@ class App:
         self._ingress.drain()
         await self._hooks.stop_accepting()
         await self._closing.aclose()
+
+    async def _close_admin(self) -> None:
+        if self._admin is not None:
+            await self._admin.close()
 
     async def _stop_delivering(self) -> None:
         await self._dispatcher.stop(self._config.server.drain_timeout)

@@ -17,7 +17,7 @@ import structlog
 from aiohttp import HttpVersion10, HttpVersion11, web
 from aiohttp.client_exceptions import ClientError
 
-from relay.listener import MALFORMED, UNAVAILABLE, json_answer, peer_of
+from relay.listener import MALFORMED, UNAVAILABLE, invite_body, json_answer, peer_of
 from relay.model import Content, Event, Headers, IPNetwork, ReceivedRequest, Route, Source, VerifiedRequest
 from relay.rules.addresses import AddressRefusal, allowed, client_address
 from relay.rules.forwarding import incoming_hops, storable_headers
@@ -151,9 +151,14 @@ class Ingress:
             answer = await self._receive(request, desk)
         except StoreUnavailable as error:
             answer = _Turned(503, "store_unavailable", str(error), RETRY_SOON)
+        except Exception as error:  # a bug of ours: told, counted, and answered like an outage
+            log.error("request.failed", source=desk.source.name, exc_info=error)
+            answer = _Turned(503, "internal", type(error).__name__, RETRY_SOON)
         if isinstance(answer, _Turned):
             self._refused(desk, answer, request)
             response = _turned_away(answer)
+            if "Expect" in request.headers and not request.content.is_eof():
+                response.force_close()  # nobody knows whether the body still comes, so nothing behind it can be read
         else:
             response = answer
         self._watch_sender(desk, response.status)
@@ -180,10 +185,7 @@ class Ingress:
         refusal = prove_headers(headers, desk.source.check)
         if refusal is not None and desk.source.enforce:
             return _Turned(401, refusal.reason, refusal.detail)
-        turned = self._check_room(request, desk) or await _invite(request)
-        if turned is not None:
-            return turned
-        body = await self._read(request)
+        body = self._check_room(request, desk) or await self._read(request)
         if isinstance(body, _Turned):
             return body
         verified = await self._verify(ReceivedRequest(headers, body, remote), desk.source)
@@ -192,6 +194,8 @@ class Ingress:
         hops = incoming_hops(headers)
         if hops is not None and hops > MOST_HOPS:
             return _Turned(508, "loop", f"relay-hops is {hops}")
+        if hops is None:
+            log.warning("request.bad_hops", source=desk.source.name, reason="relay-hops is no number and counts as 0")
         event = self._name(verified, desk, hops or 0)
         targets = matching_targets(event.source, event.type, desk.routes)
         accepted = await self._store.accept(event, targets)
@@ -207,14 +211,16 @@ class Ingress:
             return _Turned(405, "method")
         if self._draining:
             return _Turned(503, "draining", retry_after=RETRY_SOON, closes=True)
-        remote = client_address(
-            peer_of(request), request.headers.getall("X-Forwarded-For", ()), self._limits.trusted_proxies
-        )
+        remote = self._client(request)
         if isinstance(remote, AddressRefusal):
             return _Turned(remote.status, remote.reason)
         if desk.source.allow_ips and not allowed(remote, desk.source.allow_ips):
             return _Turned(403, "ip_not_allowed", f"client {remote}, peer {peer_of(request)}")
         return remote
+
+    def _client(self, request: web.BaseRequest) -> str | AddressRefusal:
+        lines = request.headers.getall("X-Forwarded-For", ())
+        return client_address(peer_of(request), lines, self._limits.trusted_proxies)
 
     def _check_room(self, request: web.BaseRequest, desk: _Desk) -> _Turned | None:
         """Whether the body may come: its coding, its declared length, the source's rate, our memory."""
@@ -233,22 +239,26 @@ class Ingress:
         return None
 
     async def _read(self, request: web.BaseRequest) -> bytes | _Turned:
-        """The body, within its deadline and size; more is not read."""
-        if not request.body_exists:
-            return b""
+        """The body, within its deadline and size; more is not read. It is asked for where the sender waits for that."""
         parts: list[bytes] = []
         size = 0
         try:
+            if not await invite_body(request):
+                return _Turned(417, "expect", closes=True)
+            if not request.body_exists:
+                return b""
             async with asyncio.timeout(self._limits.body_timeout.total_seconds()):
                 while part := await request.content.readany():
                     size += len(part)
                     self._in_hand += len(part)
                     if size > self._limits.max_body:
                         return _Turned(413, "too_large", f"limit {self._limits.max_body}", closes=True)
+                    if self._in_hand > MEMORY:
+                        return _Turned(503, "memory", retry_after=RETRY_SOON, closes=True)
                     parts.append(part)
         except TimeoutError:
             return _Turned(408, "body_timeout", f"{size} bytes came", closes=True)
-        except (web.RequestPayloadError, ClientError, ConnectionError) as error:
+        except (web.RequestPayloadError, ClientError, OSError) as error:
             return _Turned(400, "broken_body", type(error).__name__, closes=True)
         finally:
             self._in_hand -= size
@@ -323,17 +333,21 @@ class Ingress:
         desk.untold = 0
         if turned.detail:
             extra["detail"] = turned.detail
+        client = self._client(request)
         log.warning(
             "request.refused",
             source=desk.source.name,
             status=turned.status,
             reason=turned.reason,
-            remote=peer_of(request),
+            remote=client if isinstance(client, str) else peer_of(request),
             **extra,
         )
 
     def _watch_sender(self, desk: _Desk, status: int) -> None:
-        """Say it once when a sender that gives up easily has had enough refusals to give up."""
+        """Say it once when a sender that gives up easily has had enough refusals to give up. One who does not even post
+        is somebody with a browser."""
+        if status == 405:
+            return
         desk.other_than_200 = 0 if status == 200 else desk.other_than_200 + 1
         if desk.source.gives_up_after is not None and desk.other_than_200 == desk.source.gives_up_after:
             log.error(
@@ -342,18 +356,6 @@ class Ingress:
                 reason=f"{desk.other_than_200} answers other than 200 in a row: the sender may have disabled the URL",
                 advice=desk.source.revival,
             )
-
-
-async def _invite(request: web.BaseRequest) -> _Turned | None:
-    """Ask for the body where the sender waits to be asked (RFC 9110, section 10.1.1)."""
-    expect = request.headers.get("Expect")
-    if expect is None or request.version != HttpVersion11:
-        return None
-    if expect.strip().lower() != "100-continue":
-        return _Turned(417, "expect", closes=True)
-    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    request.writer.output_size = 0
-    return None
 
 
 def _turned_away(turned: _Turned) -> web.Response:

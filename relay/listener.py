@@ -4,21 +4,27 @@ Law: whatever a stranger sends, the answer is one of ours: short, constant, with
 a traceback. Deadlines and sizes are set here for both listeners, because aiohttp's own defaults wait for an hour.
 """
 
+import asyncio
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import Any
 
-from aiohttp import http_parser, web
+from aiohttp import HttpVersion11, http_parser, web
 from aiohttp.web_protocol import RequestHandler
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+Refuse = Callable[[int], web.Response]
+"""Makes the answer to what no handler answers: 400 for malformed input, 503 for a fault of our own."""
 
 BACKLOG = 1024
 MOST_HEADERS = 100
 LONGEST_LINE = 8190
 """Bytes of a request line or of one header field."""
+FINISHING = 3.0
+"""Seconds that requests under way get when a listener closes: as long as a commit may take."""
+SERVER = "relay"
+"""The `Server` header: aiohttp's own names its version and Python's."""
 
 
 class CannotListen(OSError):
@@ -26,7 +32,38 @@ class CannotListen(OSError):
 
 
 class PlainAnswers(RequestHandler):
-    """aiohttp's connection, whose own error answers repeat nothing of what was sent."""
+    """aiohttp's connection, whose own error answers repeat nothing of what was sent, and which does not wait for ever
+    for a client that reads none of its answers."""
+
+    refuse: Refuse
+    _stalled: asyncio.TimerHandle | None = None
+
+    @property
+    def busy(self) -> bool:
+        """A request is under way, from its head to its answer."""
+        return self._request_in_progress
+
+    def pause_writing(self) -> None:
+        """The client lets its answers pile up: it has as long to take some as it has for a request's head."""
+        super().pause_writing()
+        transport = self.transport
+        if transport is not None:
+            self._stalled = self._loop.call_later(self.keepalive_timeout, transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client has taken some."""
+        super().resume_writing()
+        self._relax()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """It is over."""
+        super().connection_lost(exc)
+        self._relax()
+
+    def _relax(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
 
     def handle_error(
         self,
@@ -39,8 +76,7 @@ class PlainAnswers(RequestHandler):
         self.log_exception("request failed", exc_info=exc)
         if request.writer.output_size > 0:
             raise ConnectionError("the answer had begun")
-        is_theirs = status < 500
-        answer = json_answer(status, MALFORMED) if is_theirs else json_answer(503, UNAVAILABLE, retry_after=1)
+        answer = self.refuse(status if status < 500 else 503)
         answer.force_close()
         return answer
 
@@ -48,9 +84,23 @@ class PlainAnswers(RequestHandler):
 class PlainServer(web.Server):
     """aiohttp's low-level server with `PlainAnswers` for connections."""
 
+    refuse: Refuse
+
     def __call__(self) -> RequestHandler:
         """Make the connection object of one client."""
-        return PlainAnswers(self, loop=self._loop, **self._kwargs)
+        connection = PlainAnswers(self, loop=self._loop, **self._kwargs)
+        connection.refuse = self.refuse
+        return connection
+
+    def _is_busy(self) -> bool:
+        return any(isinstance(one, PlainAnswers) and one.busy for one in self.connections)
+
+    async def finish(self, patience: float) -> None:
+        """Let requests under way end. aiohttp's own shutdown would wait for them too, but drop what still comes of
+        their bodies."""
+        end = self._loop.time() + patience
+        while self._loop.time() < end and self._is_busy():  # noqa: ASYNC110 - an event would cost every request
+            await asyncio.sleep(0.01)
 
 
 MALFORMED = b'{"error": "malformed request"}'
@@ -59,12 +109,29 @@ UNAVAILABLE = b'{"error": "unavailable, send again"}'
 
 def json_answer(status: int, body: bytes, *, retry_after: int | None = None, allow: str | None = None) -> web.Response:
     """A short JSON answer."""
-    headers: dict[str, str] = {}
+    headers = {"Server": SERVER}
     if retry_after is not None:
         headers["Retry-After"] = str(retry_after)
     if allow is not None:
         headers["Allow"] = allow
     return web.Response(status=status, body=body, headers=headers, content_type="application/json")
+
+
+def _refuse_plainly(status: int) -> web.Response:
+    return json_answer(status, MALFORMED) if status < 500 else json_answer(503, UNAVAILABLE, retry_after=1)
+
+
+async def invite_body(request: web.BaseRequest) -> bool:
+    """Ask for the body where the sender waits to be asked (RFC 9110, section 10.1.1); False where it expects
+    something else. Raises ConnectionError when it has gone away."""
+    expect = request.headers.get("Expect")
+    if expect is None or request.version != HttpVersion11:
+        return True
+    if expect.strip().lower() != "100-continue":
+        return False
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    request.writer.output_size = 0  # the answer proper has not begun
+    return True
 
 
 def has_native_parser() -> bool:
@@ -75,18 +142,28 @@ def has_native_parser() -> bool:
 class Listener:
     """One bound address."""
 
-    def __init__(self, runner: web.ServerRunner) -> None:
+    def __init__(self, runner: web.ServerRunner, server: PlainServer) -> None:
         self._runner = runner
+        self._server = server
 
     @classmethod
     async def open(
-        cls, handler: Handler, host: str, port: int, *, header_timeout: timedelta, tls: ssl.SSLContext | None = None
+        cls,
+        handler: Handler,
+        host: str,
+        port: int,
+        *,
+        header_timeout: timedelta,
+        tls: ssl.SSLContext | None = None,
+        refuse: Refuse = _refuse_plainly,
     ) -> "Listener":
         """Bind and listen.
 
         Args:
             handler: called with each request; it reads the body itself.
-            header_timeout: within it a request's head must have come, and an idle connection ends.
+            header_timeout: within it a request's head must have come; an idle connection ends, and so does one whose
+                client takes none of its answers.
+            refuse: answers what never reaches the handler.
 
         Raises:
             CannotListen: the address cannot be bound.
@@ -101,15 +178,15 @@ class Listener:
             max_field_size=LONGEST_LINE,
             access_log=None,
         )
-        runner = web.ServerRunner(server, shutdown_timeout=2.0)
+        server.refuse = refuse
+        runner = web.ServerRunner(server, shutdown_timeout=0.5)
         await runner.setup()
-        site = web.TCPSite(runner, host, port, ssl_context=tls, backlog=BACKLOG, reuse_address=True)
         try:
-            await site.start()
+            await _site(runner, host, port, tls).start()
         except (OSError, OverflowError) as error:
             await runner.cleanup()
             raise CannotListen(_why(host, port, error)) from None
-        return cls(runner)
+        return cls(runner, server)
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
@@ -122,8 +199,18 @@ class Listener:
             await site.stop()
 
     async def close(self) -> None:
-        """Close the port and every connection."""
+        """Close the port, let requests under way finish, then close every connection."""
+        await self.stop_accepting()
+        await self._server.finish(FINISHING)
         await self._runner.cleanup()
+
+
+def _site(runner: web.ServerRunner, host: str, port: int, tls: ssl.SSLContext | None) -> web.BaseSite:
+    """Where to accept. `::` takes IPv4 as well, as users of other servers expect; asyncio alone would not."""
+    if host == "::" and socket.has_dualstack_ipv6():
+        both = socket.create_server((host, port), family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True)
+        return web.SockSite(runner, both, ssl_context=tls, backlog=BACKLOG)
+    return web.TCPSite(runner, host, port, ssl_context=tls, backlog=BACKLOG, reuse_address=True)
 
 
 def _why(host: str, port: int, error: Exception) -> str:
@@ -136,7 +223,5 @@ def _why(host: str, port: int, error: Exception) -> str:
 
 
 def peer_of(request: web.BaseRequest) -> str | None:
-    """The address that the connection comes from, None where there is none."""
-    transport = request.transport
-    name: Any = transport.get_extra_info("peername") if transport is not None else None
-    return name[0] if isinstance(name, tuple) else None
+    """The address that the connection comes from, also when it is gone by now; None where there is none."""
+    return request.remote

@@ -4,6 +4,7 @@ Law: every call but the two health checks needs the token, where one is set; wit
 bound, and a page in a browser cannot use it. Errors are `application/problem+json` and hold no input.
 """
 
+import asyncio
 import hmac
 import json
 import time
@@ -13,14 +14,18 @@ from http import HTTPStatus
 from typing import Any
 
 import structlog
-from aiohttp import web
+from aiohttp import HttpVersion10, HttpVersion11, web
+from aiohttp.client_exceptions import ClientError
 
 from relay.admin.views import target_view
 from relay.delivery.dispatcher import Dispatcher, UnknownTarget
+from relay.listener import SERVER, invite_body
 from relay.model import Secret, TargetHealth
 from relay.store import Backlog, Store, StoreUnavailable
 
 JSON_LIMIT = 64 * 1024
+BODY_TIMEOUT = 10.0
+"""Seconds for the body of a call."""
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 log = structlog.get_logger()
@@ -29,10 +34,12 @@ log = structlog.get_logger()
 class Problem(Exception):
     """A call that is refused, as RFC 9457 words it."""
 
-    def __init__(self, status: int, detail: str) -> None:
+    def __init__(self, status: int, detail: str, *, allow: str | None = None) -> None:
+        """`allow` are the methods that a 405 names."""
         super().__init__(detail)
         self.status = status
         self.detail = detail
+        self.allow = allow
 
 
 class Admin:
@@ -57,6 +64,8 @@ class Admin:
         self._unready = unready
         self._render_metrics = render_metrics
         self._now = now
+        self._denied_at = float("-inf")
+        self._denied = 0
         self._open: dict[str, Callable[[], web.Response]] = {"/healthz": self._healthz, "/readyz": self._readyz}
         self._calls: dict[tuple[str, ...], dict[str, Callable[[web.BaseRequest], Awaitable[web.Response]]]] = {
             ("metrics",): {"GET": self._metrics},
@@ -68,14 +77,18 @@ class Admin:
         try:
             return await self._answer(request)
         except Problem as problem:
-            return _problem(problem.status, problem.detail)
-        except UnknownTarget as unknown:
-            known = ", ".join(sorted(self._dispatcher.targets)) or "none"
-            return _problem(404, f'unknown target "{str(unknown)[:64]}"; known: {known}')
+            answer = _problem(problem.status, problem.detail, allow=problem.allow)
+            if not request.content.is_eof():
+                answer.force_close()
+            return answer
+        except UnknownTarget:
+            return _problem(404, f"unknown target; known: {', '.join(sorted(self._dispatcher.targets)) or 'none'}")
         except StoreUnavailable as error:
             return _problem(503, f"the store cannot take it now: {error}", retry_after=2)
 
     async def _answer(self, request: web.BaseRequest) -> web.Response:
+        if request.version not in (HttpVersion10, HttpVersion11):
+            raise Problem(505, "speak HTTP/1.1")
         path = request.rel_url.raw_path
         if path in self._open:
             _allow(request, ("GET", "HEAD"))
@@ -105,8 +118,17 @@ class Admin:
         if scheme.lower() != "bearer" or not hmac.compare_digest(
             sent.strip().encode("utf-8", "surrogateescape"), self._token.value
         ):
-            log.warning("admin.denied", path=request.rel_url.raw_path[:128], remote=request.remote)
+            self._tell_denied(request)
             raise Problem(401, "send the admin token as Authorization: Bearer TOKEN")
+
+    def _tell_denied(self, request: web.BaseRequest) -> None:
+        """Tell of a wrong token, once a second at most: who guesses must not fill the log."""
+        self._denied += 1
+        now = time.monotonic()
+        if now - self._denied_at < 1:
+            return
+        log.warning("admin.denied", path=request.rel_url.raw_path[:128], remote=request.remote, count=self._denied)
+        self._denied_at, self._denied = now, 0
 
     def _healthz(self) -> web.Response:
         return _json({"status": "ok"})
@@ -120,7 +142,7 @@ class Admin:
     async def _metrics(self, _: web.BaseRequest) -> web.Response:
         backlog = await self._store.backlog(list(self._dispatcher.targets))
         text = self._render_metrics(backlog)
-        return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+        return web.Response(body=text, headers=_SAFE | {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
     async def _targets(self, _: web.BaseRequest) -> web.Response:
         names = list(self._dispatcher.targets)
@@ -164,7 +186,7 @@ class Admin:
 
 def _allow(request: web.BaseRequest, methods: tuple[str, ...]) -> None:
     if request.method not in methods:
-        raise Problem(405, f"use {' or '.join(methods)}")
+        raise Problem(405, f"use {' or '.join(methods)}", allow=", ".join(methods))
 
 
 async def _body(request: web.BaseRequest) -> dict[str, Any]:
@@ -173,11 +195,13 @@ async def _body(request: web.BaseRequest) -> dict[str, Any]:
         return {}
     if request.content_type != "application/json":
         raise Problem(415, "send application/json")
-    raw = bytearray()
-    while part := await request.content.readany():
-        raw += part
-        if len(raw) > JSON_LIMIT:
-            raise Problem(413, f"send at most {JSON_LIMIT} bytes")
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT):
+            raw = await _raw_body(request)
+    except TimeoutError:
+        raise Problem(408, "the body came too slowly") from None
+    except (web.RequestPayloadError, ClientError, OSError):
+        raise Problem(400, "the body is broken") from None
     try:
         found = json.loads(raw or b"{}")
     except (ValueError, RecursionError):
@@ -187,18 +211,38 @@ async def _body(request: web.BaseRequest) -> dict[str, Any]:
     return found
 
 
-_SAFE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+async def _raw_body(request: web.BaseRequest) -> bytes:
+    if not await invite_body(request):
+        raise Problem(417, "expect nothing but 100-continue")
+    raw = bytearray()
+    while part := await request.content.readany():
+        raw += part
+        if len(raw) > JSON_LIMIT:
+            raise Problem(413, f"send at most {JSON_LIMIT} bytes")
+    return bytes(raw)
+
+
+def refuse(status: int) -> web.Response:
+    """What is answered to a request that reaches no call: it is no HTTP, or a fault of ours came before an answer."""
+    if status < 500:
+        return _problem(status, "malformed request")
+    return _problem(status, "a fault of the relay's own; its log tells which", retry_after=1)
+
+
+_SAFE = {"Server": SERVER, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
 def _json(value: object, *, status: int = 200) -> web.Response:
     return web.Response(status=status, body=json.dumps(value).encode(), headers=_SAFE, content_type="application/json")
 
 
-def _problem(status: int, detail: str, *, retry_after: int | None = None) -> web.Response:
+def _problem(status: int, detail: str, *, retry_after: int | None = None, allow: str | None = None) -> web.Response:
     problem = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
     headers = dict(_SAFE)
     if retry_after is not None:
         headers["Retry-After"] = str(retry_after)
+    if allow is not None:
+        headers["Allow"] = allow
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return web.Response(

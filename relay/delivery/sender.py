@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import aiohttp
@@ -32,6 +32,8 @@ ANSWER_CAP = 64 * 1024
 EXCERPT = 1024
 """Bytes of an answer that are kept."""
 
+STATUS_LINE = 13
+"""Bytes of an answer that hold its status."""
 SHORTEST_SECRET = 8
 """Characters; shorter values are words that an answer may well hold by chance."""
 
@@ -62,9 +64,9 @@ class WatchedHandler(ResponseHandler):
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
-        """Called with what arrives."""
-        if len(self.head) < 13:
-            self.head += data[:13]
+        """Called with what arrives; the first of it is kept by reference, at no cost."""
+        if len(self.head) < STATUS_LINE:
+            self.head += data
         super().data_received(data)
 
 
@@ -128,11 +130,17 @@ class Sender:
             response = await self._session.post(self._url, data=body, headers=headers, allow_redirects=False)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             return self._broken(error)
-        async with response:
-            asked = parse_retry_after(response.headers.get("Retry-After"), self._now())
-            kind = meaning(response.status, self._target, retry_after=asked)
+        try:
+            status = response.status
+            asked = response.headers.get("Retry-After")
+            wait = None if asked is None else parse_retry_after(asked, self._now())
+            kind = meaning(status, self._target, retry_after=wait)
+            if response.content.at_eof():
+                return _plain(kind, status) if wait is None else Outcome(kind, status, f"status {status}", wait)
             answer = await _read(response)
-            return Outcome(kind, response.status, f"status {response.status}", asked, self._excerpt(answer))
+        finally:
+            response.release()
+        return Outcome(kind, status, f"status {status}", wait, self._excerpt(answer))
 
     def _broken(self, error: Exception) -> Outcome:
         """The outcome where no whole answer was had."""
@@ -155,6 +163,12 @@ class Sender:
         await self._session.close()
 
 
+@lru_cache(maxsize=4096)
+def _plain(kind: OutcomeKind, status: int) -> Outcome:
+    """The outcome of an answer without a body: a value like any other, and by far the most frequent."""
+    return Outcome(kind, status, f"status {status}")
+
+
 def _own_secrets(target: Target, url: URL) -> list[str]:
     """What a target may echo and nobody may read: our credentials, and a URL that is one; the longest first."""
     values = {part for _, value in target.headers for part in (value, *value.split())}
@@ -165,12 +179,13 @@ def _own_secrets(target: Target, url: URL) -> list[str]:
 async def _read(response: aiohttp.ClientResponse) -> bytes:
     """The answer up to the cap. The status line has said all that counts: a body that breaks or drips is no fault."""
     answer = bytearray()
+    content = response.content
     try:
-        while len(answer) < ANSWER_CAP and not response.content.at_eof():
-            answer += await response.content.readany()
+        while len(answer) < ANSWER_CAP and not content.at_eof():
+            answer += await content.readany()
     except (aiohttp.ClientError, OSError, ValueError):
         response.close()
-    if not response.content.at_eof():
+    if not content.at_eof():
         response.close()
     return bytes(answer[:EXCERPT])
 

@@ -105,6 +105,29 @@ async def test_while_it_stops_new_webhooks_are_not_acknowledged(tmp_path: Path) 
         assert await gateway.ended() == 0
 
 
+@pytest.mark.row("H62")
+async def test_while_it_stops_it_says_that_it_is_not_ready(tmp_path: Path) -> None:
+    """`/readyz` answers 503 with the reason as long as attempts under way are waited for; `/healthz` stays 200."""
+    release = asyncio.Event()
+
+    async def answer_when_released(_: Arrival) -> int:
+        await release.wait()
+        return 200
+
+    async with Sink(answer_when_released) as sink, Gateway(write_config(tmp_path / "c.yaml", sink)) as gateway:
+        await gateway.post(*webhook(1))
+        await until(lambda: len(sink.arrivals) == 1)
+        gateway.signal(signal.SIGTERM)
+        await until(lambda: bool(gateway.said("relay.stopping")))
+        async with aiohttp.ClientSession() as session:
+            async with session.get(f"{gateway.admin}/readyz") as answer:
+                assert (answer.status, (await answer.json())["reasons"]) == (503, ["draining"])
+            async with session.get(f"{gateway.admin}/healthz") as answer:
+                assert answer.status == 200
+        release.set()
+        assert await gateway.ended() == 0
+
+
 @pytest.mark.row("F11", "C53")
 async def test_a_second_relay_on_the_same_store_is_told_so(tmp_path: Path) -> None:
     """Exit 75, naming the process that has the store; the first goes on."""
