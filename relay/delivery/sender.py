@@ -18,9 +18,11 @@ from typing import Any
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from relay.delivery.egress import guarded_connector, refused_by_egress
+from relay.delivery.wire import LARGEST_BODY, Answer, Wire, fits
 from relay.model import Claim, Headers, Outcome, OutcomeKind, Target
 from relay.rules.answers import meaning, parse_retry_after, status_line
 from relay.rules.egress import EgressPolicy
@@ -84,18 +86,21 @@ class Sender:
         key_headers: Mapping[str, str | None],
         user_agent: str,
         now: Callable[[], datetime],
+        short_way: bool | None = None,
     ) -> None:
-        """`key_headers` names, for each source, the header that is its shared key: it is nobody else's to see."""
+        """`key_headers` names, for each source, the header that is its shared key: it is nobody else's to see.
+        `short_way` False sends by `ClientSession.post` alone; None takes the short way where this aiohttp has it."""
         self._target = target
         self._key_headers = key_headers
         self._user_agent = user_agent
         self._now = now
         self._url = URL(target.url, encoded=True)
-        seconds = target.timeout.total_seconds()
-        connect = min(CONNECT_TIMEOUT.total_seconds(), seconds)
+        self._loop = asyncio.get_running_loop()
+        self._seconds = target.timeout.total_seconds()
+        connect = min(CONNECT_TIMEOUT.total_seconds(), self._seconds)
         connector = guarded_connector(egress, limit=target.concurrency + 2)
         if hasattr(connector, "_factory"):  # without it only the rarest broken answers are judged more strictly
-            factory: Any = partial(WatchedHandler, loop=asyncio.get_running_loop())
+            factory: Any = partial(WatchedHandler, loop=self._loop)
             connector._factory = factory  # noqa: SLF001 - there is no public way to an answer's first bytes
         self._session = aiohttp.ClientSession(
             connector=connector,
@@ -103,8 +108,10 @@ class Sender:
             auto_decompress=False,
             trust_env=False,
             skip_auto_headers=_NO_AUTO_HEADERS,
-            timeout=aiohttp.ClientTimeout(total=seconds, sock_connect=connect),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect),
         )
+        is_short = fits() if short_way is None else short_way
+        self._wire = Wire(self._session, self._url, connect_timeout=connect) if is_short else None
         self._own_secrets = _own_secrets(target, self._url)
 
     async def send(self, claim: Claim, body: bytes) -> Sent:
@@ -126,21 +133,29 @@ class Sender:
     async def post(self, headers: Headers, body: bytes) -> Outcome:
         """Make one request with exactly these headers; total but for cancellation."""
         _in_use.set(None)
+        deadline = self._loop.time() + self._seconds
         try:
-            response = await self._session.post(self._url, data=body, headers=headers, allow_redirects=False)
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+            async with asyncio.timeout_at(deadline):
+                answer = await self._ask(headers, body)
+        except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
             return self._broken(error)
         try:
-            status = response.status
-            asked = response.headers.get("Retry-After")
+            status = answer.status
+            asked = answer.headers.get("Retry-After")
             wait = None if asked is None else parse_retry_after(asked, self._now())
             kind = meaning(status, self._target, retry_after=wait)
-            if response.content.at_eof():
+            if answer.content.at_eof():
                 return _plain(kind, status) if wait is None else Outcome(kind, status, f"status {status}", wait)
-            answer = await _read(response)
+            text = await _read(answer, deadline)
         finally:
-            response.release()
-        return Outcome(kind, status, f"status {status}", wait, self._excerpt(answer))
+            answer.release()
+        return Outcome(kind, status, f"status {status}", wait, self._excerpt(text))
+
+    async def _ask(self, headers: Headers, body: bytes) -> Answer | aiohttp.ClientResponse:
+        """Send, and wait for the head of the answer: the short way, or aiohttp's own where that does not do."""
+        if self._wire is not None and len(body) <= LARGEST_BODY:
+            return await self._wire.post(headers, body)
+        return await self._session.post(self._url, data=body, headers=headers, allow_redirects=False)
 
     def _broken(self, error: Exception) -> Outcome:
         """The outcome where no whole answer was had."""
@@ -176,18 +191,19 @@ def _own_secrets(target: Target, url: URL) -> list[str]:
     return sorted((value for value in values if len(value) >= SHORTEST_SECRET), key=len, reverse=True)
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes:
-    """The answer up to the cap. The status line has said all that counts: a body that breaks or drips is no fault."""
-    answer = bytearray()
-    content = response.content
+async def _read(answer: Answer | aiohttp.ClientResponse, deadline: float) -> bytes:
+    """The answer's body up to the cap. The status has said all that counts: a body that breaks or drips is no fault."""
+    text = bytearray()
+    content = answer.content
     try:
-        while len(answer) < ANSWER_CAP and not content.at_eof():
-            answer += await content.readany()
-    except (aiohttp.ClientError, OSError, ValueError):
-        response.close()
+        async with asyncio.timeout_at(deadline):
+            while len(text) < ANSWER_CAP and not content.at_eof():
+                text += await content.readany()
+    except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError):
+        answer.close()
     if not content.at_eof():
-        response.close()
-    return bytes(answer[:EXCERPT])
+        answer.close()
+    return bytes(text[:EXCERPT])
 
 
 def _fault(error: Exception, timeout: timedelta) -> str:
@@ -208,7 +224,7 @@ def _fault(error: Exception, timeout: timedelta) -> str:
             return f"connect: {_words(error)}"
         case aiohttp.ServerDisconnectedError():
             return "connection closed without an answer"
-        case aiohttp.ClientResponseError():
+        case aiohttp.ClientResponseError() | HttpProcessingError():
             return "malformed answer"
         case aiohttp.ClientOSError() | OSError():
             return f"connection broke: {_words(error)}"

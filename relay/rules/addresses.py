@@ -8,6 +8,7 @@ the right, and stops at the first address that is not a trusted proxy; what cann
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from relay.model import IPNetwork
@@ -37,6 +38,7 @@ class AddressRefusal:
     status: int
 
 
+@lru_cache(maxsize=4096)
 def _parsed(text: str) -> _Address | None:
     """An address in whatever form it came: port, brackets and zone taken off, v4-mapped seen as IPv4."""
     text = text.strip()
