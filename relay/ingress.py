@@ -19,7 +19,7 @@ from aiohttp.client_exceptions import ClientError
 
 from relay.listener import MALFORMED, UNAVAILABLE, invite_body, json_answer, peer_of
 from relay.model import Content, Event, Headers, IPNetwork, ReceivedRequest, Route, Source, VerifiedRequest
-from relay.rules.addresses import AddressRefusal, allowed, client_address
+from relay.rules.addresses import AddressRefusal, allowed, client_address, looks_like_a_proxy
 from relay.rules.forwarding import incoming_hops, storable_headers
 from relay.rules.rate import Bucket, take
 from relay.rules.routing import matching_targets
@@ -225,8 +225,14 @@ class Ingress:
         if isinstance(remote, AddressRefusal):
             return _Turned(remote.status, remote.reason)
         if desk.source.allow_ips and not allowed(remote, desk.source.allow_ips):
-            return _Turned(403, "ip_not_allowed", f"client {remote}, peer {peer_of(request)}")
+            return _Turned(403, "ip_not_allowed", self._whence(remote))
         return remote
+
+    def _whence(self, client: str) -> str:
+        """The address that is not allowed, and the usual reason why a genuine sender's is not."""
+        if self._limits.trusted_proxies or not looks_like_a_proxy(client):
+            return f"client {client}"
+        return f"client {client} looks like a proxy of yours: name its network in server.trusted_proxies"
 
     def _client(self, request: web.BaseRequest) -> str | AddressRefusal:
         lines = request.headers.getall("X-Forwarded-For", ())

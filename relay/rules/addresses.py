@@ -75,6 +75,12 @@ def allowed(address: str, networks: Sequence[IPNetwork]) -> bool:
     return parsed is not None and _in_any(parsed, networks)
 
 
+def looks_like_a_proxy(peer: str) -> bool:
+    """Whether an address is one of a private network, where providers of webhooks are not but proxies are."""
+    parsed = _parsed(peer)
+    return parsed is not None and parsed.is_private
+
+
 def client_address(
     peer: str | None, forwarded_for: Sequence[str], trusted: Sequence[IPNetwork]
 ) -> str | AddressRefusal:
