@@ -159,7 +159,8 @@ class Store(Protocol):
         target, what it held is due, oldest first."""
 
     async def body(self, event_id: str) -> bytes:
-        """The body of an event, checked against its checksum; raises `StoreUnusable` where it is damaged."""
+        """The body of an event, checked against its checksum; raises `StoreUnusable` where the event is damaged or
+        gone, `StoreUnavailable` where it cannot be read now."""
 
     async def backlog(self, targets: Sequence[str]) -> list[Backlog]:
         """The kept counts of these targets; costs the same whatever waits."""

@@ -3,13 +3,15 @@
 Law: one process a file, one writing connection, views on a connection of their own that cannot write.
 """
 
+import contextlib
 import hashlib
 import itertools
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import aiosqlite
 
@@ -23,15 +25,18 @@ from relay.store import (
     Settled,
     Settlement,
     StoreError,
+    StoreUnavailable,
     StoreUnusable,
     Watcher,
 )
 from relay.store.sqlite import batch
-from relay.store.sqlite.batch import AcceptWish, ClaimWish, Transaction
-from relay.store.sqlite.connection import in_words, open_reader, open_writer
+from relay.store.sqlite.batch import AcceptWish
+from relay.store.sqlite.claiming import ClaimWish
+from relay.store.sqlite.connection import in_words, is_damage, open_reader, open_writer
 from relay.store.sqlite.file import Guard, durability_warning, set_aside, sync_directory
 from relay.store.sqlite.ledger import Ledger
-from relay.store.sqlite.rows import millis, moment
+from relay.store.sqlite.rows import headers_from, millis, moment
+from relay.store.sqlite.transaction import Transaction
 from relay.store.sqlite.writer import Writer
 
 PRUNE_BATCH = 250
@@ -88,7 +93,8 @@ class SqliteStore:
             if isinstance(error, OSError):
                 raise StoreUnusable(f"{path}: {error.strerror}") from None
             raise
-        return cls(path, guard, Writer(path, connection, ledger, watcher), reader)
+        writer = Writer(path, connection, ledger, watcher, check=lambda: guard.check(path))
+        return cls(path, guard, writer, reader)
 
     @property
     def idle(self) -> bool:
@@ -129,20 +135,32 @@ class SqliteStore:
 
     async def change_health(self, name: str, change: Callable[[TargetHealth], TargetHealth]) -> TargetHealth:
         """See `Store.change_health`."""
-        result: TargetHealth = await self._writer.work(
-            lambda tx: batch.change_health(tx, name, change, datetime.now(UTC))
-        )
+        result: TargetHealth = await self._writer.work(lambda tx: batch.change_health(tx, name, change))
         return result
 
     async def body(self, event_id: str) -> bytes:
         """See `Store.body`."""
-        rows = list(await self._reader.execute_fetchall("SELECT sha256, body FROM event WHERE id = ?", (event_id,)))
+        query = "SELECT sha256, body, CAST(headers AS BLOB) FROM event WHERE id = ?"
+        rows = await self._read(query, (event_id,))
         if not rows:
             raise StoreUnusable(f"event {event_id} is not in the store")
-        sha256, body = rows[0]
+        sha256, body, headers = rows[0]
         if hashlib.sha256(body).digest() != sha256:
             raise StoreUnusable(f"the stored body of event {event_id} is damaged: its checksum does not match")
+        try:
+            headers_from(headers)
+        except ValueError:
+            raise StoreUnusable(f"the stored headers of event {event_id} are damaged") from None
         return bytes(body)
+
+    async def _read(self, query: str, values: Any) -> list[Any]:
+        """The rows of a query on the reading connection."""
+        try:
+            return list(await self._reader.execute_fetchall(query, values))
+        except sqlite3.Error as error:
+            if is_damage(error):
+                raise in_words(self._path, error) from None
+            raise StoreUnavailable(f"{self._path}: {error}") from None
 
     async def backlog(self, targets: Sequence[str]) -> list[Backlog]:
         """See `Store.backlog`."""
@@ -163,22 +181,24 @@ class SqliteStore:
         return self._writer.ledger.counts[target, DeliveryState.PENDING]
 
     async def _oldest(self, target: str) -> datetime | None:
-        rows = list(
-            await self._reader.execute_fetchall(
-                """SELECT e.received_at FROM delivery d INDEXED BY delivery_open JOIN event e ON e.seq = d.event_seq
-                WHERE d.target = ? AND d.state IN ('pending', 'in_flight') ORDER BY d.event_seq LIMIT 1""",
-                (target,),
-            )
+        rows = await self._read(
+            """SELECT e.received_at FROM delivery d INDEXED BY delivery_open JOIN event e ON e.seq = d.event_seq
+            WHERE d.target = ? AND d.state IN ('pending', 'in_flight') ORDER BY d.event_seq LIMIT 1""",
+            (target,),
         )
         return moment(rows[0][0]) if rows else None
 
     async def prune(self, retention: Retention, now: datetime) -> int:
         """See `Store.prune`. Candidates are found on the reading connection, from where the last batch ended."""
-        last, seqs = await self._outlived(retention, now)
-        self._pruned_to = last or 0
-        if not seqs:
-            return 0
+        while True:
+            last, seqs = await self._outlived(retention, now)
+            self._pruned_to = last or 0
+            if seqs:
+                return await self._erase(seqs)
+            if last is None:
+                return 0
 
+    async def _erase(self, seqs: Sequence[int]) -> int:
         async def erase(tx: Transaction) -> int:
             return await batch.erase(tx, seqs)
 
@@ -186,34 +206,28 @@ class SqliteStore:
         return number
 
     async def _outlived(self, retention: Retention, now: datetime) -> tuple[int | None, list[int]]:
-        """The last event looked at (None at the end of the old ones), and those whose time is over."""
-        old = millis(now - min(retention.delivered, retention.dead))
+        """The last event looked at (None where all that follow are young), and those whose time is over."""
         query = """
-            SELECT e.seq, NOT EXISTS (
+            SELECT e.seq, e.received_at <= :old, e.received_at <= :old AND NOT EXISTS (
                 SELECT 1 FROM delivery d WHERE d.event_seq = e.seq AND (
                     d.state IN ('pending', 'in_flight')
                     OR d.settled_at > CASE d.state WHEN 'dead' THEN :dead ELSE :delivered END
                 )) AND (e.received_at <= :delivered
                     OR EXISTS (SELECT 1 FROM delivery d WHERE d.event_seq = e.seq))
-            FROM (SELECT seq, received_at FROM event WHERE seq > :from ORDER BY seq LIMIT :scan) e
-            WHERE e.received_at <= :old"""
+            FROM event e WHERE e.seq > :from ORDER BY e.seq LIMIT :scan"""
         values = {
             "from": self._pruned_to,
-            "old": old,
+            "old": millis(now - min(retention.delivered, retention.dead)),
             "scan": PRUNE_SCAN,
             "dead": millis(now - retention.dead),
             "delivered": millis(now - retention.delivered),
         }
-        rows = list(await self._reader.execute_fetchall(query, values))
-        over: list[int] = []
-        last: int | None = None
-        for seq, is_over in rows:
-            last = seq
-            if is_over:
-                over.append(seq)
-            if len(over) == PRUNE_BATCH:
-                break
-        return (last if len(rows) == PRUNE_SCAN or len(over) == PRUNE_BATCH else None), over
+        rows = await self._read(query, values)
+        over = [seq for seq, _, is_over in rows if is_over][:PRUNE_BATCH]
+        if len(over) == PRUNE_BATCH:
+            return over[-1], over
+        is_last = len(rows) < PRUNE_SCAN or not any(is_old for _, is_old, _ in rows)
+        return (None if is_last else rows[-1][0]), over
 
     def condition(self) -> Condition:
         """See `Store.condition`."""
@@ -230,10 +244,13 @@ class SqliteStore:
 
     async def close(self) -> None:
         """See `Store.close`."""
-        await self._reader.close()
-        await self._writer.close()
-        self._guard.remember(self._path)
-        self._guard.release()
+        try:
+            await self._reader.close()
+            await self._writer.close()
+            with contextlib.suppress(OSError):
+                self._guard.remember(self._path)
+        finally:
+            self._guard.release()
 
 
 async def _take_back_claims(connection: aiosqlite.Connection, ledger: Ledger) -> None:

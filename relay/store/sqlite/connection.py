@@ -1,10 +1,13 @@
-"""Opening the file: pragmas set and read back, migrations, and the test of what was found.
+"""Opening the file: the test of what was found, pragmas set and read back, and migrations.
 
-Law: `synchronous=FULL` and WAL are not asked for but verified; a store that cannot have them is refused.
+Law: what is found is judged on a connection that cannot write, so that a file that is refused is as it was.
+`synchronous=FULL` and WAL are not asked for but verified; a store that cannot have them is refused.
 """
 
 import os
 import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiosqlite
@@ -40,14 +43,20 @@ def primary_code(error: BaseException) -> int:
 
 
 NO_CONNECTION = "no active connection"
-"""aiosqlite's own words for a connection that is gone."""
+_GONE = frozenset({NO_CONNECTION, "Connection closed", "Cannot operate on a closed database."})
+"""The words of aiosqlite and sqlite3 for a connection that is gone."""
 
 
 def is_fault(error: BaseException) -> bool:
     """Whether an error is the store's own, which may pass, rather than that of one statement or value."""
     if isinstance(error, sqlite3.ProgrammingError | ValueError):
-        return "closed" in str(error) or NO_CONNECTION in str(error)
+        return str(error) in _GONE
     return isinstance(error, sqlite3.Error) and primary_code(error) in _FAULTS
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether an error says that what stands in the file is broken."""
+    return primary_code(error) in _DAMAGED
 
 
 def in_words(database: Path, error: BaseException) -> StoreError:
@@ -70,6 +79,8 @@ async def open_writer(database: Path) -> aiosqlite.Connection:
     """
     if sqlite3.sqlite_version_info < OLDEST_SQLITE:
         raise StoreUnusable(f"SQLite {sqlite3.sqlite_version} is too old; 3.37 or newer is needed")
+    if database.exists() and database.stat().st_size:
+        await _judge(database)
     before = os.umask(0o077)
     try:
         connection = await aiosqlite.connect(database, isolation_level=None, timeout=BUSY_TIMEOUT_S)
@@ -77,23 +88,37 @@ async def open_writer(database: Path) -> aiosqlite.Connection:
         raise in_words(database, error) from None
     finally:
         os.umask(before)
-    try:
+    async with _closed_on_failure(connection, database):
         await _prepare(connection, database)
-    except sqlite3.Error as error:
-        await connection.close()
-        raise in_words(database, error) from None
-    except BaseException:
-        await connection.close()
-        raise
     return connection
 
 
 async def open_reader(database: Path) -> aiosqlite.Connection:
-    """A connection for views, which cannot write and so never holds up an answer."""
+    """A connection for views, which cannot write and so never holds up an answer.
+
+    Raises:
+        StoreError: the file cannot be read.
+    """
     uri = f"{database.resolve().as_uri()}?mode=ro"
-    connection = await aiosqlite.connect(uri, uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S)
-    await connection.execute("PRAGMA query_only=ON")
+    try:
+        connection = await aiosqlite.connect(uri, uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S)
+    except sqlite3.Error as error:
+        raise in_words(database, error) from None
+    async with _closed_on_failure(connection, database):
+        await connection.execute("PRAGMA query_only=ON")
     return connection
+
+
+@asynccontextmanager
+async def _closed_on_failure(connection: aiosqlite.Connection, database: Path) -> AsyncIterator[None]:
+    """A connection that is not handed out is closed: its thread would keep the process alive for ever."""
+    try:
+        yield
+    except BaseException as error:
+        await connection.close()
+        if isinstance(error, sqlite3.Error):
+            raise in_words(database, error) from None
+        raise
 
 
 async def value(connection: aiosqlite.Connection, sql: str) -> object:
@@ -102,8 +127,40 @@ async def value(connection: aiosqlite.Connection, sql: str) -> object:
     return rows[0][0] if rows else None
 
 
+async def _judge(database: Path) -> None:
+    """Refuse a database that is not ours, too new or damaged, without writing a byte of it."""
+    connection = await open_reader(database)
+    async with _closed_on_failure(connection, database):
+        await _check_whose(connection, database)
+        if database.stat().st_size <= QUICK_CHECK_LIMIT:
+            await _check_sound(connection, database)
+    await connection.close()
+
+
+async def _check_whose(connection: aiosqlite.Connection, database: Path) -> None:
+    application = await value(connection, "PRAGMA application_id")
+    version = await value(connection, "PRAGMA user_version")
+    assert isinstance(version, int)
+    is_blank = not application and not version and not await value(connection, "SELECT count(*) FROM sqlite_schema")
+    if application != APPLICATION_ID and not is_blank:
+        raise StoreUnusable(f"{database}: a database of another program; choose another store.url")
+    if version > len(MIGRATIONS):
+        raise StoreUnusable(
+            f"{database}: written by a newer version (schema {version}, this one knows {len(MIGRATIONS)}); "
+            "upgrade relay"
+        )
+
+
+async def _check_sound(connection: aiosqlite.Connection, database: Path) -> None:
+    found = await value(connection, "PRAGMA quick_check(1)")
+    if found != "ok":
+        raise StoreUnusable(
+            f"{database}: damaged ({found}); restore it from a backup, or start afresh on purpose with: "
+            "relay run --new-store"
+        )
+
+
 async def _prepare(connection: aiosqlite.Connection, database: Path) -> None:
-    await _check_whose(connection, database)
     journal = await value(connection, "PRAGMA journal_mode=WAL")
     for pragma in ("synchronous=FULL", "wal_autocheckpoint=0", "journal_size_limit=67108864", "cache_size=-16384"):
         await connection.execute(f"PRAGMA {pragma}")
@@ -114,25 +171,6 @@ async def _prepare(connection: aiosqlite.Connection, database: Path) -> None:
             f"(journal_mode={journal}, synchronous={synchronous}); use a local disk"
         )
     await migrate(connection)
-    if database.stat().st_size <= QUICK_CHECK_LIMIT:
-        found = await value(connection, "PRAGMA quick_check(1)")
-        if found != "ok":
-            raise StoreUnusable(
-                f"{database}: damaged ({found}); restore it from a backup, or start afresh on purpose with: "
-                "relay run --new-store"
-            )
-
-
-async def _check_whose(connection: aiosqlite.Connection, database: Path) -> None:
-    version = await value(connection, "PRAGMA user_version")
-    assert isinstance(version, int)
-    if version > len(MIGRATIONS):
-        raise StoreUnusable(
-            f"{database}: written by a newer version (schema {version}, this one knows {len(MIGRATIONS)}); "
-            "upgrade relay"
-        )
-    if version == 0 and await value(connection, "SELECT count(*) FROM sqlite_schema"):
-        raise StoreUnusable(f"{database}: a database of another program; choose another store.url")
 
 
 async def migrate(connection: aiosqlite.Connection, migrations: tuple[str, ...] = MIGRATIONS) -> None:

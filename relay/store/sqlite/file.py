@@ -10,6 +10,7 @@ start.
 
 import errno
 import fcntl
+import itertools
 import json
 import os
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from relay.store.sqlite.schema import APPLICATION_ID
 
 _MAGIC = b"SQLite format 3\0"
 _SIDE_FILES = ("", "-wal", "-shm")
+_NOTE_BYTES = 64
+"""The guard's note always has this length: a kill while it is written leaves no tail of the one before."""
 _VOLATILE = frozenset({"tmpfs", "ramfs", "nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p"})
 _START_AFRESH = "restore it from a backup, or start afresh on purpose with: relay run --new-store"
 
@@ -59,29 +62,27 @@ class Guard:
         """Refuse a file that is not what it was when it was last used, or never was ours.
 
         Raises:
-            StoreUnusable: vanished, emptied, truncated, not SQLite, or another program's.
+            StoreUnusable: vanished, emptied, truncated, not SQLite, another program's, or not to be written.
         """
         remembered = int(_read(self._fd).get("bytes", 0))
         if database.is_dir():
             raise StoreUnusable(f"{database}: is a directory; store.url names a file")
-        if not database.exists():
-            if remembered:
-                raise StoreUnusable(f"{database}: vanished since its last use; {_START_AFRESH}")
+        size = database.stat().st_size if database.exists() else 0
+        if size:
+            _check_header(database, size, remembered)
+            if not os.access(database, os.W_OK):  # SQLite would open it all the same, to read
+                raise StoreUnusable(f"{database}: cannot be written; give its user the right to")
             return
-        size = database.stat().st_size
-        if size == 0:
-            side_file = any(database.with_name(database.name + end).exists() for end in _SIDE_FILES[1:])
-            if remembered or side_file:
-                raise StoreUnusable(f"{database}: emptied since its last use; {_START_AFRESH}")
-            return
-        _check_header(database, size, remembered)
+        side_file = any(database.with_name(database.name + end).exists() for end in _SIDE_FILES[1:])
+        if remembered or side_file:
+            became = "emptied" if database.exists() else "vanished"
+            raise StoreUnusable(f"{database}: {became} since its last use; {_START_AFRESH}")
 
     def remember(self, database: Path) -> None:
-        """Note that the store is in use by this process, and its size: it never shrinks on its own."""
-        size = database.stat().st_size if database.exists() else 0
-        note = json.dumps({"pid": os.getpid(), "bytes": size}).encode()
+        """Note that the store is in use by this process, and its size; one that is gone is remembered as it was."""
+        size = database.stat().st_size if database.exists() else int(_read(self._fd).get("bytes", 0))
+        note = json.dumps({"pid": os.getpid(), "bytes": size}).ljust(_NOTE_BYTES).encode()
         os.pwrite(self._fd, note, 0)
-        os.ftruncate(self._fd, len(note))
         os.fsync(self._fd)
 
     def forget(self) -> None:
@@ -113,28 +114,44 @@ def _check_header(database: Path, size: int, remembered: int) -> None:
         raise StoreUnusable(f"{database}: a database of another program; choose another store.url")
     page_size = int.from_bytes(header[16:18], "big")
     page_size = 65536 if page_size == 1 else page_size
-    pages = int.from_bytes(header[28:32], "big")
     wal = database.with_name(database.name + "-wal")
-    expected = pages * page_size if not wal.exists() or wal.stat().st_size == 0 else 0
-    if size < max(expected, remembered):
+    in_log = wal.exists() and wal.stat().st_size > 0
+    # the header counts the pages of the last checkpoint, which may have been cut short while there is a log
+    expected = remembered if in_log else int.from_bytes(header[28:32], "big") * page_size
+    if size < expected:
         raise StoreUnusable(
-            f"{database}: truncated since its last use ({size} bytes, {max(expected, remembered)} expected); "
-            + _START_AFRESH
+            f"{database}: truncated since its last use ({size} bytes, {expected} expected); {_START_AFRESH}"
         )
 
 
 def set_aside(database: Path, guard: Guard) -> Path | None:
-    """Move a database and its side files out of the way; return the new name, None where there was nothing."""
-    mark = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    moved = database.with_name(f"{database.name}.old-{mark}")
-    found = False
-    for end in _SIDE_FILES:
-        file = database.with_name(database.name + end)
-        if file.exists():
+    """Move a database and its side files out of the way; return the new name, None where there was nothing.
+
+    Raises:
+        StoreUnusable: it cannot be moved.
+    """
+    files = [(end, database.with_name(database.name + end)) for end in _SIDE_FILES]
+    present = [(end, file) for end, file in files if file.exists()]
+    moved = _free_name(database)
+    try:
+        for end, file in present:
             file.rename(moved.with_name(moved.name + end))
-            found = True
+    except OSError as error:
+        raise StoreUnusable(f"{database}: cannot be set aside: {error.strerror}") from None
     guard.forget()
-    return moved if found else None
+    return moved if present else None
+
+
+def _free_name(database: Path) -> Path:
+    """A name beside the database that nothing bears: what was set aside before is never written over."""
+    mark = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    tails = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    names = (f"{database.name}.old-{mark}{tail}" for tail in tails)
+    return next(
+        database.with_name(name)
+        for name in names
+        if not any(database.with_name(name + end).exists() for end in _SIDE_FILES)
+    )
 
 
 def sync_directory(database: Path) -> None:

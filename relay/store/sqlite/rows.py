@@ -7,19 +7,23 @@ from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from relay.model import DisabledBy, Event, TargetHealth, TargetState
+from relay.model import DisabledBy, Event, Headers, TargetHealth, TargetState
 
 Row = tuple[Any, ...]
 
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+
+
 def millis(at: datetime) -> int:
-    """Milliseconds since 1970, rounded down."""
-    return int(at.timestamp() * 1000)
+    """Milliseconds since 1970, rounded down; exact, where a float would lose one now and then."""
+    return (at - _EPOCH) // _MILLISECOND
 
 
 def moment(value: int | None) -> datetime | None:
     """The aware UTC time of a column, None for NULL."""
-    return None if value is None else datetime.fromtimestamp(value / 1000, UTC)
+    return None if value is None else _EPOCH + timedelta(milliseconds=value)
 
 
 def dedupe_digest(source: str, key: str) -> bytes:
@@ -50,15 +54,23 @@ def event_row(seq: int, event: Event, dedupe: bytes | None, sha256: bytes) -> Ro
     )
 
 
-def event_from(row: Sequence[Any]) -> Event:
-    """An event from (id, source, type, received_at, verified, hops, headers, body)."""
-    event_id, source, type_, received_at, verified, hops, headers, body = row
+def headers_from(stored: bytes) -> Headers:
+    """Header fields from their column. Raises ValueError where it is damaged."""
+    try:
+        return tuple((name, value) for name, value in json.loads(stored))
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
+def event_from(row: Sequence[Any], headers: Headers, body: bytes) -> Event:
+    """An event from (id, source, type, received_at, verified, hops), its headers and its body."""
+    event_id, source, type_, received_at, verified, hops = row
     return Event(
         id=event_id,
         source=source,
         type=type_,
-        received_at=datetime.fromtimestamp(received_at / 1000, UTC),
-        headers=tuple((name, value) for name, value in json.loads(headers)),
+        received_at=_EPOCH + timedelta(milliseconds=received_at),
+        headers=headers,
         body=body,
         verified=bool(verified),
         hops=hops,

@@ -23,9 +23,11 @@ from tenacity import RetryCallState, Retrying, wait_exponential
 
 from relay.store import Condition, Settled, Settlement, StoreError, StoreUnavailable, Watcher
 from relay.store.sqlite import batch
-from relay.store.sqlite.batch import AcceptWish, ClaimWish, Transaction
+from relay.store.sqlite.batch import AcceptWish
+from relay.store.sqlite.claiming import ClaimWish, claim
 from relay.store.sqlite.connection import NO_CONNECTION, in_words, is_fault, open_writer
 from relay.store.sqlite.ledger import Ledger
+from relay.store.sqlite.transaction import Transaction
 
 BATCH = 1000
 """Operations of a kind in one transaction: long enough to share the fsync, short enough not to delay an answer."""
@@ -39,6 +41,7 @@ IDLE_CHECKPOINT_S = 30.0
 CHECKPOINT_COMMITS = 200
 WRITE_TEST = 256 * 1024
 """Bytes that must fit before a store counts as recovered."""
+CLOSED = "the store is closed"
 
 _pause = wait_exponential(multiplier=0.25, max=2.0)
 
@@ -90,14 +93,24 @@ class Batch:
         """All that an outage refuses."""
         return [*self.works, *self.accepts, *self.claims]
 
-    def singly(self) -> "list[Batch]":
-        """The same as one batch an operation, to find the one that spoils it."""
-        return [
-            *(Batch(settlements=[op]) for op in self.settlements),
-            *(Batch(works=[op]) for op in self.works),
-            *(Batch(accepts=[op]) for op in self.accepts),
-            *(Batch(claims=[op]) for op in self.claims),
-        ]
+    def refuse(self, error: Exception) -> None:
+        """Tell all its callers that it failed."""
+        for operation in (*self.settlements, *self.refusable):
+            operation.refuse(error)
+
+    def halves(self) -> "list[Batch]":
+        """The same as two smaller batches, in order, to find the operation that spoils it; none of a single one."""
+        if len(self) < 2:
+            return []
+        kinds = self.settlements, self.works, self.accepts, self.claims
+        middle, seen = len(self) // 2, 0
+        first, second = Batch(), Batch()
+        for name, operations in zip(("settlements", "works", "accepts", "claims"), kinds, strict=True):
+            cut = max(0, middle - seen)
+            setattr(first, name, operations[:cut])
+            setattr(second, name, operations[cut:])
+            seen += len(operations)
+        return [first, second]
 
     async def run(self, tx: Transaction) -> list[tuple[Operation[Any], object]]:
         """Do it all inside a transaction; return who gets which result after the commit."""
@@ -111,7 +124,7 @@ class Batch:
             accepted = await batch.accept(tx, [op.wish for op in self.accepts])
             results += zip(self.accepts, accepted, strict=True)
         if self.claims:
-            claimed = await batch.claim(tx, [op.wish for op in self.claims])
+            claimed = await claim(tx, [op.wish for op in self.claims])
             results += zip(self.claims, claimed, strict=True)
         await batch.write_health(tx)
         return results
@@ -120,8 +133,17 @@ class Batch:
 class Writer:
     """Owns the writing connection from `start` to `close`."""
 
-    def __init__(self, path: Path, connection: aiosqlite.Connection, ledger: Ledger, watcher: Watcher) -> None:
+    def __init__(
+        self,
+        path: Path,
+        connection: aiosqlite.Connection,
+        ledger: Ledger,
+        watcher: Watcher,
+        check: Callable[[], None],
+    ) -> None:
+        """`check` raises `StoreUnusable` where the file is not what it was, before it is opened anew."""
         self.ledger = ledger
+        self._check = check
         self._path = path
         self._db: aiosqlite.Connection | None = connection
         self._watcher = watcher
@@ -132,7 +154,7 @@ class Writer:
         self._bytes = 0
         self._wake = asyncio.Event()
         self._current: Batch | None = None
-        self._closing = False
+        self._closing = asyncio.Event()
         self._outage: Condition | None = None
         self._failed_tries = 0
         self._unchecked = 0
@@ -173,7 +195,9 @@ class Writer:
         return self._queue(self._works, work)
 
     def settle(self, settlement: Settlement) -> "asyncio.Future[Settled]":
-        """Queue a settlement; it outlives any outage."""
+        """Queue a settlement; it outlives any outage, but not the store."""
+        if self._task.done():
+            raise StoreUnavailable(CLOSED)
         return self._queue(self._settlements, settlement)
 
     def _queue(self, queue: "deque[Operation[Wish]]", wish: Wish) -> "asyncio.Future[Any]":
@@ -183,24 +207,27 @@ class Writer:
         return operation.future
 
     def _refuse_in_outage(self) -> None:
-        if self._closing:
+        if self._closing.is_set():
             raise StoreUnavailable("the store is closing")
+        if self._task.done():
+            raise StoreUnavailable(CLOSED)
         if self._outage is not None:
             raise StoreUnavailable(self._outage.reason)
 
     async def close(self) -> None:
         """Write what waits, once, and close the connection; during an outage nothing more is tried."""
-        self._closing = True
+        self._closing.set()
         self._wake.set()
         await asyncio.gather(self._task, return_exceptions=True)
         self._impatience.cancel()
         waiting: list[Operation[Any]] = [*self._settlements, *self._works, *self._accepts, *self._claims]
         for operation in waiting:
-            operation.refuse(StoreUnavailable("the store is closed"))
+            operation.refuse(StoreUnavailable(CLOSED))
         if self._db is not None:
             with contextlib.suppress(sqlite3.Error, ValueError):
-                await self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            await self._db.close()
+                if self._outage is None:
+                    await self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                await self._db.close()
 
     async def _run(self) -> None:
         while True:
@@ -209,10 +236,10 @@ class Writer:
             while not self.idle:
                 await self._write(self._take())
                 if self._outage is not None:
-                    if self._closing:
-                        return
                     await self._recover()
-            if self._closing:
+                if self._outage is not None:
+                    return  # closing: nothing more is tried
+            if self._closing.is_set():
                 return
             await self._checkpoint_if_due()
 
@@ -224,18 +251,30 @@ class Writer:
         return Batch(_drain(self._settlements), _drain(self._works), accepts, claims)
 
     async def _write(self, batch_: Batch) -> None:
-        """Commit a batch and tell its callers, or undo all of it."""
+        """Commit a batch and tell its callers; where it fails, halve it until what spoils it stands alone."""
         if not len(batch_):
             return
         self._current = batch_
-        try:
-            await self._commit(batch_)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the transaction is undone and the callers are told
-            await self._undo(batch_, error)
-        finally:
-            self._current = None
+        waiting = [batch_]
+        while waiting:
+            part = waiting.pop(0)
+            try:
+                seconds = await self._commit(part)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is undone and the callers are told
+                await self._roll_back()
+                if is_fault(error):
+                    self._fall_out([part, *waiting], error)
+                    break
+                waiting = [*part.halves(), *waiting]
+                if len(part) == 1:
+                    part.refuse(error)
+            else:
+                self._watcher.committed(seconds)
+        self._current = None
+        if self._unchecked >= CHECKPOINT_COMMITS and self._outage is None:
+            await self._checkpoint_if_due()
 
-    async def _commit(self, batch_: Batch) -> None:
+    async def _commit(self, batch_: Batch) -> float:
         db = self._connection()
         began = time.perf_counter()
         await db.execute("BEGIN IMMEDIATE")
@@ -246,36 +285,28 @@ class Writer:
         self._unchecked += 1
         for operation, result in results:
             operation.resolve(result)
-        self._watcher.committed(time.perf_counter() - began)
-        if self._unchecked >= CHECKPOINT_COMMITS:
-            await self._checkpoint_if_due()
+        return time.perf_counter() - began
 
     def _connection(self) -> aiosqlite.Connection:
         if self._db is None:
             raise sqlite3.ProgrammingError(NO_CONNECTION)
         return self._db
 
-    async def _undo(self, batch_: Batch, error: Exception) -> None:
-        if self._db is not None and self._db.in_transaction:
-            with contextlib.suppress(sqlite3.Error, ValueError):
+    async def _roll_back(self) -> None:
+        with contextlib.suppress(sqlite3.Error, ValueError):
+            if self._db is not None and self._db.in_transaction:
                 await self._db.execute("ROLLBACK")
-        if is_fault(error):
-            self._settlements.extendleft(reversed(batch_.settlements))
-            self._fall_out(batch_, error)
-        elif len(batch_) > 1:
-            for single in batch_.singly():
-                await self._write(single)
-        else:
-            for operation in [*batch_.settlements, *batch_.refusable]:
-                operation.refuse(error)
 
-    def _fall_out(self, batch_: Batch, error: Exception) -> None:
+    def _fall_out(self, unwritten: Sequence[Batch], error: Exception) -> None:
+        """Keep the settlements, in order; refuse the rest until the store is back."""
         reason = str(in_words(self._path, error))
         if self._outage is None:
             self._outage = Condition(writable=False, reason=reason, since=datetime.now(UTC))
             self._watcher.unavailable(reason)
-        refused: list[Operation[Any]] = [*batch_.refusable, *self._works, *self._accepts, *self._claims]
-        for operation in refused:
+        kept = [operation for part in unwritten for operation in part.settlements]
+        self._settlements.extendleft(reversed(kept))
+        refused = [operation for part in unwritten for operation in part.refusable]
+        for operation in (*refused, *self._works, *self._accepts, *self._claims):
             operation.refuse(StoreUnavailable(reason))
         self._works.clear()
         self._accepts.clear()
@@ -285,8 +316,10 @@ class Writer:
     async def _recover(self) -> None:
         """Open the file anew until a write is taken: after a failed fsync the page cache cannot be trusted."""
         self._failed_tries = 0
-        while self._outage is not None and not self._closing:
-            await asyncio.sleep(_pause(_attempt(self._failed_tries)))
+        while self._outage is not None and not self._closing.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), _pause(_attempt(self._failed_tries)))
+                return
             self._failed_tries += 1
             await self._try_again()
 
@@ -298,16 +331,16 @@ class Writer:
             with contextlib.suppress(sqlite3.Error, ValueError):
                 await db.close()
         try:
+            self._check()
             self._db = await open_writer(self._path)
             await self._db.execute("BEGIN IMMEDIATE")
+            await self._db.execute("DROP TABLE IF EXISTS write_test")
             await self._db.execute(f"CREATE TABLE write_test AS SELECT zeroblob({WRITE_TEST}) AS filler")
             await self._db.execute("COMMIT")
             await self._db.execute("DROP TABLE write_test")
             await self.ledger.load(self._db)
         except (sqlite3.Error, StoreError, OSError):
-            if self._db is not None and self._db.in_transaction:
-                with contextlib.suppress(sqlite3.Error, ValueError):
-                    await self._db.execute("ROLLBACK")
+            await self._roll_back()
             return
         assert self._outage is not None
         assert self._outage.since is not None
@@ -324,8 +357,8 @@ class Writer:
         self._unchecked = 0
         try:
             await self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
-        except sqlite3.Error as error:
-            self._fall_out(Batch(), error)
+        except (sqlite3.Error, ValueError) as error:
+            self._fall_out([], error)
             await self._recover()
 
     async def _refuse_the_late(self) -> None:

@@ -1,0 +1,285 @@
+"""Opening a file: one process at a time, and nothing that is not what it was is used, changed or lost."""
+
+import json
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from relay.store import StoreInUse
+from relay.store.sqlite import SqliteStore
+from relay.store.sqlite.file import durability_warning
+from relay.store.sqlite.schema import MIGRATIONS
+from tests.support.store_files import abandoned, refused, strange, used
+from tests.support.store_parts import Watch, stored, taken
+from tests.support.store_processes import child, told
+
+AFRESH = "relay run --new-store"
+"""The way out that a refusal names."""
+
+
+# one process a file
+
+
+@pytest.mark.row("F11", "C53")
+async def test_a_second_process_is_told_who_has_the_store(file: Path) -> None:
+    """It ends at once, with the process id of the one that has it, and touches nothing."""
+    with child(file, "hold") as first:
+        assert first.stdout is not None
+        pid = json.loads(first.stdout.readline())["pid"]
+        assert pid == first.pid
+        assert f"in use by another relay (process {pid}); stop it first" in await refused(file, StoreInUse)
+        first.communicate(timeout=20)
+    assert first.returncode == 0
+    await used(file)
+
+
+async def test_the_same_process_cannot_open_it_twice(file: Path) -> None:
+    """Nor can it by another name of the same file's guard."""
+    store = await SqliteStore.open(file, Watch())
+    assert f"process {os.getpid()}" in await refused(file, StoreInUse)
+    await stored(store, "crm")
+    await store.close()
+
+
+async def test_a_killed_process_leaves_no_lock(file: Path) -> None:
+    """A lock that outlived its process would need a hand."""
+    with child(file, "hold") as first:
+        assert first.stdout is not None
+        first.stdout.readline()
+        first.kill()
+        first.wait(timeout=20)
+    await used(file)
+
+
+@pytest.mark.slow
+@pytest.mark.row("C53")
+async def test_a_database_that_another_program_has_locked_is_in_use(file: Path) -> None:
+    """Not broken: the words say what to do."""
+    await used(file)
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode=EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        words = await refused(file, StoreInUse, unchanged=False)
+        assert "locked by another program; close it first" in words
+    await used(file)
+
+
+# a store that is not what it was
+
+
+@pytest.mark.row("F8", "C53")
+async def test_a_store_that_vanished_is_not_started_empty(file: Path) -> None:
+    """Total loss must not look like a clean start."""
+    await used(file)
+    file.unlink()
+    words = await refused(file)
+    assert "vanished since its last use" in words
+    assert AFRESH in words
+    assert not file.exists()
+
+
+async def test_a_store_that_vanished_while_it_was_open_is_missed_at_the_next_start(file: Path) -> None:
+    """Closing does not forget what was there."""
+    store = await SqliteStore.open(file, Watch())
+    await stored(store, "crm")
+    for end in ("", "-wal", "-shm"):
+        file.with_name(file.name + end).unlink()
+    await store.close()
+    assert "vanished" in await refused(file)
+
+
+@pytest.mark.parametrize("guard", [True, False], ids=["guard", "no-guard"])
+async def test_a_log_without_its_database_is_not_thrown_away(file: Path, tmp_path: Path, guard: bool) -> None:
+    """SQLite itself would delete the log, and with it what was promised."""
+    lost = await abandoned(file, tmp_path / "killed")
+    lost.unlink()
+    if not guard:
+        lost.with_name("relay.db.guard").unlink()
+    assert "vanished" in await refused(lost)
+    assert lost.with_name("relay.db-wal").stat().st_size > 0
+
+
+@pytest.mark.row("F8", "C53")
+@pytest.mark.parametrize("guard", [True, False], ids=["guard", "no-guard"])
+async def test_a_store_that_was_emptied_is_refused(file: Path, tmp_path: Path, guard: bool) -> None:
+    """A file of zero bytes beside its log, or that once had more, is a loss."""
+    emptied = await abandoned(file, tmp_path / "killed")
+    emptied.write_bytes(b"")
+    if not guard:
+        emptied.with_name("relay.db.guard").unlink()
+    words = await refused(emptied)
+    assert "emptied since its last use" in words
+    assert AFRESH in words
+
+
+async def test_an_empty_file_that_was_never_used_is_a_new_store(file: Path) -> None:
+    """Who made the file beforehand, to set its mode, is not refused."""
+    file.touch(mode=0o600)
+    await used(file)
+
+
+@pytest.mark.row("F8")
+@pytest.mark.parametrize("kept", [0.9, 0.5, 0.1])
+async def test_a_truncated_store_is_refused(file: Path, kept: float) -> None:
+    """Cut off anywhere, it is named with both sizes."""
+    await used(file, events=20)
+    size = file.stat().st_size
+    os.truncate(file, int(size * kept))
+    words = await refused(file)
+    assert "truncated since its last use" in words
+    assert f"{int(size * kept)} bytes, {size} expected" in words
+    assert AFRESH in words
+
+
+async def test_a_store_truncated_beside_its_log_is_refused(file: Path, tmp_path: Path) -> None:
+    """With a log the header proves nothing; the guard remembers the size."""
+    cut = await abandoned(file, tmp_path / "killed")
+    os.truncate(cut, 8192)
+    assert "truncated since its last use" in await refused(cut)
+
+
+async def test_a_smaller_backup_that_was_put_back_is_taken(file: Path, tmp_path: Path) -> None:
+    """Who does what the refusal asks for, and restores an older and smaller file, is not refused again."""
+    await used(file)
+    backup = shutil.copy(file, tmp_path / "backup.db")
+    await used(file, events=50)
+    file.write_bytes(b"ruined")
+    await refused(file)
+    shutil.copy(backup, file)
+    store = await SqliteStore.open(file, Watch())
+    assert len(await taken(store, limit=99)) == 3
+    await store.close()
+
+
+@pytest.mark.row("C52", "F8")
+@pytest.mark.parametrize("content", [b"not a database at all\n" * 100, b"\0" * 4096, b"S", b"SQLite format 3\0"])
+async def test_a_file_that_is_no_database_is_refused(file: Path, content: bytes) -> None:
+    """Whatever it is, it is somebody's."""
+    file.write_bytes(content)
+    words = await refused(file)
+    assert "file is not a database" in words
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "CREATE TABLE theirs (n)",
+        "CREATE TABLE theirs (n); PRAGMA user_version=1",
+        "CREATE TABLE theirs (n); PRAGMA user_version=7",
+        "CREATE TABLE theirs (n); PRAGMA application_id=77",
+        "PRAGMA user_version=1",
+        "PRAGMA application_id=77; PRAGMA user_version=1; CREATE TABLE event (seq); CREATE TABLE delivery (n)",
+        "CREATE TABLE event (seq); CREATE TABLE delivery (target, state); PRAGMA user_version=1",
+        "PRAGMA journal_mode=WAL; CREATE TABLE theirs (n)",
+    ],
+)
+async def test_a_database_of_another_program_is_left_alone(file: Path, script: str) -> None:
+    """Whatever version it says, however its tables are named: not one byte of it is changed."""
+    strange(file, script)
+    assert "a database of another program; choose another store.url" in await refused(file)
+
+
+@pytest.mark.row("F37", "C53")
+async def test_a_newer_schema_is_refused(file: Path) -> None:
+    """A downgrade cannot know what it would break; the words say which version wrote it."""
+    await used(file)
+    strange(file, f"PRAGMA user_version={len(MIGRATIONS) + 1}")
+    words = await refused(file)
+    assert f"written by a newer version (schema {len(MIGRATIONS) + 1}, this one knows {len(MIGRATIONS)})" in words
+
+
+@pytest.mark.row("F37")
+async def test_a_refused_file_keeps_its_log_as_well(file: Path, tmp_path: Path) -> None:
+    """Judging does not even move the log's pages home: the file of a killed newer relay is as it was."""
+    killed = await abandoned(file, tmp_path / "killed")
+    with closing(sqlite3.connect(killed, isolation_level=None)) as db:
+        db.execute(f"PRAGMA user_version={len(MIGRATIONS) + 1}")
+        newer = tmp_path / "newer"
+        newer.mkdir()
+        for end in ("", "-wal"):
+            shutil.copy(killed.with_name(killed.name + end), newer)
+    assert (newer / "relay.db-wal").stat().st_size > 0
+    assert "newer version" in await refused(newer / "relay.db")
+
+
+@pytest.mark.row("F8", "C53")
+@pytest.mark.parametrize("offset", [20, 52, 100, 105, 4096 + 3, 3 * 4096 + 5])
+async def test_a_damaged_page_is_found_at_the_start(file: Path, offset: int) -> None:
+    """Header or tree: the file is named, with the way out, and not touched."""
+    await used(file, events=20)
+    content = bytearray(file.read_bytes())
+    content[offset : offset + 40] = bytes(255 - octet for octet in content[offset : offset + 40])
+    file.write_bytes(content)
+    words = await refused(file)
+    assert any(hint in words for hint in (AFRESH, "upgrade relay", "choose another"))
+
+
+# the place
+
+
+@pytest.mark.row("C52")
+async def test_a_directory_is_no_store(file: Path) -> None:
+    """The words say what `store.url` names."""
+    file.mkdir()
+    assert "is a directory; store.url names a file" in await refused(file)
+
+
+@pytest.mark.row("C52")
+async def test_a_missing_directory_is_not_made(tmp_path: Path) -> None:
+    """A typo in a path must not become a new, empty store."""
+    words = await refused(tmp_path / "missing" / "relay.db")
+    assert "cannot use its directory: No such file or directory" in words
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """A directory that a user without rights can walk into."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.mark.row("C52")
+async def test_a_directory_that_cannot_be_written_is_refused(open_directory: Path) -> None:
+    """The reason is the system's own; the attempt ends and leaves no thread."""
+    first, last = told(open_directory / "relay.db", "unprivileged")
+    assert first["refused"] == "StoreUnusable"
+    assert "cannot use its directory: Permission denied" in first["words"]
+    assert last["threads"] == 0
+
+
+@pytest.mark.row("C52")
+async def test_a_file_that_cannot_be_written_is_refused(open_directory: Path) -> None:
+    """A store that can be read but not written would promise what it cannot keep."""
+    open_directory.chmod(0o777)
+    file = open_directory / "relay.db"
+    await used(file)
+    file.with_name("relay.db.guard").chmod(0o666)
+    for mode in (0o444, 0o000):
+        file.chmod(mode)
+        before = file.read_bytes()
+        first, last = told(file, "unprivileged")
+        assert first["refused"] == "StoreUnusable", first
+        assert str(file) in first["words"]
+        assert last["threads"] == 0
+        assert file.read_bytes() == before
+
+
+@pytest.mark.row("C52")
+def test_a_place_that_forgets_is_warned_about(tmp_path: Path) -> None:
+    """Memory and network file systems do not keep what a local disk keeps; the deepest mount decides."""
+    mounts = tmp_path / "mounts"
+    mounts.write_text(
+        f"root / ext4 rw 0 0\nx {tmp_path.resolve()} tmpfs rw 0 0\ny {tmp_path.resolve()}/sub ext4 rw 0 0\n"
+    )
+    assert "lies on tmpfs" in (durability_warning(tmp_path / "relay.db", mounts) or "")
+    (tmp_path / "sub").mkdir()
+    assert durability_warning(tmp_path / "sub" / "relay.db", mounts) is None
+    assert durability_warning(tmp_path / "relay.db", tmp_path / "none") is None

@@ -1,0 +1,281 @@
+"""What the store ought to hold, kept in plain dictionaries: the other half of the state machine."""
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from random import Random
+
+from relay.model import (
+    DELIVERY_MOVES,
+    TARGET_MOVES,
+    Claim,
+    DeliveryState,
+    Done,
+    Event,
+    GiveUp,
+    Outcome,
+    OutcomeKind,
+    RetryAt,
+    Target,
+    TargetHealth,
+    TargetState,
+    Turn,
+)
+from relay.rules.health import Enable, judge
+from relay.rules.retry import decide
+from relay.store import Retention, Ruling, Settled, Settlement
+from tests.support.store_backends import COUNTED, Row
+
+MILLISECOND = timedelta(milliseconds=1)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+OWN_FAULTS = frozenset({OutcomeKind.REFUSED, OutcomeKind.FAILED, OutcomeKind.UNREACHABLE, OutcomeKind.UNPREPARED})
+NEVER_SENT = frozenset({OutcomeKind.INTERRUPTED, OutcomeKind.UNPREPARED})
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("crm", "https://crm.example", schedule=(timedelta(seconds=5), timedelta(seconds=30)), disable_after=2),
+        Target("books", "https://books.example", schedule=(timedelta(minutes=1),), disable_after=None),
+        Target("once", "https://once.example", schedule=(), disable_after=3),
+        Target("shy", "https://shy.example", schedule=(timedelta(seconds=5),), disable_after=1, probe_first=None),
+    )
+}
+
+
+def ms(at: datetime) -> int:
+    """Milliseconds since 1970, rounded down."""
+    return (at - EPOCH) // MILLISECOND
+
+
+def as_stored(health: TargetHealth) -> TargetHealth:
+    """A health as it comes back from the disk: its times cut to the millisecond."""
+    times = {
+        name: at.replace(microsecond=at.microsecond // 1000 * 1000)
+        for name in ("since", "counted_at", "wait_until", "succeeded_at", "took_at", "throttled_until", "probe_at")
+        if (at := getattr(health, name)) is not None
+    }
+    return replace(health, **times)
+
+
+@dataclass
+class Delivery:
+    """One delivery as the model has it."""
+
+    order: int
+    received_at: datetime
+    state: DeliveryState
+    due: int
+    attempts: int = 0
+    step: int = 0
+    reason: str | None = None
+    first_try: int | None = None
+    last_began: int | None = None
+    settled: int | None = None
+    holder: Claim | None = None
+    recorded: list[tuple[int, str]] = field(default_factory=list)
+
+    def move(self, to: DeliveryState) -> None:
+        """Go to another state; only the moves of the table are legal."""
+        assert to in DELIVERY_MOVES[self.state], f"{self.state} to {to}"
+        self.state = to
+
+    def row(self) -> Row:
+        """As its table would show it."""
+        return Row(self.state.value, self.attempts, self.step, self.due, self.reason)
+
+
+@dataclass
+class Asked:
+    """One settlement under way: its outcome, and what the rule was shown and said."""
+
+    claim: Claim
+    outcome: Outcome
+    began_at: datetime
+    before: TargetHealth | None = None
+
+
+class Model:
+    """Every event that was promised, and what must have become of it."""
+
+    def __init__(self) -> None:
+        self.events: dict[str, Event] = {}
+        self.keys: dict[tuple[str, str], str] = {}
+        self.deliveries: dict[tuple[str, str], Delivery] = {}
+        self.healths = {name: TargetHealth(name) for name in TARGETS}
+        self.successes: dict[str, list[int]] = {name: [] for name in TARGETS}
+        self.began: dict[tuple[str, str, int], datetime] = {}
+        self.lost: list[Claim] = []
+        self._order = 0
+
+    def live(self) -> list[Claim]:
+        """The claims that hold, oldest first."""
+        held = [one.holder for one in self.deliveries.values() if one.holder is not None]
+        return sorted(held, key=lambda claim: (claim.token, claim.delivery_id))
+
+    def of(self, claim: Claim) -> Delivery:
+        """The delivery that a claim is on."""
+        return self.deliveries[claim.event.id, claim.target]
+
+    def accepted(self, event: Event, targets: list[str]) -> None:
+        """A new event was promised."""
+        self._order += 1
+        self.events[event.id] = event
+        if event.dedupe_key:
+            self.keys[event.source, event.dedupe_key] = event.id
+        for target in targets:
+            due = ms(event.received_at)
+            self.deliveries[event.id, target] = Delivery(self._order, event.received_at, DeliveryState.PENDING, due)
+
+    def waiting(self, target: str) -> list[tuple[str, Delivery]]:
+        """What is pending at a target."""
+        return [
+            (event_id, one)
+            for (event_id, name), one in self.deliveries.items()
+            if name == target and one.state is DeliveryState.PENDING
+        ]
+
+    def chosen(self, target: str, turn: Turn, limit: int, now: datetime) -> list[str]:
+        """The events that a claim must get; in order where the turn has one."""
+        waiting = self.waiting(target)
+        if turn is Turn.DUE:
+            due = [(one.due, one.order, event_id) for event_id, one in waiting if one.due <= ms(now)]
+            return [event_id for _, _, event_id in sorted(due)[:limit]]
+        newest = sorted(waiting, key=lambda found: -found[1].order)
+        fresh = [(event_id, one) for event_id, one in newest if one.attempts == 0]
+        if turn is Turn.ARRIVAL:
+            since = self.healths[target].since
+            return [event_id for event_id, one in fresh if since is None or one.received_at >= since][:limit]
+        tried = sorted(
+            (one for one in waiting if one[1].attempts), key=lambda found: (found[1].last_began or 0, found[1].order)
+        )
+        return [event_id for event_id, _ in (*fresh, *tried)][:limit]
+
+    def claimed(self, claim: Claim, now: datetime) -> None:
+        """A claim was made: on something that waited, with a number never used before."""
+        one = self.of(claim)
+        assert one.holder is None, "two live claims on one delivery"
+        assert claim.attempt == one.attempts + 1
+        assert claim.attempt > max((number for number, _ in one.recorded), default=0)
+        assert (claim.step, claim.event.body) == (one.step, self.events[claim.event.id].body)
+        assert claim.first_try_at is None if one.first_try is None else ms(claim.first_try_at or now) == one.first_try
+        one.move(DeliveryState.IN_FLIGHT)
+        one.attempts, one.holder = claim.attempt, claim
+        self.began[claim.event.id, claim.target, claim.attempt] = now
+
+    def released(self, claim: Claim) -> None:
+        """A claim was given back unused."""
+        one = self.of(claim)
+        one.move(DeliveryState.PENDING)
+        one.attempts, one.holder = one.attempts - 1, None
+
+    def taken_back(self, claim: Claim) -> None:
+        """A claim was lost to its lease or to a restart; its number is spent."""
+        one = self.of(claim)
+        one.move(DeliveryState.PENDING)
+        one.holder = None
+        self.lost.append(claim)
+
+    def settled(self, asked: Asked, settled: Settled, now: datetime) -> None:
+        """An attempt was recorded under the ruling that the real rules gave."""
+        claim, ruling = asked.claim, settled.ruling
+        assert ruling is not None
+        before = self.healths[claim.target]
+        assert asked.before == before, "the rule was shown another health than is stored"
+        assert settled.was_disabled == (before.state is TargetState.DISABLED)
+        one = self.of(claim)
+        one.recorded.append((claim.attempt, asked.outcome.kind.value))
+        one.last_began = ms(asked.began_at)
+        if asked.outcome.kind not in NEVER_SENT and one.first_try is None:
+            one.first_try = ms(asked.began_at)
+        self._decided(one, asked, ruling, now)
+        if asked.outcome.kind is OutcomeKind.DELIVERED:
+            self.successes[claim.target].append(ms(asked.began_at))
+        self.health_is(claim.target, ruling.health, frees=ruling.releases_held)
+
+    def _decided(self, one: Delivery, asked: Asked, ruling: Ruling, now: datetime) -> None:
+        claim, outcome = asked.claim, asked.outcome
+        one.holder = None
+        one.due = ms(one.received_at)
+        match ruling.decision:
+            case Done():
+                one.move(DeliveryState.DELIVERED)
+                one.reason, one.settled = None, ms(now)
+            case GiveUp(reason=reason):
+                self._may_die(one, claim, outcome)
+                one.move(DeliveryState.DEAD)
+                one.reason, one.settled = reason, ms(now)
+            case RetryAt(at=at, step=step):
+                one.move(DeliveryState.PENDING)
+                assert step in (one.step, one.step + 1)
+                assert step == one.step or claim.turn is Turn.DUE, "a probe spends no step"
+                one.step, one.reason = step, outcome.reason
+                if ruling.health.state is TargetState.ACTIVE:
+                    one.due = ms(at)
+
+    def _may_die(self, one: Delivery, claim: Claim, outcome: Outcome) -> None:
+        """Only an own fault ends a schedule, and only while the target takes others (promise 10)."""
+        assert outcome.kind in OWN_FAULTS
+        assert claim.turn is Turn.DUE
+        if TARGETS[claim.target].schedule:
+            assert one.first_try is not None
+            assert any(began > one.first_try for began in self.successes[claim.target])
+
+    def health_is(self, target: str, health: TargetHealth, *, frees: bool) -> None:
+        """A target's health was changed; what enables it frees what it held."""
+        before = self.healths[target]
+        if health.state is not before.state:
+            assert health.state in TARGET_MOVES[before.state]
+        self.healths[target] = health
+        if frees:
+            for _, one in self.waiting(target):
+                one.due = ms(one.received_at)
+
+    def restarted(self) -> None:
+        """Another process has the store: every claim is lost, and health is what was stored."""
+        for claim in self.live():
+            self.taken_back(claim)
+        self.healths = {name: as_stored(health) for name, health in self.healths.items()}
+
+    def outlived(self, retention: Retention, now: datetime) -> set[str]:
+        """The events whose time is over."""
+        delivered, dead = ms(now - retention.delivered), ms(now - retention.dead)
+        youngest = max(delivered, dead)
+        over = set()
+        for event_id, event in self.events.items():
+            rows = [one for (name, _), one in self.deliveries.items() if name == event_id]
+            limits = [(one.settled, dead if one.state is DeliveryState.DEAD else delivered) for one in rows]
+            limits = limits or [(ms(event.received_at), delivered)]
+            if ms(event.received_at) <= youngest and all(at is not None and at <= limit for at, limit in limits):
+                over.add(event_id)
+        return over
+
+    def forget(self, event_ids: set[str]) -> None:
+        """Events were pruned: every one of their deliveries had ended."""
+        for event_id in event_ids:
+            event = self.events.pop(event_id)
+            if event.dedupe_key:
+                del self.keys[event.source, event.dedupe_key]
+        for key in [key for key in self.deliveries if key[0] in event_ids]:
+            assert not DELIVERY_MOVES[self.deliveries[key].state], "only what has ended is deleted"
+            del self.deliveries[key]
+        self.lost = [claim for claim in self.lost if claim.event.id in self.events]
+
+    def counts(self) -> dict[tuple[str, str], int]:
+        """How many deliveries are in each counted state."""
+        found: dict[tuple[str, str], int] = {}
+        for (_, target), one in self.deliveries.items():
+            if one.state.value in COUNTED:
+                found[target, one.state.value] = found.get((target, one.state.value), 0) + 1
+        return found
+
+
+def ruling_of(asked: Asked, now: datetime, rng: Random) -> Settlement:
+    """A settlement with the real rules, as a lane makes it; what the rule is shown is remembered."""
+    claim, outcome, target = asked.claim, asked.outcome, TARGETS[asked.claim.target]
+
+    def rule(health: TargetHealth) -> Ruling:
+        asked.before = health
+        verdict = judge(health, outcome, claim, target=target, began_at=asked.began_at, now=now, rng=rng)
+        decision = decide(outcome, claim, schedule=target.schedule, began_at=asked.began_at, now=now, rng=rng)
+        return Ruling(decision, verdict.health, releases_held=isinstance(verdict, Enable))
+
+    return Settlement(claim, outcome, asked.began_at, now, rule)
