@@ -6,7 +6,7 @@ delivery loop that is silently dead is the worst fault of all.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
 from random import Random
@@ -20,6 +20,8 @@ from relay.store import Store, StoreUnavailable
 RECLAIM_EVERY = timedelta(seconds=30)
 FATAL_FAILURES = 5
 FATAL_SPAN = timedelta(minutes=1)
+FIRST_PAUSE = timedelta(seconds=0.5)
+"""Before a loop that failed is restarted; doubled each time, until it has run well for `FATAL_SPAN`."""
 STALE_BEAT = timedelta(seconds=60)
 
 
@@ -85,9 +87,9 @@ class Dispatcher:
                 now=self._now,
                 rng=self._rng,
             )
-        for name, lane in self._lanes.items():
-            self._tasks.append(asyncio.create_task(self._watch_over(lane), name=f"lane {name}"))
-        self._tasks.append(asyncio.create_task(self._reclaim_for_ever(), name="reclaim"))
+        loops = [(name, lane.run) for name, lane in self._lanes.items()]
+        for name, run in (*loops, ("every target", self._reclaim_for_ever)):
+            self._tasks.append(asyncio.create_task(self._watch_over(name, run), name=f"loop of {name}"))
 
     async def _take_up(self, target: Target, url_digest: str, settings_digest: str) -> TargetHealth:
         enabled = False
@@ -189,19 +191,21 @@ class Dispatcher:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _watch_over(self, lane: Lane) -> None:
+    async def _watch_over(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
         loop = asyncio.get_running_loop()
-        wait = timedelta(seconds=0.5)
+        wait = FIRST_PAUSE
         while not self._stopping:
+            begun = loop.time()
             try:
-                await lane.run()
+                await run()
             except Exception as error:  # noqa: BLE001 - whatever failed, the loop is restarted and it is told
                 self._failures.append(loop.time())
                 recent = loop.time() - FATAL_SPAN.total_seconds()
                 if len(self._failures) == FATAL_FAILURES and self._failures[0] > recent:
                     self._supervisor.loops_keep_failing(error)
                     return
-                self._supervisor.loop_failed(lane.target.name, error, restart_in=wait)
+                wait = FIRST_PAUSE if begun < recent else wait
+                self._supervisor.loop_failed(name, error, restart_in=wait)
                 await asyncio.sleep(wait.total_seconds())
                 wait *= 2
 

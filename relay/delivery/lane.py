@@ -303,9 +303,8 @@ class Lane:
 
     async def _release_all(self, claims: list[Claim]) -> None:
         try:
-            await self._store.release(claims)
-        except StoreUnavailable:
-            pass  # the lease ends, and they are reclaimed
+            with suppress(StoreUnavailable):  # then the lease ends, and they are reclaimed
+                await self._store.release(claims)
         finally:
             for claim in claims:
                 self._let_go(claim)
@@ -327,14 +326,15 @@ class Lane:
     async def _attempt(self, claim: Claim) -> None:
         """Send, decide, settle, tell."""
         began_at = self._now()
-        sent = await self._send(claim)
-        ended_at = self._now()
-        frees_at_once = sent.outcome.kind is OutcomeKind.DELIVERED and self._flows(ended_at)
-        if frees_at_once:
-            self._slot_free()
-        if sent.outcome.kind is OutcomeKind.INTERRUPTED:
-            self._paused_until = ended_at + BREATH
+        frees_at_once = False
         try:
+            sent = await self._send(claim)
+            ended_at = self._now()
+            frees_at_once = sent.outcome.kind is OutcomeKind.DELIVERED and self._flows(ended_at)
+            if frees_at_once:
+                self._slot_free()
+            if sent.outcome.kind is OutcomeKind.INTERRUPTED:
+                self._paused_until = ended_at + BREATH
             settled = await self._store.settle(
                 Settlement(claim, sent.outcome, began_at, ended_at, self._rule(claim, sent.outcome, began_at))
             )
@@ -364,8 +364,9 @@ class Lane:
             if not self._draining:
                 raise
             return Sent(Outcome(OutcomeKind.INTERRUPTED, reason="relay is stopping"))
-        except StoreUnusable as error:
-            return Sent(Outcome(OutcomeKind.UNPREPARED, reason=str(error)))
+        except (StoreUnavailable, StoreUnusable) as error:
+            is_short = isinstance(error, StoreUnavailable)
+            return Sent(Outcome(OutcomeKind.INTERRUPTED if is_short else OutcomeKind.UNPREPARED, reason=str(error)))
 
     def _rule(self, claim: Claim, outcome: Outcome, began_at: datetime) -> Callable[[TargetHealth], Ruling]:
         def rule(health: TargetHealth) -> Ruling:

@@ -32,10 +32,12 @@ CONNECT_TIMEOUT = timedelta(seconds=5)
 ANSWER_CAP = 64 * 1024
 """Bytes of an answer that are read so that the connection can be used again; a longer one costs the connection."""
 EXCERPT = 1024
-"""Bytes of an answer that are kept."""
+"""Characters of an answer that are kept."""
 
 STATUS_LINE = 13
 """Bytes of an answer that hold its status."""
+INTERIM_CAP = 16 * 1024
+"""Bytes of interim answers (RFC 9110, section 15.2) that are kept to find the status behind them."""
 SHORTEST_SECRET = 8
 """Characters; shorter values are words that an answer may well hold by chance."""
 
@@ -67,7 +69,8 @@ class WatchedHandler(ResponseHandler):
 
     def data_received(self, data: bytes) -> None:
         """Called with what arrives; the first of it is kept by reference, at no cost."""
-        if len(self.head) < STATUS_LINE:
+        is_interim = self.head[9:10] == b"1" and len(self.head) < INTERIM_CAP
+        if is_interim or len(self.head) < STATUS_LINE:
             self.head += data
         super().data_received(data)
 
@@ -155,12 +158,12 @@ class Sender:
         """Send, and wait for the head of the answer: the short way, or aiohttp's own where that does not do."""
         if self._wire is not None and len(body) <= LARGEST_BODY:
             return await self._wire.post(headers, body)
-        return await self._session.post(self._url, data=body, headers=headers, allow_redirects=False)
+        return await self._session.post(self._url, data=body, headers=_one_spelling(headers), allow_redirects=False)
 
     def _broken(self, error: Exception) -> Outcome:
         """The outcome where no whole answer was had."""
         connection = _in_use.get()
-        status = status_line(connection.head) if connection else None
+        status = None if connection is None else status_line(connection.head)
         if status is not None and meaning(status, self._target, retry_after=None) is OutcomeKind.DELIVERED:
             return Outcome(OutcomeKind.DELIVERED, status, f"status {status}, the rest of the answer was broken")
         if getattr(error, "errno", None) in _OUR_SHORTAGE:
@@ -168,14 +171,21 @@ class Sender:
         return Outcome(OutcomeKind.UNREACHABLE, reason=_fault(error, self._target.timeout))
 
     def _excerpt(self, answer: bytes) -> str:
-        text = answer[:EXCERPT].decode("utf-8", "replace")
+        """The beginning of an answer; our secrets are taken out before it is cut, or a cut one would stay."""
+        text = answer.decode("utf-8", "replace")
         for secret in self._own_secrets:
             text = text.replace(secret, "***")
-        return text
+        return text[:EXCERPT]
 
     async def close(self) -> None:
         """Close the pool and the resolver."""
         await self._session.close()
+
+
+def _one_spelling(headers: Headers) -> Headers:
+    """The same fields, each name spelled as it was first: aiohttp keeps only the last of several spellings."""
+    first: dict[str, str] = {}
+    return tuple((first.setdefault(name.lower(), name), value) for name, value in headers)
 
 
 @lru_cache(maxsize=4096)
@@ -203,7 +213,7 @@ async def _read(answer: Answer | aiohttp.ClientResponse, deadline: float) -> byt
         answer.close()
     if not content.at_eof():
         answer.close()
-    return bytes(text[:EXCERPT])
+    return bytes(text)
 
 
 def _fault(error: Exception, timeout: timedelta) -> str:

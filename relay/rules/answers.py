@@ -34,7 +34,7 @@ def parse_retry_after(value: str | None, now: datetime) -> timedelta | None:
         return None
     text = value.strip()
     if text.isascii() and text.isdigit():
-        return min(timedelta(seconds=int(text[:9])), RETRY_AFTER_CAP)
+        return min(timedelta(seconds=int(text.lstrip("0")[:9] or "0")), RETRY_AFTER_CAP)
     try:
         at = parsedate_to_datetime(text)
     except (ValueError, OverflowError, IndexError, TypeError):
@@ -44,7 +44,18 @@ def parse_retry_after(value: str | None, now: datetime) -> timedelta | None:
 
 
 def status_line(head: bytes) -> int | None:
-    """The status of an answer whose first bytes are these, None where they are no HTTP/1 status line."""
+    """The final status of an answer that begins with these bytes, None where they hold no such HTTP/1 status line.
+
+    Interim answers (RFC 9110, section 15.2) are passed over.
+    """
+    while (status := _status(head)) is not None and 100 <= status < 200:
+        _, end, head = head.partition(b"\r\n\r\n")
+        if not end:
+            return None
+    return status
+
+
+def _status(head: bytes) -> int | None:
     if len(head) < 12 or not head.startswith((b"HTTP/1.1 ", b"HTTP/1.0 ")) or not head[9:12].isdigit():
         return None
     return int(head[9:12]) if head[12:13] in (b"", b" ", b"\r", b"\n") else None

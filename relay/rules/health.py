@@ -95,8 +95,6 @@ def judge(
 
 def _succeeded(health: TargetHealth, target: Target, began_at: datetime, now: datetime) -> Verdict:
     took_at = began_at if health.took_at is None else max(health.took_at, began_at)
-    if health.state is TargetState.DISABLED and health.disabled_by is not DisabledBy.FAILURES:
-        return Keep(replace(health, succeeded_at=now, took_at=took_at))
     throttle_over = health.throttled_until is None or began_at >= health.throttled_until
     better = replace(
         health,
@@ -110,9 +108,9 @@ def _succeeded(health: TargetHealth, target: Target, began_at: datetime, now: da
         took_at=took_at,
         ramp=None if health.ramp is None or health.ramp + 1 >= target.concurrency else health.ramp + 1,
     )
-    if health.state is TargetState.ACTIVE:
-        return Keep(better)
-    return Enable(_active(better, now))
+    if health.disabled_by is DisabledBy.FAILURES:
+        return Enable(_active(better, now))
+    return Keep(better)
 
 
 def _throttled(
@@ -158,11 +156,10 @@ def _probe_failed(health: TargetHealth, claim: Claim, target: Target, now: datet
 
 
 def _is_counted(health: TargetHealth, outcome: Outcome, claim: Claim, began_at: datetime) -> bool:
-    """Whether a failure is news: begun after the last counted one was recorded and its wait was over, and after
-    the last success; a refusal counts once per event."""
-    if health.succeeded_at is not None and began_at <= health.succeeded_at:
-        return False
-    if health.counted_at is not None and began_at <= health.counted_at:
+    """Whether a failure is news: begun after the last counted one was recorded and its wait was over, after the last
+    success, and after the target was enabled; a refusal counts once per event."""
+    news = (health.succeeded_at, health.counted_at, health.since)
+    if any(at is not None and began_at <= at for at in news):
         return False
     if health.wait_until is not None and began_at < health.wait_until:
         return False
@@ -179,7 +176,7 @@ def _counted(
         failures=failures,
         counted_events=events,
         counted_at=now,
-        wait_until=now + jittered(failure_wait(failures, target.schedule), rng),
+        wait_until=now + jittered(failure_wait(failures, target), rng),
         paced=health.paced or outcome.kind in _SLOWS,
         reason=outcome.reason,
     )
@@ -192,7 +189,6 @@ def _counted(
         since=now,
         wait_until=None,
         paced=False,
-        throttled_until=None,
         ramp=None,
         probe_wait=target.probe_first,
         probe_at=None if target.probe_first is None else now + target.probe_first,
@@ -201,9 +197,14 @@ def _counted(
     return Disable(disabled)
 
 
-def failure_wait(failures: int, schedule: tuple[timedelta, ...]) -> timedelta:
-    """The span after the n-th counted failure (from 1) in which no other counts, without jitter."""
-    return base_wait(failures - 1, schedule or DEFAULT_WAITS)
+def failure_wait(failures: int, target: Target) -> timedelta:
+    """The span after the n-th counted failure (from 1) in which no other counts, without jitter.
+
+    From the third on, which only a raised `disable_after` sees, it is no longer than the wait of a probe: a target
+    that is never disabled is not left alone for longer than one that is.
+    """
+    wait = base_wait(failures - 1, target.schedule or DEFAULT_WAITS)
+    return wait if failures <= len(DEFAULT_WAITS) else min(wait, target.probe_max)
 
 
 def disabled_by_hand(health: TargetHealth, reason: str, now: datetime) -> TargetHealth:
@@ -268,16 +269,16 @@ def at_start(health: TargetHealth, target: Target, *, url_digest: str, settings_
     if health.state is TargetState.ACTIVE:
         return Keep(health)
     if health.disabled_by is DisabledBy.GONE and new_url:
-        return Enable(_active(replace(health, failures=0, counted_events=()), now))
+        return Enable(enabled_by_hand(health, now))
     if health.disabled_by is not DisabledBy.FAILURES:
         return Keep(health)
     if target.probe_first is None:
         return Keep(replace(health, probe_at=None, probe_wait=None, arrival_try=False))
     if changed:
-        return Keep(replace(health, probe_at=now, probe_wait=target.probe_first))
+        return Keep(replace(health, probe_at=now, probe_wait=target.probe_first, throttled_until=None))
     if health.probe_at is None:
         return Keep(replace(health, probe_at=now + target.probe_first, probe_wait=target.probe_first))
-    latest = now + max(target.probe_max, target.probe_first)
+    latest = max(now + max(target.probe_max, target.probe_first), health.throttled_until or now)
     return Keep(replace(health, probe_at=min(health.probe_at, latest)))
 
 
@@ -326,6 +327,8 @@ def permit(
 def _probe_permit(health: TargetHealth, *, under_way: int, arrivals: bool, now: datetime) -> Permit:
     if health.probe_at is None:
         return Wait()
+    if health.throttled_until is not None and now < health.throttled_until:
+        return Wait(health.throttled_until)
     if health.arrival_try and arrivals:
         return Go(1, Turn.ARRIVAL)
     if now < health.probe_at:

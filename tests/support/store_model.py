@@ -28,7 +28,7 @@ from tests.support.store_backends import COUNTED, Row
 MILLISECOND = timedelta(milliseconds=1)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 OWN_FAULTS = frozenset({OutcomeKind.REFUSED, OutcomeKind.FAILED, OutcomeKind.UNREACHABLE, OutcomeKind.UNPREPARED})
-NEVER_SENT = frozenset({OutcomeKind.INTERRUPTED, OutcomeKind.UNPREPARED})
+NO_TRY = frozenset({OutcomeKind.INTERRUPTED})
 
 TARGETS = {
     target.name: target
@@ -184,7 +184,7 @@ class Model:
         one = self.of(claim)
         one.recorded.append((claim.attempt, asked.outcome.kind.value))
         one.last_began = ms(asked.began_at)
-        if asked.outcome.kind not in NEVER_SENT and one.first_try is None:
+        if asked.outcome.kind not in NO_TRY and one.first_try is None:
             one.first_try = ms(asked.began_at)
         self._decided(one, asked, ruling, now)
         if asked.outcome.kind is OutcomeKind.DELIVERED:

@@ -157,7 +157,7 @@ def _delivery_row(settlement: Settlement, ruling: Ruling) -> tuple[Any, ...]:
             state, step, settled_at = _PENDING, next_step, None
             if ruling.health.state is TargetState.ACTIVE:
                 due_at = millis(at)
-    tried = outcome.kind not in (OutcomeKind.INTERRUPTED, OutcomeKind.UNPREPARED)
+    tried = outcome.kind is not OutcomeKind.INTERRUPTED
     first_try_at = millis(settlement.began_at) if tried else None
     return state, due_at, step, settled_at, outcome.kind.value, outcome.status, reason, first_try_at
 

@@ -1,0 +1,434 @@
+"""All lanes together: on real sockets, through bugs in a loop, outages of the store, and stops."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from relay.delivery.dispatcher import Dispatcher, UnknownTarget
+from relay.delivery.lane import Attempted
+from relay.delivery.sender import Sender
+from relay.model import Event, OutcomeKind, Target, TargetHealth, TargetState, Turn
+from relay.rules.egress import EgressPolicy
+from relay.store import StoreUnavailable
+from relay.store.sqlite import SqliteStore
+from tests.support.scripted_target import closed_port, in_turn, raw, scripted, status
+from tests.support.simulation import Gateway, gateway, target
+from tests.support.virtual_time import DOWN, HANGS, Reply, virtually
+
+OK = status(200)
+A_WHILE = timedelta(seconds=5)
+
+
+def now() -> datetime:
+    """The real wall clock."""
+    return datetime.now(UTC)
+
+
+class Witness:
+    """Observer, supervisor and watcher in one, of a relay in real time."""
+
+    def __init__(self) -> None:
+        self.attempts: list[Attempted] = []
+        self.told: list[TargetHealth] = []
+        self.outages: list[str] = []
+        self.recovered_after: list[float] = []
+        self.changed = asyncio.Event()
+
+    def attempted(self, attempt: Attempted) -> None:
+        self.attempts.append(attempt)
+        self.changed.set()
+
+    def disabled(self, health: TargetHealth) -> None:
+        self.told.append(health)
+
+    def enabled(self, health: TargetHealth) -> None:
+        self.told.append(health)
+
+    def loop_failed(self, target: str, error: BaseException, *, restart_in: timedelta) -> None:
+        raise AssertionError(error)
+
+    def loops_keep_failing(self, error: BaseException) -> None:
+        raise AssertionError(error)
+
+    def committed(self, seconds: float) -> None:
+        self.changed.set()
+
+    def unavailable(self, reason: str) -> None:
+        self.outages.append(reason)
+        self.changed.set()
+
+    def recovered(self, seconds: float) -> None:
+        self.recovered_after.append(seconds)
+        self.changed.set()
+
+    def kinds(self, target: str = "crm") -> list[OutcomeKind]:
+        """What the attempts at a target came to, in the order of their records."""
+        return [one.sent.outcome.kind for one in self.attempts if one.claim.target == target]
+
+    async def until_attempts(self, number: int) -> None:
+        """Wait until so many attempts are recorded."""
+        while len(self.attempts) < number:
+            self.changed.clear()
+            await asyncio.wait_for(self.changed.wait(), 10)
+
+
+class Relay:
+    """Dispatcher, store and senders as they are run."""
+
+    def __init__(self, store: SqliteStore, dispatcher: Dispatcher, witness: Witness) -> None:
+        self.store, self.dispatcher, self.witness = store, dispatcher, witness
+        self._numbers = 0
+
+    async def post(self, *targets: str, number: int = 1, body: bytes = b"{}") -> None:
+        """Accept events, as the ingress does."""
+        for _ in range(number):
+            self._numbers += 1
+            await self.store.accept(Event(f"evt_{self._numbers:04}", "shop", "order", now(), (), body), targets)
+        self.dispatcher.wake(targets)
+
+
+@asynccontextmanager
+async def real_relay(home: Path, *targets: Target) -> AsyncIterator[Relay]:
+    """A relay in real time on real sockets."""
+    witness = Witness()
+    store = await SqliteStore.open(home / "relay.db", witness)
+    try:
+        dispatcher = Dispatcher(
+            targets,
+            store,
+            sender=lambda one: Sender(one, EgressPolicy(), key_headers={}, user_agent="relay/test", now=now),
+            observer=witness,
+            supervisor=witness,
+            now=now,
+            rng=Random(1),
+        )
+        await dispatcher.start({one.name: ("url", "settings") for one in targets})
+        try:
+            yield Relay(store, dispatcher, witness)
+        finally:
+            await dispatcher.stop(timedelta(seconds=0.2))
+    finally:
+        await store.close()
+
+
+def at_port(name: str, port: int, *, schedule: tuple[float, ...] = (0.05, 0.05), timeout: float = 5) -> Target:
+    """A target on a loopback port, with waits short enough for real time."""
+    return Target(
+        name,
+        f"http://127.0.0.1:{port}/{name}",
+        timeout=timedelta(seconds=timeout),
+        schedule=tuple(timedelta(seconds=wait) for wait in schedule),
+    )
+
+
+def rows(home: Path) -> list[tuple[str, str, int, int]]:
+    """(target, state, step, attempts) of all deliveries in the file."""
+    with closing(sqlite3.connect(home / "relay.db")) as db:
+        return db.execute("SELECT target, state, step, attempts FROM delivery ORDER BY event_seq, target").fetchall()
+
+
+# --- real sockets ---
+
+
+@pytest.mark.row("B24", "F13")
+async def test_a_failed_delivery_is_tried_again_with_the_same_id(tmp_path: Path) -> None:
+    """In real time over real sockets: the same bytes and id, a rising `relay-attempt`, until it is taken."""
+    async with (
+        scripted(in_turn(status(500), raw(then="reset"), OK)) as server,
+        real_relay(tmp_path, at_port("crm", server.port)) as relay,
+    ):
+        await relay.post("crm", body=b'{"total": 10}')
+        await relay.witness.until_attempts(3)
+        assert relay.witness.kinds() == [OutcomeKind.FAILED, OutcomeKind.UNREACHABLE, OutcomeKind.DELIVERED]
+        assert [request.one("relay-attempt") for request in server.received] == ["1", "2", "3"]
+        assert {request.one("relay-event-id") for request in server.received} == {"evt_0001"}
+        assert {request.body for request in server.received} == {b'{"total": 10}'}
+        assert rows(tmp_path) == [("crm", "delivered", 2, 3)]
+
+
+@pytest.mark.row("B27")
+async def test_an_event_goes_to_every_target_it_is_for(tmp_path: Path) -> None:
+    """One event, many targets, one delivery each; what fails at one is delivered once at the others."""
+    async with scripted(OK) as server:
+        names = [f"t{number}" for number in range(50)]
+        broken = at_port("broken", closed_port(), schedule=(3600,))
+        async with real_relay(tmp_path, broken, *(at_port(name, server.port) for name in names)) as relay:
+            await relay.post("broken", *names)
+            await relay.post()
+            await relay.witness.until_attempts(51)
+        assert sorted(request.line.split()[1] for request in server.received) == sorted(f"/{name}" for name in names)
+        assert {row[0] for row in rows(tmp_path) if row[1] == "pending"} == {"broken"}
+
+
+@pytest.mark.row("F14", "F24")
+async def test_a_hung_target_costs_the_others_nothing(tmp_path: Path) -> None:
+    """While one target holds all its connections open without a word, nine others get everything at once."""
+    async with scripted(raw(then="hang")) as hung, scripted(OK) as well:
+        names = [f"t{number}" for number in range(9)]
+        targets = [at_port("hung", hung.port, timeout=60), *(at_port(name, well.port) for name in names)]
+        async with real_relay(tmp_path, *targets) as relay:
+            began = asyncio.get_running_loop().time()
+            await relay.post("hung", *names, number=40)
+            await relay.witness.until_attempts(9 * 40)
+            assert asyncio.get_running_loop().time() - began < 10
+            assert len(well.received) == 9 * 40
+            assert hung.connections == len(hung.received) == 8
+            assert relay.witness.kinds("hung") == []
+            (backlog,) = await relay.store.backlog(["hung"])
+            assert backlog.pending + backlog.in_flight == 40
+
+
+@pytest.mark.row("B68")
+async def test_a_large_body_is_fetched_when_it_is_sent(tmp_path: Path) -> None:
+    """A body that is left in the store at the claim arrives whole."""
+    body = Random(1).randbytes(300_000)
+    async with scripted(OK) as server, real_relay(tmp_path, at_port("crm", server.port)) as relay:
+        await relay.post("crm", body=body)
+        await relay.witness.until_attempts(1)
+        assert server.received[0].body == body
+
+
+@pytest.mark.row("B68", "F31")
+async def test_a_stop_interrupts_a_hung_request_without_a_step(tmp_path: Path) -> None:
+    """An attempt that does not end within the drain is cut off, recorded as interrupted, and due again."""
+    async with scripted(raw(then="hang")) as server:
+        async with real_relay(tmp_path, at_port("crm", server.port, timeout=60)) as relay:
+            await relay.post("crm", number=100)
+            while len(server.received) < 8:
+                await asyncio.sleep(0)
+        assert relay.witness.kinds() == [OutcomeKind.INTERRUPTED] * 8
+        assert rows(tmp_path) == [("crm", "pending", 0, 1)] * 8 + [("crm", "pending", 0, 0)] * 92
+
+
+@pytest.mark.row("B38")
+async def test_an_outage_of_the_store_sends_nothing_twice(tmp_path: Path) -> None:
+    """Outcomes that cannot be written are kept, no attempt begins meanwhile, and all is recorded when it is over."""
+    held = asyncio.Event()
+
+    async def slowly(request: object, writer: asyncio.StreamWriter) -> None:
+        await held.wait()
+        await OK(request, writer)  # type: ignore[arg-type]
+
+    async with scripted(slowly) as server, real_relay(tmp_path, at_port("crm", server.port, timeout=30)) as relay:
+        await relay.post("crm", number=30)
+        while len(server.received) < 8:
+            await asyncio.sleep(0)
+        with closing(sqlite3.connect(tmp_path / "relay.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            held.set()
+            while not relay.witness.outages:
+                relay.witness.changed.clear()
+                await asyncio.wait_for(relay.witness.changed.wait(), 10)
+            sent_by_then = len(server.received)
+            with pytest.raises(StoreUnavailable):
+                await relay.dispatcher.enable("crm")
+            assert relay.witness.attempts == []
+            assert len(server.received) == sent_by_then
+        await relay.witness.until_attempts(30)
+        assert len(relay.witness.recovered_after) == 1
+        assert sorted(request.one("relay-event-id") for request in server.received) == [
+            f"evt_{number:04}" for number in range(1, 31)
+        ]
+        assert rows(tmp_path) == [("crm", "delivered", 0, 1)] * 30
+
+
+async def test_a_test_by_hand_goes_the_targets_own_way_and_leaves_no_trace(tmp_path: Path) -> None:
+    """`test` makes one request of type `relay.test`; nothing is stored, and neither state nor count is touched."""
+    async with scripted(in_turn(OK, status(410))) as server:
+        async with real_relay(tmp_path, at_port("crm", server.port)) as relay:
+            assert (await relay.dispatcher.test("crm")).kind is OutcomeKind.DELIVERED
+            assert (await relay.dispatcher.test("crm")).kind is OutcomeKind.GONE
+            assert relay.dispatcher.health("crm").state is TargetState.ACTIVE
+            assert server.received[0].one("relay-event-type") == "relay.test"
+            for call in (relay.dispatcher.test("nobody"), relay.dispatcher.enable("nobody")):
+                with pytest.raises(UnknownTarget):
+                    await call
+        assert rows(tmp_path) == []
+
+
+# --- a loop that fails ---
+
+
+class Failing(Gateway):
+    """A gateway whose observer has a bug: it raises for some attempts."""
+
+    raises_for: frozenset[str] = frozenset()
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self.restarts: list[float] = []
+        self.gave_up: list[BaseException] = []
+
+    def attempted(self, attempt: Attempted) -> None:
+        if attempt.claim.event.id in self.raises_for:
+            raise RuntimeError("a bug")
+
+    def loop_failed(self, target: str, error: BaseException, *, restart_in: timedelta) -> None:
+        assert isinstance(error, RuntimeError)
+        self.restarts.append(restart_in.total_seconds())
+
+    def loops_keep_failing(self, error: BaseException) -> None:
+        self.gave_up.append(error)
+
+
+@pytest.mark.row("F34", "B66")
+@virtually
+async def test_a_loop_that_fails_is_restarted(tmp_path: Path) -> None:
+    """A bug is told, the loop goes on after a moment, and nothing is lost or sent again."""
+    relay = Failing(tmp_path, {target(): lambda event, attempt, now: Reply()})
+    relay.raises_for = frozenset({"evt_000002"})
+    await relay.start()
+    await relay.post("crm", number=20)
+    await asyncio.sleep(0.2)
+    assert relay.dispatcher.failing()
+    await relay.quiet("crm", within=timedelta(seconds=10))
+    assert relay.restarts == [0.5]
+    assert relay.states() == {"delivered": 20}
+    await asyncio.sleep(61)
+    assert not relay.dispatcher.failing()
+    await relay.stop()
+    relay.assert_sound()
+
+
+@pytest.mark.row("F34")
+@virtually
+async def test_five_failures_of_loops_in_a_minute_end_the_process(tmp_path: Path) -> None:
+    """The waits grow, and the fifth failure within a minute is told once, as the end."""
+    relay = Failing(tmp_path, {target(): lambda event, attempt, now: Reply()})
+    relay.raises_for = frozenset(f"evt_{number:06}" for number in range(1, 20))
+    await relay.start()
+    for _ in range(10):
+        await relay.post("crm")
+        await asyncio.sleep(5)
+    assert relay.restarts == [0.5, 1, 2, 4]
+    assert len(relay.gave_up) == 1
+    await relay.stop()
+
+
+@pytest.mark.row("F34")
+@virtually
+async def test_failures_far_apart_neither_end_the_process_nor_lengthen_the_wait(tmp_path: Path) -> None:
+    """A loop that has run well for a minute starts afresh with its waits."""
+    relay = Failing(tmp_path, {target(): lambda event, attempt, now: Reply()})
+    relay.raises_for = frozenset(f"evt_{number:06}" for number in range(1, 20))
+    await relay.start()
+    for _ in range(8):
+        await relay.post("crm")
+        await asyncio.sleep(100)
+    assert relay.restarts == [0.5] * 8
+    assert relay.gave_up == []
+    await relay.stop()
+
+
+@pytest.mark.row("F34", "B25")
+@virtually
+async def test_a_sender_with_a_bug_frees_its_slot_and_its_delivery(tmp_path: Path) -> None:
+    """An attempt that raises is no lost slot: the claim ends with its lease, and it is tried again."""
+
+    def script(event: Event, attempt: int, now: datetime) -> Reply:
+        if attempt == 1:
+            raise RuntimeError("a bug")
+        return Reply()
+
+    relay = Failing(tmp_path, {target(concurrency=1): script})
+    await relay.start()
+    await relay.post("crm", number=3)
+    await relay.quiet("crm", within=timedelta(minutes=5))
+    assert relay.states() == {"delivered": 3}
+    assert [request.attempt for request in relay.sends("evt_000001")] == [1, 2]
+    await relay.stop()
+
+
+# --- a stop ---
+
+
+@pytest.mark.row("B68", "F31")
+@virtually
+async def test_a_stop_lets_attempts_under_way_finish_and_gives_back_the_rest(tmp_path: Path) -> None:
+    """What ends within the drain is recorded, what does not is interrupted, what waited was never tried."""
+    slow = {"evt_000001": Reply(200, takes=10), "evt_000002": Reply(500, takes=19), "evt_000003": Reply(200, takes=40)}
+
+    def script(event: Event, attempt: int, now: datetime) -> Reply:
+        return slow.get(event.id, Reply()) if attempt == 1 else Reply()
+
+    relay = Gateway(tmp_path, {target(concurrency=3): script})
+    await relay.start()
+    await relay.post("crm", number=100)
+    await asyncio.sleep(5)
+    began = relay.now()
+    await relay.stop()
+    assert 20 <= relay.since(began) < 22.5
+    stand = {row.event: (row.state, row.step, row.attempts, row.outcome) for row in relay.rows().values()}
+    assert stand.pop("evt_000001") == ("delivered", 0, 1, "delivered")
+    assert stand.pop("evt_000002") == ("pending", 1, 1, "failed")
+    assert stand.pop("evt_000003") == ("pending", 0, 1, "interrupted")
+    assert set(stand.values()) == {("pending", 0, 0, None)}
+    await relay.start()
+    await relay.quiet("crm", within=timedelta(minutes=2))
+    await relay.stop()
+    assert relay.states() == {"delivered": 100}
+    assert len(relay.requests) == 102
+    relay.assert_sound()
+
+
+@pytest.mark.row("B68")
+@pytest.mark.parametrize("turns", range(0, 12, 2))
+@virtually
+async def test_a_stop_at_the_time_of_a_probe_leaves_nothing_half_done(tmp_path: Path, turns: int) -> None:
+    """A probe that is chosen as the stop comes is finished or given back, its number untouched."""
+    async with gateway(tmp_path, {target(disable_after=1): lambda event, attempt, now: DOWN}) as relay:
+        await relay.post("crm", number=3)
+        await asyncio.sleep(1)
+        probe_at = relay.health("crm").probe_at
+        assert probe_at is not None
+        await asyncio.sleep((probe_at - relay.now()).total_seconds())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await relay.stop()
+        assert all(request.kind is not None for request in relay.requests)
+        await relay.start()
+        assert sum(row.attempts for row in relay.rows().values()) == len(relay.requests)
+        relay.assert_sound()
+
+
+@virtually
+async def test_switching_off_while_a_probe_is_chosen_begins_none(tmp_path: Path) -> None:
+    """Between the choice of a probe and its begin the operator's word counts already."""
+    async with gateway(tmp_path, {target(disable_after=1): lambda event, attempt, now: DOWN}) as relay:
+        await relay.post("crm", number=3)
+        await asyncio.sleep(1)
+        probe_at = relay.health("crm").probe_at
+        assert probe_at is not None
+        loop = asyncio.get_running_loop()
+        at = loop.time() + (probe_at - relay.now()).total_seconds()
+        switched: list[asyncio.Task[TargetHealth]] = []
+        loop.call_at(at, lambda: switched.append(loop.create_task(relay.dispatcher.disable("crm", "by hand"))))
+        await asyncio.sleep(3600)
+        assert (await switched[0]).state is TargetState.DISABLED
+        assert len([one for one in relay.requests if one.turn is Turn.PROBE]) <= 1
+        assert relay.states() == {"pending": 3}
+        assert sum(row.attempts for row in relay.rows().values()) == len(relay.requests)
+        relay.assert_sound()
+
+
+@virtually
+async def test_what_readiness_asks_of_the_loops(tmp_path: Path) -> None:
+    """Loops beat, and nothing due is left unclaimed, also while a target hangs, is throttled, or is disabled."""
+
+    def script(event: Event, attempt: int, now: datetime) -> Reply:
+        return {0: HANGS, 1: Reply(429, retry_after="600"), 2: Reply(410)}[int(event.id[-1]) % 3]
+
+    async with gateway(tmp_path, {target(): script}) as relay:
+        for _ in range(30):
+            await relay.post("crm")
+            await asyncio.sleep(30)
+            assert relay.dispatcher.stale_lanes() == []
+            assert relay.dispatcher.unclaimed() == []
+        assert list(relay.dispatcher.targets) == ["crm"]
+        relay.assert_sound()

@@ -1,0 +1,429 @@
+"""One request over a real socket to a target that may do anything: what it gets, and what each answer comes to."""
+
+import asyncio
+import gzip
+import random
+import tracemalloc
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from relay.delivery.sender import EXCERPT, Sender
+from relay.model import Claim, Event, Headers, Outcome, OutcomeKind, StatusSet, Target
+from relay.rules.egress import EgressPolicy
+from tests.support.scripted_target import (
+    Answerer,
+    Received,
+    ScriptedServer,
+    closed_port,
+    endless,
+    in_turn,
+    raw,
+    scripted,
+    status,
+)
+
+NOW = datetime(2031, 1, 1, tzinfo=UTC)
+TIMEOUT = 0.4
+OK = status(200)
+LINE = b"HTTP/1.1 200 OK\r\n"
+PRIVATE = EgressPolicy()
+
+MakeSender = Callable[..., Sender]
+
+
+@pytest.fixture(params=[True, False], ids=["short way", "long way"])
+async def make_sender(request: pytest.FixtureRequest) -> AsyncIterator[MakeSender]:
+    """Builds senders by either way; both keep every promise."""
+    made: list[Sender] = []
+
+    def make(url: str, *, egress: EgressPolicy = PRIVATE, timeout: float = TIMEOUT, **settings: Any) -> Sender:
+        target = Target("crm", url, timeout=timedelta(seconds=timeout), **settings)
+        sender = Sender(
+            target,
+            egress,
+            key_headers={"shop": "x-shop-key"},
+            user_agent="relay/test",
+            now=lambda: NOW,
+            short_way=request.param,
+        )
+        made.append(sender)
+        return sender
+
+    yield make
+    for sender in made:
+        await sender.close()
+
+
+def claim(body: bytes = b"{}", headers: Headers = (), *, attempt: int = 1) -> Claim:
+    """A claim on an event with this body."""
+    event = Event("evt_1", "shop", "order.paid", NOW, headers, body, hops=2)
+    return Claim(event, "crm", attempt=attempt, step=attempt - 1, token=1, lease_until=NOW + timedelta(minutes=1))
+
+
+async def outcome_of(sender: Sender, body: bytes = b"{}") -> Outcome:
+    """What one request comes to."""
+    return (await sender.send(claim(body), body)).outcome
+
+
+# --- what a target gets ---
+
+BODIES = {
+    "empty": b"",
+    "json": '{"naïve": "✓"}'.encode(),
+    "every byte": bytes(range(256)) * 3,
+    "at the limit of the short way": random.Random(1).randbytes(64 * 1024),
+    "over it": random.Random(2).randbytes(64 * 1024 + 1),
+    "a mebibyte": random.Random(3).randbytes(1024 * 1024),
+    "crlf": b"\r\n\r\nPOST / HTTP/1.1\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES.keys())
+async def test_a_target_gets_the_same_bytes(make_sender: MakeSender, body: bytes) -> None:
+    """Byte for byte, framed by a right `Content-Length` and nothing else, twice over one connection."""
+    async with scripted(OK) as server:
+        sender = make_sender(server.url, timeout=5)
+        for _ in range(2):
+            assert (await outcome_of(sender, body)).kind is OutcomeKind.DELIVERED
+        assert [request.body for request in server.received] == [body, body]
+        assert server.connections == 1
+        for request in server.received:
+            assert request.one("content-length") == str(len(body))
+            assert request.all("transfer-encoding") == request.all("expect") == []
+
+
+async def test_a_target_gets_the_providers_headers_and_ours(make_sender: MakeSender) -> None:
+    """Theirs as they came, but for what is the connection's, ours or nobody's; ours added; none by the client."""
+    provider = (
+        ("Content-Type", "application/json; charset=utf-8"),
+        ("X-Signature", "sha256=abc"),
+        ("X-Multi", "one"),
+        ("X-Multi", "two"),
+        ("X-Raw", "h\udcc3\udca9"),
+        ("X-Shop-Key", "shared secret"),
+        ("Authorization", "Bearer theirs"),
+        ("Cookie", "a=b"),
+        ("Content-Length", "9999"),
+        ("Transfer-Encoding", "chunked"),
+        ("Connection", "x-hop"),
+        ("X-Hop", "1"),
+        ("X-Forwarded-For", "10.0.0.1"),
+        ("relay-attempt", "77"),
+        ("Accept-Encoding", "gzip"),
+        ("User-Agent", "theirs"),
+    )
+    async with scripted(OK) as server:
+        sender = make_sender(server.url + "?a=1", headers=(("Authorization", "Bearer ours"),))
+        sent = await sender.send(claim(b"{}", provider, attempt=3), b"{}")
+        assert sent.outcome.kind is OutcomeKind.DELIVERED
+        assert sent.dropped_headers == ("X-Raw",)
+        (request,) = server.received
+        assert request.line == "POST /hooks?a=1 HTTP/1.1"
+        assert request.one("host") == f"127.0.0.1:{server.port}"
+        rest = [header for header in request.headers if header[0].lower() not in ("host", "content-length")]
+        assert rest == [
+            ("Content-Type", "application/json; charset=utf-8"),
+            ("X-Signature", "sha256=abc"),
+            ("X-Multi", "one"),
+            ("X-Multi", "two"),
+            ("Authorization", "Bearer ours"),
+            ("User-Agent", "relay/test"),
+            ("relay-event-id", "evt_1"),
+            ("relay-source", "shop"),
+            ("relay-event-type", "order.paid"),
+            ("relay-attempt", "3"),
+            ("relay-received-at", "2031-01-01T00:00:00.000Z"),
+            ("relay-hops", "3"),
+            ("webhook-id", "evt_1"),
+        ]
+
+
+async def test_headers_that_differ_by_their_case_alone_all_arrive(make_sender: MakeSender) -> None:
+    """One field in two spellings is two lines, and a signature may stand on each."""
+    provider = (("x-multi", "one"), ("X-Multi", "two"), ("X-MULTI", "three"))
+    async with scripted(OK) as server:
+        await make_sender(server.url).send(claim(b"{}", provider), b"{}")
+        assert server.received[0].all("x-multi") == ["one", "two", "three"]
+
+
+async def test_the_url_is_sent_as_it_was_written(make_sender: MakeSender) -> None:
+    """Escapes in a secret path or query are part of the secret."""
+    async with scripted(OK) as server:
+        await outcome_of(make_sender(f"http://127.0.0.1:{server.port}/a%2Fb/%7Ec?sig=x%3Dy%2B&n=1+2"))
+        assert server.received[0].line == "POST /a%2Fb/%7Ec?sig=x%3Dy%2B&n=1+2 HTTP/1.1"
+
+
+async def test_no_cookies_are_kept(make_sender: MakeSender) -> None:
+    """What a target sets is forgotten with its answer."""
+    async with scripted(status(200, "Set-Cookie: session=1; Path=/")) as server:
+        sender = make_sender(server.url)
+        await outcome_of(sender)
+        await outcome_of(sender)
+        assert len(server.received) == 2
+        assert server.received[1].all("cookie") == []
+
+
+@pytest.mark.row("F21")
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+async def test_redirects_are_not_followed(make_sender: MakeSender, code: int) -> None:
+    """A redirect is a failure, wherever it points to."""
+    async with scripted(OK) as other, scripted(status(code, f"Location: {other.url}")) as server:
+        outcome = await outcome_of(make_sender(server.url))
+        assert (outcome.kind, outcome.status) == (OutcomeKind.FAILED, code)
+        assert len(server.received) == 1
+        assert other.connections == 0
+
+
+# --- what an answer comes to ---
+
+
+@pytest.mark.row("F19")
+@pytest.mark.parametrize(
+    ("answer", "kind", "wait"),
+    [
+        (status(200), OutcomeKind.DELIVERED, None),
+        (raw(b"HTTP/1.1 204 No Content\r\n\r\n"), OutcomeKind.DELIVERED, None),
+        (raw(b"HTTP/1.0 200 OK\r\n\r\nold", then="close"), OutcomeKind.DELIVERED, None),
+        (raw(b"HTTP/1.1 299 \r\nContent-Length: 0\r\n\r\n"), OutcomeKind.DELIVERED, None),
+        (status(400), OutcomeKind.REFUSED, None),
+        (status(422, body=b"no"), OutcomeKind.REFUSED, None),
+        (status(404), OutcomeKind.FAILED, None),
+        (status(500, body=b"oops"), OutcomeKind.FAILED, None),
+        (status(503), OutcomeKind.FAILED, None),
+        (status(503, "Retry-After: soon"), OutcomeKind.FAILED, None),
+        (status(503, "Retry-After: 30"), OutcomeKind.THROTTLED, 30),
+        (status(429), OutcomeKind.THROTTLED, None),
+        (status(429, "Retry-After: Wed, 01 Jan 2031 00:00:40 GMT"), OutcomeKind.THROTTLED, 40),
+        (status(429, "retry-after: 999999999"), OutcomeKind.THROTTLED, 86400),
+        (status(410), OutcomeKind.GONE, None),
+    ],
+)
+async def test_every_status_comes_to_its_outcome(
+    make_sender: MakeSender, answer: Answerer, kind: OutcomeKind, wait: int | None
+) -> None:
+    """The outcome table over a real socket, with the wait that was asked for."""
+    async with scripted(answer) as server:
+        outcome = await outcome_of(make_sender(server.url))
+        assert outcome.kind is kind
+        assert outcome.reason == f"status {outcome.status}"
+        assert outcome.retry_after == (None if wait is None else timedelta(seconds=wait))
+
+
+BROKEN_SUCCESSES = {
+    "reset after the status line": raw(LINE, then="reset", pause=0.05),
+    "closed after the status line": raw(LINE, then="close"),
+    "headers that are none": raw(LINE + b"no header at all\r\n\r\n"),
+    "a header of 200 kB": raw(LINE + b"X-Big: " + b"x" * 200_000 + b"\r\n\r\n", then="close"),
+    "5,000 headers": raw(LINE + b"".join(b"X-%d: y\r\n" % n for n in range(5000)) + b"Content-Length: 0\r\n\r\n"),
+    "hanging headers": raw(LINE, then="hang"),
+    "dripping headers": endless(LINE, b"X-A: b\r\n", pause=0.02),
+    "reset in the body": raw(LINE + b"Content-Length: 100\r\n\r\nhalf", then="reset", pause=0.05),
+    "closed in the body": raw(LINE + b"Content-Length: 100\r\n\r\nhalf", then="close"),
+    "a body that hangs": raw(LINE + b"Content-Length: 100\r\n\r\nhalf", then="hang"),
+    "a body that drips": endless(LINE + b"Content-Length: 10000\r\n\r\n", b"x", pause=0.02),
+    "a body without end": endless(LINE + b"Connection: close\r\n\r\n", b"x" * 65536),
+    "chunks that are none": raw(LINE + b"Transfer-Encoding: chunked\r\n\r\nnonsense\r\n", then="close"),
+    "two lengths": raw(LINE + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab", then="close"),
+    "a gzip bomb": status(200, "Content-Encoding: gzip", body=gzip.compress(bytes(10_000_000))),
+    "false gzip": status(200, "Content-Encoding: gzip", body=b"not gzip"),
+    "early hints before": raw(
+        b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 3 + LINE + b"Content-Length: 0\r\n\r\n"
+    ),
+    "an interim 102 before": raw(b"HTTP/1.1 102 Processing\r\n\r\n", LINE + b"Content-Length: 0\r\n\r\n", pause=0.05),
+    "early hints and a break": raw(b"HTTP/1.1 103 Early Hints\r\n\r\n", LINE, then="close", pause=0.05),
+    "more than was asked for": raw((LINE + b"Content-Length: 0\r\n\r\n") * 2, then="close"),
+}
+
+
+@pytest.mark.row("F15", "F16", "F20")
+@pytest.mark.parametrize("answer", BROKEN_SUCCESSES.values(), ids=BROKEN_SUCCESSES.keys())
+async def test_a_2xx_status_line_is_a_delivery_however_broken_the_rest(
+    make_sender: MakeSender, answer: Answerer
+) -> None:
+    """The target has taken the event: to send it again for a broken answer would be our fault."""
+    async with scripted(answer) as server:
+        sender = make_sender(server.url)
+        began = asyncio.get_running_loop().time()
+        outcome = await outcome_of(sender)
+        assert (outcome.kind, outcome.status) in ((OutcomeKind.DELIVERED, 200), (OutcomeKind.DELIVERED, None))
+        assert asyncio.get_running_loop().time() - began < TIMEOUT + 0.5
+        assert len(server.received) == 1
+        assert len(outcome.excerpt) <= EXCERPT
+
+
+NO_ANSWERS = {
+    "a hang": (raw(then="hang"), "timeout: no answer within 0.4 s"),
+    "a status line that drips": (endless(b"HTTP/1.1", b" ", pause=0.02), ""),
+    "early hints for ever": (endless(b"", b"HTTP/1.1 103 Early Hints\r\n\r\n", pause=0.02), "timeout: no answer"),
+    "a reset": (raw(then="reset"), "connection broke: Connection reset by peer"),
+    "a close": (raw(then="close"), "connection closed without an answer"),
+    "half a status line": (raw(b"HTTP/1.1 2", then="close"), ""),
+    "garbage": (raw(b"SSH-2.0-OpenSSH_9.2\r\n", then="close"), "malformed answer"),
+    "a page without a head": (raw(b"<html>hello</html>\r\n\r\n", then="close"), "malformed answer"),
+    "binary": (raw(bytes(range(256)) * 10, then="close"), "malformed answer"),
+    "an empty line": (raw(b"\r\n\r\n", then="close"), ""),
+    "a status of four digits": (raw(b"HTTP/1.1 2000 OK\r\n\r\n", then="close"), ""),
+    "a status that is no number": (raw(b"HTTP/1.1 two OK\r\n\r\n", then="close"), ""),
+}
+
+
+@pytest.mark.row("F14", "F15", "F16", "F20", "B41")
+@pytest.mark.parametrize(("answer", "reason"), NO_ANSWERS.values(), ids=NO_ANSWERS.keys())
+async def test_what_is_no_answer_is_unreachable(make_sender: MakeSender, answer: Answerer, reason: str) -> None:
+    """Nothing done instead of answering is raised, taken for a success, or waited for past the timeout."""
+    async with scripted(answer) as server:
+        began = asyncio.get_running_loop().time()
+        outcome = await outcome_of(make_sender(server.url))
+        assert (outcome.kind, outcome.status) == (OutcomeKind.UNREACHABLE, None)
+        assert outcome.reason.startswith(reason)
+        assert "127.0.0.1" not in outcome.reason
+        assert "hooks" not in outcome.reason
+        assert asyncio.get_running_loop().time() - began < TIMEOUT + 0.5
+
+
+@pytest.mark.row("F16")
+async def test_a_broken_answer_with_another_status_is_no_delivery(make_sender: MakeSender) -> None:
+    """Only a 2xx says that the event was taken."""
+    async with scripted(raw(b"HTTP/1.1 500 Oops\r\nno header at all\r\n\r\n", then="close")) as server:
+        assert (await outcome_of(make_sender(server.url))).kind in (OutcomeKind.FAILED, OutcomeKind.UNREACHABLE)
+    async with scripted(raw(LINE, then="close")) as server:
+        only_201 = make_sender(server.url, success=StatusSet(((201, 201),)))
+        assert (await outcome_of(only_201)).kind in (OutcomeKind.FAILED, OutcomeKind.UNREACHABLE)
+
+
+@pytest.mark.row("F13", "B41")
+async def test_a_closed_port_is_unreachable(make_sender: MakeSender) -> None:
+    """Nobody listens: tried again like any failure."""
+    outcome = await outcome_of(make_sender(f"http://127.0.0.1:{closed_port()}/hooks"))
+    assert outcome == Outcome(OutcomeKind.UNREACHABLE, reason="connect: Connection refused")
+
+
+async def test_a_target_that_does_not_speak_tls_is_unreachable(make_sender: MakeSender) -> None:
+    """A handshake that fails is told as such, in the library's words and without the address."""
+
+    async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(plain, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        outcome = await outcome_of(make_sender(f"https://127.0.0.1:{port}/hooks", timeout=5))
+        assert outcome.kind is OutcomeKind.UNREACHABLE
+        assert outcome.reason.startswith("TLS: ")
+        assert "127.0.0.1" not in outcome.reason
+
+
+@pytest.mark.row("F23")
+async def test_what_egress_forbids_is_never_dialled(make_sender: MakeSender) -> None:
+    """A forbidden address is unreachable, with the reason, and no byte reaches it."""
+    async with scripted(OK) as server:
+        outcome = await outcome_of(make_sender(server.url, egress=EgressPolicy(policy="public")))
+        assert outcome.kind is OutcomeKind.UNREACHABLE
+        assert outcome.reason.startswith("egress policy forbids it: ")
+        assert server.connections == 0
+
+
+@pytest.mark.row("F20")
+async def test_an_endless_answer_costs_no_memory(make_sender: MakeSender) -> None:
+    """An answer is read up to a small cap, and its connection is not used again."""
+    async with scripted(endless(LINE + b"Connection: keep-alive\r\n\r\n", b"x" * 65536)) as server:
+        sender = make_sender(server.url)
+        await outcome_of(sender)
+        tracemalloc.start()
+        try:
+            await outcome_of(sender)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < 5 * 1024 * 1024
+        assert [request.connection for request in server.received] == [1, 2]
+
+
+# --- connections ---
+
+
+@pytest.mark.row("F16")
+@pytest.mark.parametrize("farewell", ["close", "reset"])
+async def test_a_stale_connection_is_a_retry_and_not_a_loss(make_sender: MakeSender, farewell: str) -> None:
+    """A target that drops a kept connection as we send on it: unreachable once, sent once, and then as ever."""
+    async with scripted(in_turn(OK, raw(then=farewell), OK)) as server:
+        sender = make_sender(server.url)
+        kinds = [(await outcome_of(sender)).kind for _ in range(3)]
+        assert kinds == [OutcomeKind.DELIVERED, OutcomeKind.UNREACHABLE, OutcomeKind.DELIVERED]
+        assert len(server.received) == 3, "nothing is sent again behind our back"
+        assert [request.connection for request in server.received] == [1, 1, 2]
+
+
+async def test_a_target_that_restarts_between_two_requests_is_dialled_anew(make_sender: MakeSender) -> None:
+    """Connections that the old process closed are not used for the new one."""
+    async with scripted(OK) as server:
+        port = server.port
+        sender = make_sender(server.url)
+        assert (await outcome_of(sender)).kind is OutcomeKind.DELIVERED
+        server.hang_up()
+    while (await outcome_of(sender)).reason != "connect: Connection refused":
+        pass
+    async with scripted(OK, port=port) as server:
+        assert (await outcome_of(sender)).kind is OutcomeKind.DELIVERED
+
+
+async def test_a_cancelled_attempt_closes_its_connection(make_sender: MakeSender) -> None:
+    """An answer that comes too late cannot be taken for the next request's."""
+    began = asyncio.Event()
+
+    async def late(request: Received, writer: Any) -> None:
+        began.set()
+        if len(server.received) == 1:
+            await asyncio.Event().wait()
+        await OK(request, writer)
+
+    server: ScriptedServer
+    async with scripted(late) as server:
+        sender = make_sender(server.url, timeout=30)
+        task = asyncio.create_task(outcome_of(sender))
+        await began.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (await outcome_of(sender)).kind is OutcomeKind.DELIVERED
+        assert [request.connection for request in server.received] == [1, 2]
+
+
+async def test_answers_are_not_mixed_up_between_requests_under_way(make_sender: MakeSender) -> None:
+    """Each of many requests at once gets its own answer, broken or not."""
+    codes = {b"0": 200, b"1": 500, b"2": 422, b"3": 410}
+
+    async def by_body(request: Received, writer: Any) -> None:
+        await asyncio.sleep(random.Random(len(server.received)).uniform(0, 0.02))
+        broken = len(server.received) % 3 == 0 and request.body == b"0"
+        await (raw(LINE, then="close") if broken else status(codes[request.body]))(request, writer)
+
+    kinds = {
+        b"0": OutcomeKind.DELIVERED,
+        b"1": OutcomeKind.FAILED,
+        b"2": OutcomeKind.REFUSED,
+        b"3": OutcomeKind.GONE,
+    }
+    server: ScriptedServer
+    async with scripted(by_body) as server:
+        sender = make_sender(server.url, timeout=5, concurrency=8)
+        bodies = [b"%d" % (number % 4) for number in range(80)]
+        outcomes = await asyncio.gather(*(outcome_of(sender, body) for body in bodies))
+        assert [outcome.kind for outcome in outcomes] == [kinds[body] for body in bodies]
+
+
+# --- secrets ---
+
+
+@pytest.mark.parametrize("padding", [0, 500, EXCERPT - 20, EXCERPT - 8])
+async def test_an_excerpt_holds_no_credential_of_ours(make_sender: MakeSender, padding: int) -> None:
+    """A target that echoes what we sent does not bring our secret into the store, whole or cut."""
+    token = "tok_0123456789abcdef0123456789abcdef"
+    async with scripted(status(500, body=b"x" * padding + b" Bearer " + token.encode())) as server:
+        outcome = await outcome_of(make_sender(server.url, headers=(("Authorization", f"Bearer {token}"),)))
+        assert outcome.kind is OutcomeKind.FAILED
+        assert token[:8] not in outcome.excerpt
