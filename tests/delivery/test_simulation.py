@@ -77,7 +77,7 @@ async def nothing(relay: Gateway) -> None:
 
 
 UNDISTURBED = pytest.param(nothing, False, id="undisturbed")
-RESTARTED = pytest.param(Gateway.restart, False, id="restarted")
+RESTARTED = pytest.param(Gateway.restart, False, id="restarted", marks=slow)
 KILLED = pytest.param(Gateway.crash, True, id="killed")
 disturbed = pytest.mark.parametrize(("disturb", "killed"), [UNDISTURBED, RESTARTED, KILLED])
 Disturb = Callable[[Gateway], Awaitable[None]]

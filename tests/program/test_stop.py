@@ -153,7 +153,13 @@ async def test_a_port_in_use_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.row("F8", "C53")
-@pytest.mark.parametrize("damage", ["vanished", "emptied", "truncated", "overwritten"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "emptied",
+        *(pytest.param(damage, marks=pytest.mark.slow) for damage in ("vanished", "truncated", "overwritten")),
+    ],
+)
 async def test_a_store_that_is_not_what_it_was_is_refused_and_left_alone(tmp_path: Path, damage: str) -> None:
     """Exit 74 with the way out; `--new-store` sets the remains aside and starts afresh."""
     store = tmp_path / "relay.db"

@@ -160,7 +160,7 @@ class Writer:
         self._unchecked = 0
         self._checked_at = time.monotonic()
         self._task = asyncio.create_task(self._run(), name="store writer")
-        self._impatience = asyncio.create_task(self._refuse_the_late(), name="store patience")
+        self._impatience: asyncio.TimerHandle | None = None
 
     @property
     def idle(self) -> bool:
@@ -182,6 +182,7 @@ class Writer:
             raise StoreUnavailable("overloaded: too many events wait for the disk")
         self._refuse_in_outage()
         self._bytes += len(wish.event.body)
+        self._watch_the_late()
         return self._queue(self._accepts, wish)
 
     def claim(self, wish: ClaimWish) -> "asyncio.Future[Any]":
@@ -219,7 +220,8 @@ class Writer:
         self._closing.set()
         self._wake.set()
         await asyncio.gather(self._task, return_exceptions=True)
-        self._impatience.cancel()
+        if self._impatience is not None:
+            self._impatience.cancel()
         waiting: list[Operation[Any]] = [*self._settlements, *self._works, *self._accepts, *self._claims]
         for operation in waiting:
             operation.refuse(StoreUnavailable(CLOSED))
@@ -361,16 +363,22 @@ class Writer:
             self._fall_out([], error)
             await self._recover()
 
-    async def _refuse_the_late(self) -> None:
+    def _watch_the_late(self) -> None:
+        """Look at what waits a little later, unless that is arranged; at rest no timer runs."""
+        if self._impatience is None:
+            self._impatience = asyncio.get_running_loop().call_later(PATIENCE_S / 10, self._refuse_the_late)
+
+    def _refuse_the_late(self) -> None:
         """Refuse events whose commit takes too long: a sender is told to come again rather than left hanging."""
-        while True:
-            await asyncio.sleep(PATIENCE_S / 10)
-            latest = time.monotonic() - PATIENCE_S
-            current = self._current.accepts if self._current else ()
-            for operation in (*current, *self._accepts):
-                if operation.since > latest:
-                    break
-                operation.refuse(StoreUnavailable(f"slow: no commit within {PATIENCE_S:g} s"))
+        self._impatience = None
+        latest = time.monotonic() - PATIENCE_S
+        current = self._current.accepts if self._current else ()
+        for operation in (*current, *self._accepts):
+            if operation.since > latest:
+                break
+            operation.refuse(StoreUnavailable(f"slow: no commit within {PATIENCE_S:g} s"))
+        if current or self._accepts:
+            self._watch_the_late()
 
 
 def _attempt(number: int) -> RetryCallState:
