@@ -39,6 +39,9 @@ from relay.telemetry.reporter import Reporter
 FINE, FAILURE, CANNOT_LISTEN, STORE_UNUSABLE, STORE_IN_USE = 0, 1, 69, 74, 75
 """The exit codes of `relay run` beside those of the command line and the config."""
 
+COMMIT = timedelta(seconds=3)
+"""How long the last request may wait for its commit."""
+LONGEST_FINISH = timedelta(seconds=20)
 PRUNE_EVERY = timedelta(minutes=1)
 PRUNE_PAUSE = timedelta(milliseconds=100)
 """Between two batches of one round, so that answers do not queue behind deletions."""
@@ -64,12 +67,14 @@ class App:
         self._store: SqliteStore
         self._dispatcher: Dispatcher
         self._ingress: Ingress
-        self._hooks: Listener
+        self._hooks: Listener | None = None
+        self._stuck = False
         self._admin: Listener | None = None
 
     @property
     def hooks_address(self) -> tuple[str, int]:
         """Where webhooks are received, the port as it was really given."""
+        assert self._hooks is not None
         return self._hooks.addresses[0]
 
     @property
@@ -104,8 +109,11 @@ class App:
     async def _start(self) -> None:
         config = self._config
         self._store = await SqliteStore.open(store_path(config.store.url), self._reporter, afresh=self._new_store)
-        self._closing.push_async_callback(self._store.close)
+        self._closing.push_async_callback(self._close_store)
         self._closing.push_async_callback(self._close_admin)  # after all that it shows has stopped
+        unsafe = self._store.warning()
+        if unsafe:
+            log.warning("config.warning", reason=unsafe)
         self._dispatcher = Dispatcher(
             config.targets,
             self._store,
@@ -117,7 +125,7 @@ class App:
         )
         self._reporter.count_held_by(self._store.pending)
         await self._dispatcher.start({target.name: digests(target) for target in config.targets})
-        self._closing.push_async_callback(self._stop_delivering)
+        self._closing.push_async_callback(self._finish_work)
         self._ingress = Ingress(
             config.sources,
             config.routes,
@@ -130,8 +138,7 @@ class App:
         )
         self._metrics.watch(gauges=self._gauges, store_bytes=self._store.size)
         await self._listen()
-        pruning = asyncio.create_task(self._prune_for_ever(), name="retention")
-        self._closing.push_async_callback(_cancel, pruning)
+        self._dispatcher.look_after("retention", self._prune_for_ever)
 
     def _sender(self, target: Target) -> Sender:
         key_headers = {source.name: source.key_header for source in self._config.sources}
@@ -146,7 +153,6 @@ class App:
             header_timeout=server.header_timeout,
             tls=None if server.tls is None else tls_context(server.tls),
         )
-        self._closing.push_async_callback(self._hooks.close)
         calls = Admin(
             self._dispatcher,
             self._store,
@@ -164,15 +170,29 @@ class App:
         """Close the port, finish requests, give attempts under way `drain_timeout`, record it all, close the store."""
         self._draining = True
         self._ingress.drain()
-        await self._hooks.stop_accepting()
+        if self._hooks is not None:
+            await self._hooks.stop_accepting()
         await self._closing.aclose()
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the disk did not let go at the stop: the process can then only be left at once."""
+        return self._stuck
+
+    async def _close_store(self) -> None:
+        self._stuck = await self._store.close() is False
 
     async def _close_admin(self) -> None:
         if self._admin is not None:
             await self._admin.close()
 
-    async def _stop_delivering(self) -> None:
-        await self._dispatcher.stop(self._config.server.drain_timeout)
+    async def _finish_work(self) -> None:
+        """Let requests and attempts under way finish at the same time, each as long as it may take."""
+        server = self._config.server
+        works = [self._dispatcher.stop(server.drain_timeout)]
+        if self._hooks is not None:
+            works.append(self._hooks.close(min(server.body_timeout + COMMIT, LONGEST_FINISH).total_seconds()))
+        await asyncio.gather(*works)
 
     async def run_until(self, asked: asyncio.Event) -> int:
         """Serve until asked to stop or unable to go on; returns the exit code."""
@@ -257,11 +277,6 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-async def _cancel(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-
-
 def store_path(url: str) -> Path:
     """The file of a `sqlite:///` URL, whole, so that every message says where it is."""
     return Path(url.removeprefix("sqlite:///")).absolute()
@@ -338,6 +353,12 @@ async def _serve(config: Config, pipe: LogPipe, *, new_store: bool) -> int:
     )
     code = await app.run_until(asked)
     log.info("relay.stopped", exit_code=code)
+    if app.is_stuck:
+        log.error(
+            "store.unavailable", reason="the disk does not answer; what was acknowledged is safe, leaving at once"
+        )
+        pipe.close(0.5)
+        os._exit(code)
     return code
 
 

@@ -20,15 +20,13 @@ from aiohttp.client_exceptions import ClientError
 from relay.listener import MALFORMED, UNAVAILABLE, invite_body, json_answer, peer_of
 from relay.model import Content, Event, Headers, IPNetwork, ReceivedRequest, Route, Source, VerifiedRequest
 from relay.rules.addresses import AddressRefusal, allowed, client_address, looks_like_a_proxy
-from relay.rules.forwarding import incoming_hops, storable_headers
+from relay.rules.forwarding import MOST_HOPS, incoming_hops, storable_headers
 from relay.rules.rate import Bucket, take
 from relay.rules.routing import matching_targets
 from relay.rules.verification import Refusal, prove_headers, unproven, verify
 from relay.store import Accepted, Store, StoreUnavailable
 
 HEALTH_PATH = "/healthz"
-MOST_HOPS = 5
-"""A webhook that has passed more relays than this goes round in a circle."""
 NO_TYPE = "unknown"
 """The type of an event in which its source's rule finds none."""
 HEAVY_BODY = 256 * 1024

@@ -198,10 +198,10 @@ class Listener:
         for site in list(self._runner.sites):
             await site.stop()
 
-    async def close(self) -> None:
-        """Close the port, let requests under way finish, then close every connection."""
+    async def close(self, patience: float = FINISHING) -> None:
+        """Close the port, let requests under way finish within `patience` seconds, then close every connection."""
         await self.stop_accepting()
-        await self._server.finish(FINISHING)
+        await self._server.finish(patience)
         await self._runner.cleanup()
 
 

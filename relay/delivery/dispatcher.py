@@ -87,9 +87,13 @@ class Dispatcher:
                 now=self._now,
                 rng=self._rng,
             )
-        loops = [(name, lane.run) for name, lane in self._lanes.items()]
-        for name, run in (*loops, ("every target", self._reclaim_for_ever)):
-            self._tasks.append(asyncio.create_task(self._watch_over(name, run), name=f"loop of {name}"))
+        for name, lane in self._lanes.items():
+            self.look_after(name, lane.run)
+        self.look_after("every target", self._reclaim_for_ever)
+
+    def look_after(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        """Run a loop until the stop: restarted loudly where it fails, the end of the process where it keeps failing."""
+        self._tasks.append(asyncio.create_task(self._watch_over(name, run), name=f"loop of {name}"))
 
     async def _take_up(self, target: Target, url_digest: str, settings_digest: str) -> TargetHealth:
         enabled = False
@@ -154,10 +158,10 @@ class Dispatcher:
 
     async def _steer(self, name: str, change: Callable[[TargetHealth], TargetHealth]) -> TargetHealth:
         lane = self._lane(name)
-        was = lane.health.state
+        was = lane.health.disabled_by
         health = await self._store.change_health(name, change)
         lane.health_changed(health)
-        if health.state is not was:
+        if health.disabled_by is not was:
             tell = self._observer.disabled if health.state is TargetState.DISABLED else self._observer.enabled
             tell(health)
         return health

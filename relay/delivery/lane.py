@@ -130,14 +130,10 @@ class Lane:
         allowed = self._permit(self._now())
         return self._health.state is TargetState.ACTIVE and isinstance(allowed, Go) and self._asked_at < moment
 
-    @property
-    def under_way(self) -> int:
-        """Attempts begun and not over."""
-        return self._under_way
-
     def wake(self) -> None:
         """Something has become due."""
-        self._due_at = self._now()
+        now = self._now()
+        self._due_at = min(self._due_at or now, now)
         self._arrivals = True
         self._changed.set()
 
@@ -259,7 +255,7 @@ class Lane:
             self._due_at = self._due_at or now
             self._paused_until = now + BREATH
         except Exception as error:  # noqa: BLE001 - a bug ends the loop loudly, not this task silently
-            self._broken = error
+            self._broken, self._due_at = error, now
         else:
             self._take(claimed.claims, claimed.next_due_at, full=len(claimed.claims) == limit, turn=turn)
         finally:

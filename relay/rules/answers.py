@@ -28,7 +28,7 @@ def meaning(status: int, target: Target, *, retry_after: timedelta | None) -> Ou
 def parse_retry_after(value: str | None, now: datetime) -> timedelta | None:
     """The wait that a `Retry-After` header asks for (RFC 9110, section 10.2.3), at most 24 h.
 
-    Seconds or an HTTP date; what is neither, or lies in the past, asks for nothing: None.
+    Seconds or an HTTP date; one that is over asks for no wait, and what is neither asks for nothing: None.
     """
     if value is None:
         return None
@@ -40,7 +40,7 @@ def parse_retry_after(value: str | None, now: datetime) -> timedelta | None:
     except (ValueError, OverflowError, IndexError, TypeError):
         return None
     wait = (at if at.tzinfo else at.replace(tzinfo=UTC)) - now
-    return min(wait, RETRY_AFTER_CAP) if wait > timedelta(0) else None
+    return max(timedelta(0), min(wait, RETRY_AFTER_CAP))
 
 
 def status_line(head: bytes) -> int | None:

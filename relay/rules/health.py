@@ -259,7 +259,8 @@ def _active(health: TargetHealth, now: datetime) -> TargetHealth:
 def at_start(health: TargetHealth, target: Target, *, url_digest: str, settings_digest: str, now: datetime) -> Verdict:
     """What a start makes of the stored health under today's config.
 
-    A changed `url`, `auth` or `headers` is followed by a probe at once; a new `url` also ends a disabling by 410.
+    A changed `url`, `auth` or `headers` is followed by a probe at once, but for a target that is never to be probed; a
+    new `url` also ends a disabling by 410, and an active target starts there without the count and throttle of the old.
     A probe that today's config asks for and none is due gets its time; one that it forbids is dropped.
     """
     known = bool(health.url_digest)
@@ -267,7 +268,7 @@ def at_start(health: TargetHealth, target: Target, *, url_digest: str, settings_
     changed = new_url or (known and settings_digest != health.settings_digest)
     health = replace(health, url_digest=url_digest, settings_digest=settings_digest)
     if health.state is TargetState.ACTIVE:
-        return Keep(health)
+        return Keep(enabled_by_hand(health, now) if new_url else health)
     if health.disabled_by is DisabledBy.GONE and new_url:
         return Enable(enabled_by_hand(health, now))
     if health.disabled_by is not DisabledBy.FAILURES:

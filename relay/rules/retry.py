@@ -70,7 +70,7 @@ def decide(
     A step is spent only by an ordinary try that found fault; probes, throttles, a 410 and our own stops spend none.
     A spent schedule ends the delivery only when, by the time this attempt was claimed, the target had taken an
     attempt that began after the delivery's own first try: an outage alone ends nothing. The exception is the empty
-    schedule, whose user asked for a single try.
+    schedule, whose user asked for a single try, whatever comes of it: only our own stop is made up for.
 
     Args:
         schedule: the target's waits between tries.
@@ -79,14 +79,14 @@ def decide(
     """
     if outcome.kind is OutcomeKind.DELIVERED:
         return Done()
+    if not schedule and claim.turn is Turn.DUE and outcome.kind is not OutcomeKind.INTERRUPTED:
+        return GiveUp("single try failed: " + outcome.reason)
     if outcome.kind is OutcomeKind.THROTTLED:
         return RetryAt(now + throttle_wait(outcome, claim.step, schedule, rng), claim.step)
     if outcome.kind in _SPENDS_NO_STEP or claim.turn is not Turn.DUE:
         return RetryAt(now, claim.step)
     if not is_spent(claim.step, schedule):
         return RetryAt(now + jittered(base_wait(claim.step, schedule), rng), claim.step + 1)
-    if not schedule:
-        return GiveUp("single try failed: " + outcome.reason)
     first_try_at = claim.first_try_at or began_at
     if claim.took_at is not None and claim.took_at > first_try_at:
         return GiveUp("retry schedule ended: " + outcome.reason)

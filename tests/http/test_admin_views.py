@@ -22,6 +22,7 @@ async def test_a_target_is_shown_disabled_and_enabled(gateway: Gateway) -> None:
         "reason": "",
         "since": shown["since"],
         "failures": 0,
+        "counted_events": [],
         "held": 0,
         "pending": 0,
         "in_flight": 0,

@@ -105,6 +105,29 @@ async def test_while_it_stops_new_webhooks_are_not_acknowledged(tmp_path: Path) 
         assert await gateway.ended() == 0
 
 
+@pytest.mark.slow
+async def test_a_request_whose_body_still_comes_is_answered(tmp_path: Path) -> None:
+    """SIGTERM cuts no request: its body may take `body_timeout`, and what is committed then is answered 200."""
+    async with Sink() as sink, Gateway(write_config(tmp_path / "c.yaml", sink)) as gateway:
+        _, body, headers = webhook(1)
+        host, _, port = gateway.hooks.removeprefix("http://").partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        writer.write(f"POST /hooks/shop HTTP/1.1\r\nHost: x\r\n{head}Content-Length: {len(body)}\r\n\r\n".encode())
+        writer.write(body[:3])
+        await writer.drain()
+        await asyncio.sleep(0.2)  # the head is being read by then; nothing outside shows it
+        gateway.signal(signal.SIGTERM)
+        await until(lambda: bool(gateway.said("relay.stopping")))
+        await asyncio.sleep(4)  # longer than a commit may take, shorter than a body may
+        writer.write(body[3:])
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        writer.close()
+        assert await gateway.ended(within=25) == 0
+        await gateway.start()
+        await until(lambda: len(sink.arrivals) == 1)
+
+
 @pytest.mark.row("H62")
 async def test_while_it_stops_it_says_that_it_is_not_ready(tmp_path: Path) -> None:
     """`/readyz` answers 503 with the reason as long as attempts under way are waited for; `/healthz` stays 200."""

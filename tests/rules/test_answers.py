@@ -90,8 +90,8 @@ def test_the_lists_of_the_target_win_over_the_table() -> None:
         ("Wed, 01 Jan 2031 01:01:00 +0100", A_MINUTE),
         ("Wednesday, 01-Jan-31 00:01:00 GMT", A_MINUTE),
         ("Mon, 01 Jan 2041 00:00:00 GMT", RETRY_AFTER_CAP),
-        ("Tue, 31 Dec 2030 23:59:00 GMT", None),
-        ("Wed, 01 Jan 2031 00:00:00 GMT", None),
+        ("Tue, 31 Dec 2030 23:59:00 GMT", timedelta(0)),
+        ("Wed, 01 Jan 2031 00:00:00 GMT", timedelta(0)),
         ("-1", None),
         ("+5", None),
         ("1.5", None),
@@ -107,7 +107,7 @@ def test_the_lists_of_the_target_win_over_the_table() -> None:
     ],
 )
 def test_retry_after_is_seconds_or_a_date_and_nothing_else(value: str | None, wait: timedelta | None) -> None:
-    """Seconds or an HTTP date, at most 24 h; the past, garbage and nothing ask for nothing."""
+    """Seconds or an HTTP date, at most 24 h; a date that is over asks for no wait, garbage for nothing."""
     assert parse_retry_after(value, NOW) == wait
 
 

@@ -623,6 +623,14 @@ def test_a_new_url_ends_a_disabling_by_410_and_nothing_else_does() -> None:
     assert started(HAND, 100, url="new").health.disabled_by is DisabledBy.HAND
 
 
+def test_an_active_target_at_a_new_url_starts_without_the_faults_of_the_old() -> None:
+    """Neither the count nor the throttle of a server is held against another."""
+    throttled = tried(failed_at(0), THROTTLED, 10, retry_after=HOUR).health
+    moved = started(throttled, 20, url="new").health
+    assert (moved.failures, moved.paced, moved.throttled_until, moved.ramp) == (0, False, None, None)
+    assert started(throttled, 20, settings="new").health.throttled_until == throttled.throttled_until
+
+
 def test_a_start_follows_todays_probe_setting() -> None:
     """Probes now forbidden are dropped, those now asked for get their time, those too far come nearer."""
     never = replace(CRM, probe_first=None)

@@ -131,10 +131,15 @@ def test_an_empty_schedule_is_a_single_try_whatever_the_cause(kind: OutcomeKind)
     assert decided(kind, claim(0), ()) == GiveUp("single try failed: why")
 
 
-@pytest.mark.parametrize("kind", [OutcomeKind.GONE, OutcomeKind.INTERRUPTED, OutcomeKind.THROTTLED])
-def test_what_spends_no_step_is_not_the_single_try(kind: OutcomeKind) -> None:
-    """The target refused to look at it, or we stopped it ourselves: the try is still to be had."""
-    assert isinstance(decided(kind, claim(0), ()), RetryAt)
+@pytest.mark.parametrize("kind", [OutcomeKind.GONE, OutcomeKind.THROTTLED])
+def test_the_single_try_is_over_whatever_the_cause(kind: OutcomeKind) -> None:
+    """Who writes an empty schedule wants one request and no more."""
+    assert decided(kind, claim(0), ()) == GiveUp("single try failed: why")
+
+
+def test_a_try_that_we_broke_off_ourselves_is_still_to_be_had() -> None:
+    """Our own stop is not the target's answer."""
+    assert isinstance(decided(OutcomeKind.INTERRUPTED, claim(0), ()), RetryAt)
 
 
 @pytest.mark.row("B31")
@@ -172,7 +177,7 @@ def test_a_throttled_delivery_waits_for_the_later_of_both(
     assert wait >= capped
     assert 0.8 * own <= wait <= max(1.2 * own, capped)
     decision = decide(outcome, claim(step), schedule=schedule, began_at=NOW, now=NOW, rng=Random(seed))
-    assert decision == RetryAt(NOW + wait, step)
+    assert decision == (RetryAt(NOW + wait, step) if schedule else GiveUp("single try failed: "))
 
 
 @given(

@@ -1,0 +1,173 @@
+"""What must not be shown: the credentials of targets, in what a target echoes and in our own log.
+
+Law: pure and total. A text loses a credential in whatever form an echo gives it; the log loses no word of its own, or
+a header that happens to hold one would make every line unreadable.
+"""
+
+import json
+import re
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from urllib.parse import quote, unquote, unquote_plus, urlsplit
+
+from relay.model import NoCheck, Secret, Source, StandardWebhooksCheck, Target
+
+SHORTEST_IN_LOG = 8
+"""Characters; the config refuses shorter secrets of sources, and shorter values would blot out innocent text."""
+SHORTEST_WORD = 3
+"""Characters of a credential header's word; what is shorter cannot keep a secret."""
+SHORTEST_QUERY_VALUE = 6
+LONG = 16
+"""Characters that a path segment need not have, unless it is a credential."""
+LONG_IF_MIXED = 10
+"""The same where letters and digits are mixed."""
+
+_CREDENTIAL_NAME = re.compile(
+    r"auth(?!or)|cookie|token|secret|signature|passw|passphrase|credential|session|jwt|hmac"
+    r"|(?:^|[-_.])(?:key|pass|pwd|sig|pin|code)(?:$|[-_.])|(?:api|access|private|shared|account)[-_]?key|api[-_]?id",
+    re.IGNORECASE,
+)
+_SCHEMES = frozenset(
+    "apikey api-key aws4-hmac-sha256 basic bearer digest geniekey hmac hoba jwt key negotiate oauth pass signature"
+    " splunk ssws token".split()
+)
+_SEPARATORS = re.compile(r"[\s,;]+")
+_BASE64 = re.compile(r"[A-Za-z0-9+/]{4,}={0,2}")
+_UPPER_ESCAPE = re.compile(r"%[0-9A-F]{2}")
+
+LOG_WORDS = frozenset(
+    """
+    admin.denied config.reload_refused config.reloaded config.warning delivery.attempted delivery.dead
+    delivery.loops_keep_failing event.accepted event.duplicate event.unrouted events.pruned http.client_gone http.error
+    http.malformed relay.crashed relay.start_refused relay.started relay.stopped relay.stopping request.bad_hops
+    request.failed request.refused request.unproven source.silent store.nearly_full store.recovered store.unavailable
+    target.disabled target.enabled thread.crashed library.warning library.error asyncio.warning asyncio.error
+    critical traceback duration_ms next_attempt_at event_id delivery_id dedupe_key delivered throttled unreachable
+    unprepared interrupted in_flight relay-gateway plugandpay plugandpay_v1 standard_webhooks application/json
+    """.split()  # noqa: SIM905 - a list of words reads better as words
+)
+"""What our log lines say themselves, as far as it is long enough to be taken for a secret."""
+
+
+def credentials(target: Target) -> frozenset[str]:
+    """Everything of a target that lets somebody act as us, or is an address that is a secret itself.
+
+    Values of its credential-like headers, whole and in words; of its URL the segments and query values that look like
+    one, and path and query as a whole when they hold one; each also percent-decoded.
+    """
+    found = {part for part in _of_headers(target) if len(part) >= SHORTEST_WORD}
+    in_url = {value for _, value in _of_query(target.url) if len(value) >= SHORTEST_QUERY_VALUE}
+    return frozenset(_decoded(found | _with_whole(target.url, in_url | _segments(_path(target.url)))))
+
+
+def log_secrets(sources: Iterable[Source], targets: Iterable[Target], token: Secret | None) -> set[str]:
+    """What no log line may show, which is never a word of our own lines or a configured name.
+
+    Stricter than `credentials`: a log line repeats no answer and no URL, so only what nobody says by chance counts.
+    """
+    sources, targets = tuple(sources), tuple(targets)
+    found = {text for source in sources for text in _of_source(source)}
+    for target in targets:
+        in_query = {value for key, value in _of_query(target.url) if _is_named(key) or _is_credential(value)}
+        found |= _decoded(
+            {target.url, *_of_headers(target)} | _with_whole(target.url, in_query | _segments(target.url))
+        )
+    if token is not None:
+        found.add(token.value.decode("utf-8", "replace"))
+    own = "\n".join((*LOG_WORDS, *(source.name for source in sources), *(target.name for target in targets)))
+    return {secret for secret in found if len(secret) >= SHORTEST_IN_LOG and secret not in own}
+
+
+def blotted(text: str, secrets: frozenset[str]) -> str:
+    """The text with `***` for each secret, as it is, escaped for JSON, or percent-encoded; the longest first."""
+    for form in _forms(secrets):
+        text = text.replace(form, "***")
+    return text
+
+
+@lru_cache(maxsize=256)
+def _forms(secrets: frozenset[str]) -> tuple[str, ...]:
+    """What each secret may look like in an echo."""
+    forms: set[str] = set()
+    for secret in secrets:
+        escaped = {json.dumps(secret, ensure_ascii=is_ascii)[1:-1] for is_ascii in (True, False)}
+        encoded = {quote(secret, safe=safe, errors="replace") for safe in ("", "/", "/:=&?+,;@!$'()*")}
+        forms |= {secret, *escaped, *(form.replace("/", "\\/") for form in escaped)}
+        forms |= {*encoded, *(_UPPER_ESCAPE.sub(lambda match: match[0].lower(), form) for form in encoded)}
+        forms |= {form.replace("%20", "+") for form in encoded if "%20" in form}
+    return tuple(sorted(forms - {""}, key=lambda form: (-len(form), form)))
+
+
+def _of_headers(target: Target) -> Iterator[str]:
+    for name, value in target.headers:
+        if _is_named(name):
+            yield value.strip()
+            yield from _words(value)
+        elif _is_credential(value) and any(map(str.isdigit, value)) and not re.search(r"[\s/;,]", value):
+            yield value  # one long mixed word is a key, whatever its header is called
+
+
+def _words(value: str) -> Iterator[str]:
+    """The parts of a header's value that are worth something alone: words, values of pairs, a Basic password."""
+    for word in _SEPARATORS.split(value):
+        if word.lower() in _SCHEMES:
+            continue
+        yield word
+        yield word.partition("=")[2].strip('="')
+    scheme, _, rest = value.strip().partition(" ")
+    if scheme.lower() == "basic" and _BASE64.fullmatch(rest.strip()):
+        try:
+            pair = b64decode(rest.strip(), validate=True).decode()
+        except ValueError:
+            return
+        yield pair
+        yield pair.partition(":")[2]
+
+
+def _of_source(source: Source) -> Iterator[str]:
+    """A source's keys as text; where nothing else proves a request, also the part of its path that nobody can guess."""
+    for secret in getattr(source.check, "secrets", ()):
+        yield secret.value.decode("utf-8", "replace")
+        if isinstance(source.check, StandardWebhooksCheck):
+            yield b64encode(secret.value).decode()
+    if isinstance(source.check, NoCheck):
+        yield from _segments(source.path)
+
+
+def _path(url: str) -> str:
+    return urlsplit(url).path
+
+
+def _of_query(url: str) -> Iterator[tuple[str, str]]:
+    """The query's names and values, as written; a part without a name is a value."""
+    for part in re.split(r"[&;]", urlsplit(url).query):
+        key, equals, value = part.partition("=")
+        yield (key, value) if equals else ("", part)
+
+
+def _segments(url: str) -> set[str]:
+    return {segment for segment in _path(url).split("/") if _is_credential(segment)}
+
+
+def _with_whole(url: str, found: set[str]) -> set[str]:
+    """What was found in a URL, and the address that holds it."""
+    if not found:
+        return found
+    parts = urlsplit(url)
+    whole = {f"{parts.path}?{parts.query}"} if parts.query else set[str]()
+    return found | whole | {part for part in (parts.path, parts.query) if any(secret in part for secret in found)}
+
+
+def _decoded(found: set[str]) -> set[str]:
+    return found | {decode(text) for text in found for decode in (unquote, unquote_plus) if "%" in text}
+
+
+def _is_named(name: str) -> bool:
+    return _CREDENTIAL_NAME.search(name) is not None
+
+
+def _is_credential(text: str) -> bool:
+    """Whether a part of an address is too long, or too mixed, to be a mere word."""
+    is_mixed = any(map(str.isdigit, text)) and any(map(str.isalpha, text))
+    return len(text) >= LONG or (is_mixed and len(text) >= LONG_IF_MIXED)
