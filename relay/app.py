@@ -30,6 +30,7 @@ from relay.delivery.sender import Sender
 from relay.ingress import Ingress, Limits
 from relay.listener import CannotListen, Listener, has_native_parser
 from relay.model import Target, TargetHealth, TargetState
+from relay.rules.secrets import log_secrets
 from relay.store import Backlog, StoreError, StoreInUse, StoreUnavailable
 from relay.store.sqlite import SqliteStore
 from relay.telemetry.logs import LogPipe, start_logging
@@ -90,7 +91,8 @@ class App:
 
     def watch_log(self, pipe: LogPipe) -> None:
         """Count what the log drops, and keep every secret of the config out of it."""
-        pipe.hide(secrets_of(self._config))
+        config = self._config
+        pipe.hide(log_secrets(config.sources, config.targets, config.admin.token))
         self._metrics.watch(log_dropped=lambda: pipe.dropped, http_malformed=lambda: pipe.malformed)
 
     async def start(self) -> None:
@@ -293,20 +295,6 @@ def digests(target: Target) -> tuple[str, str]:
     """Digests of a target's URL and of its headers: a change of either is worth a probe."""
     headers = json.dumps(target.headers)
     return tuple(hashlib.blake2b(text.encode(), digest_size=16).hexdigest() for text in (target.url, headers))  # type: ignore[return-value]
-
-
-def secrets_of(config: Config) -> set[str]:
-    """Every secret that the config holds, as text: what no log line may show."""
-    found = {
-        secret.value.decode("utf-8", "replace")
-        for source in config.sources
-        for secret in getattr(source.check, "secrets", ())
-    }
-    found.update(value for target in config.targets for _, value in target.headers)
-    found.update(target.url for target in config.targets)
-    if config.admin.token is not None:
-        found.add(config.admin.token.value.decode())
-    return found
 
 
 def _names_of(address: Address) -> frozenset[str]:

@@ -16,6 +16,7 @@ from importlib import import_module
 import click
 
 from relay import __version__
+from relay.cli.terminal import NotBuilt
 
 INTERRUPTED = 130
 """What shells expect of a program that Ctrl-C ended: 128 + SIGINT."""
@@ -50,6 +51,9 @@ FAMILIES: Mapping[str, Mapping[str, Verb]] = {
     },
 }
 
+LATER = frozenset("events show replay tail stats prune backup verify route bench generate copy".split())  # noqa: SIM905
+"""Verbs of the contract that are still to come; the overview does not promise them."""
+
 _VERBS = {name: verb for family in FAMILIES.values() for name, verb in family.items()}
 
 
@@ -71,7 +75,9 @@ class Overview(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The verb that the arguments begin with; an unknown one ends with exit code 2 and the nearest ones."""
+        """The verb that the arguments begin with; one still to come, or an unknown one, ends with exit code 2."""
+        if args[0] in LATER:
+            raise NotBuilt(args[0])
         if not args[0].startswith("-") and args[0] not in _VERBS:
             near = difflib.get_close_matches(args[0].lower(), _VERBS, n=2, cutoff=0.65)
             meant = f" Did you mean {' or '.join(near)}?" if near else ""

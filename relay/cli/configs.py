@@ -14,7 +14,7 @@ import click
 from relay.cli.terminal import plural
 from relay.config import Config, ConfigRefused, find, json_schema, load
 from relay.config.document import Entry, Table, read
-from relay.config.expansion import plain_values
+from relay.config.expansion import TooLarge, plain_values
 from relay.config.problems import Refused, Report
 
 REFUSED = 78
@@ -67,12 +67,13 @@ def admin_value(path: Path, key: str, parse: Callable[[Any], Parsed]) -> Parsed 
     if section is None or not isinstance(section.node, Table) or key not in section.node.entries:
         return None
     wanted = Table(section.node.place, {key: section.node.entries[key]})
+    root = Table(document.root.place, {"admin": Entry(section.key_place, wanted)})
     report = Report(document.locate)
-    plain = plain_values(Table(document.root.place, {"admin": Entry(section.key_place, wanted)}), os.environ, report)
     try:
+        plain = plain_values(root, os.environ, report)
         if not report.problems:
             return parse(plain["admin"][key])
-    except Refused as refused:
+    except (Refused, TooLarge) as refused:
         report.refuse(("admin", key), str(refused))
     raise Unfit(str(ConfigRefused(path, report.problems)))
 

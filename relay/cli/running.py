@@ -7,18 +7,22 @@ from types import FrameType
 import click
 
 from relay.cli.configs import config_option, loaded
+from relay.cli.terminal import NotBuilt
 
 
 @click.command()
 @config_option
 @click.option("--new-store", is_flag=True, help="Begin with an empty store although the old one is gone or unusable.")
+@click.option("--watch", is_flag=True, hidden=True)
 @click.pass_context
-def run(ctx: click.Context, config: Path | None, *, new_store: bool) -> None:
+def run(ctx: click.Context, config: Path | None, *, new_store: bool, watch: bool) -> None:
     """Receive webhooks and deliver them, until SIGTERM or Ctrl-C.
 
     Exit codes: 0 stopped as asked, 1 failure, 69 cannot listen, 74 store unusable, 75 store in use by another
     process, 78 config refused.
     """
+    if watch:
+        raise NotBuilt("run --watch")
     signal.signal(signal.SIGTERM, _leave)
     whole = loaded(config)
     from relay import app  # noqa: PLC0415 - the whole gateway; a refused config is told without it

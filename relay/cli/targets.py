@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from relay.cli.calling import ANSWER, Access, Wrapped, access, admin_options, call, remembered, remembered_option
-from relay.cli.terminal import Cell, Column, Failure, note, plural, safe, span, table
+from relay.cli.terminal import Cell, Column, Failure, NotBuilt, note, plural, safe, span, table
 from relay.config.problems import suggestion
 
 TARGETS = "/api/v1/targets"
@@ -95,6 +95,14 @@ def test(ctx: click.Context, name: str) -> None:
         lines += note(f"it answered: {str(found['excerpt'])[:400]}")
     _show(ctx, found, lambda: lines)
     ctx.exit(0 if is_taken else 1)
+
+
+@targets.command(
+    hidden=True, add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True}
+)
+def discard() -> None:
+    """Let go of what a target holds: still to come."""
+    raise NotBuilt("targets discard")
 
 
 def _list(ctx: click.Context) -> None:

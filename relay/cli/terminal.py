@@ -25,6 +25,15 @@ class Failure(click.ClickException):
         click.echo(f"relay: {self.message}", file=file, err=file is None)
 
 
+class NotBuilt(Failure):
+    """A verb or an option of the contract that is still to come."""
+
+    exit_code = 2
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f'"{what}" is not built yet in this version')
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column of a table; numbers stand to the right."""

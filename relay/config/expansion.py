@@ -33,6 +33,9 @@ class Expanded(str):
 class TooLarge(Exception):
     """Aliases would make the document larger than it may be."""
 
+    def __init__(self) -> None:
+        super().__init__(f"holds more than {MOST_NODES:,} values or {DEEPEST} levels, aliases counted as copies")
+
 
 def plain_values(root: Node, env: Mapping[str, str], report: Report) -> Any:
     """The tree as dicts, lists and scalars, expanded; what cannot be expanded is reported and left out.

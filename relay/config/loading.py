@@ -60,10 +60,8 @@ def load(path: Path, env: Mapping[str, str]) -> Config:
     report = Report(read.locate)
     try:
         plain = plain_values(read.root, env, report)
-    except TooLarge:
-        raise ConfigRefused(
-            path, [Problem(None, None, "", "holds more than 20,000 values or 64 levels, aliases counted as copies")]
-        ) from None
+    except TooLarge as error:
+        raise ConfigRefused(path, [Problem(None, None, "", str(error))]) from None
     plain = {key: value for key, value in plain.items() if value is not None}
     if not plain and not report.problems and not read.problems:
         raise ConfigRefused(path, [_empty()])

@@ -27,7 +27,7 @@ from relay.model import (
 from relay.providers import PROVIDERS
 
 RANDOM_PART = 16
-"""Characters of a path that must be random where nothing else proves a request."""
+"""Letters and digits on end in a path, where nothing else proves a request."""
 
 _KEYS = {
     "api_key": {"header"},
@@ -60,7 +60,14 @@ _SCHEMES: dict[type[Check], str] = {
 _REQUIRED = {"api_key": ("header",), "basic": ("username",), "hmac": ("header", "algorithm")}
 _FIELD = re.compile(r"\{([^{}]*)\}")
 _FORM = "application/x-www-form-urlencoded"
-_FEWEST_DISTINCT = 6
+_FEWEST_DISTINCT = 8
+_RUN = re.compile(rf"[A-Za-z0-9]{{{RANDOM_PART},}}")
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_NO_CHANCE = re.compile(
+    r"random|change|placeholder|example|secret|replace|your|insert|webhook|plugandpay|company|012345|123456|abcdefg",
+    re.IGNORECASE,
+)
+"""What stands in a placeholder or a name, and hardly ever in what was drawn."""
 
 
 def source(name: str, section: SourceSection, report: Report) -> Source | None:
@@ -270,16 +277,11 @@ def _check_openness(
         report.refuse(
             (*path, "path"),
             f"{provider.title} signs nothing: name its addresses under allow_ips, or give a path with a random part of "
-            f"{RANDOM_PART} characters or more (openssl rand -hex 16)",
+            f"{RANDOM_PART} letters and digits or more (openssl rand -hex 16)",
         )
 
 
 def has_random_part(path: str) -> bool:
-    """Whether a segment of the path looks unguessable: long, varied, and no mere words."""
-    return any(_looks_random(segment) for segment in path.split("/"))
-
-
-def _looks_random(segment: str) -> bool:
-    letters = re.sub(r"[^A-Za-z0-9]", "", segment)
-    is_mixed = any(map(str.isdigit, letters)) or (letters != letters.lower() and letters != letters.upper())
-    return len(letters) >= RANDOM_PART and len(set(letters)) >= _FEWEST_DISTINCT and is_mixed
+    """Whether a part of the path looks unguessable: one long, varied run of letters and digits, or a UUID."""
+    parts = (*_UUID.findall(path), *_RUN.findall(path))
+    return any(len(set(part.lower())) >= _FEWEST_DISTINCT and not _NO_CHANCE.search(part) for part in parts)

@@ -7,6 +7,7 @@ Each target has a session, a connection pool and a resolver of its own, so that 
 import asyncio
 import errno
 import os
+import re
 import socket
 import ssl
 from collections.abc import Callable, Mapping
@@ -27,6 +28,7 @@ from relay.model import Claim, Headers, Outcome, OutcomeKind, Target
 from relay.rules.answers import meaning, parse_retry_after, status_line
 from relay.rules.egress import EgressPolicy
 from relay.rules.forwarding import outgoing_headers
+from relay.rules.secrets import blotted, credentials
 
 CONNECT_TIMEOUT = timedelta(seconds=5)
 ANSWER_CAP = 64 * 1024
@@ -38,10 +40,10 @@ STATUS_LINE = 13
 """Bytes of an answer that hold its status."""
 INTERIM_CAP = 16 * 1024
 """Bytes of interim answers (RFC 9110, section 15.2) that are kept to find the status behind them."""
-SHORTEST_SECRET = 8
-"""Characters; shorter values are words that an answer may well hold by chance."""
 
-_OUR_SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL})
+_OUR_SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+"""Not EADDRNOTAVAIL: a target's address of a family that this machine has not gives it for ever."""
+_INNER_ERRNO = re.compile(r"\[Errno ([0-9]{1,5})\]")
 _NO_AUTO_HEADERS = frozenset({"Content-Type", "User-Agent", "Accept", "Accept-Encoding"})
 
 
@@ -115,7 +117,7 @@ class Sender:
         )
         is_short = fits() if short_way is None else short_way
         self._wire = Wire(self._session, self._url, connect_timeout=connect) if is_short else None
-        self._own_secrets = _own_secrets(target, self._url)
+        self._credentials = credentials(target)
 
     async def send(self, claim: Claim, body: bytes) -> Sent:
         """Make one request for a claim; total but for cancellation.
@@ -172,10 +174,7 @@ class Sender:
 
     def _excerpt(self, answer: bytes) -> str:
         """The beginning of an answer; our secrets are taken out before it is cut, or a cut one would stay."""
-        text = answer.decode("utf-8", "replace")
-        for secret in self._own_secrets:
-            text = text.replace(secret, "***")
-        return text[:EXCERPT]
+        return blotted(answer.decode("utf-8", "replace"), self._credentials)[:EXCERPT]
 
     async def close(self) -> None:
         """Close the pool and the resolver."""
@@ -192,13 +191,6 @@ def _one_spelling(headers: Headers) -> Headers:
 def _plain(kind: OutcomeKind, status: int) -> Outcome:
     """The outcome of an answer without a body: a value like any other, and by far the most frequent."""
     return Outcome(kind, status, f"status {status}")
-
-
-def _own_secrets(target: Target, url: URL) -> list[str]:
-    """What a target may echo and nobody may read: our credentials, and a URL that is one; the longest first."""
-    values = {part for _, value in target.headers for part in (value, *value.split())}
-    values |= {url.raw_path, url.path, url.raw_query_string, url.query_string}
-    return sorted((value for value in values if len(value) >= SHORTEST_SECRET), key=len, reverse=True)
 
 
 async def _read(answer: Answer | aiohttp.ClientResponse, deadline: float) -> bytes:
@@ -249,6 +241,9 @@ def _words(error: Exception) -> str:
     if isinstance(inner, ssl.SSLError):
         return (inner.reason or "handshake failed").replace("_", " ").lower()
     code = getattr(inner, "errno", None)
+    if code is None and (first := _INNER_ERRNO.search(str(inner))):
+        code = int(first[1])  # several addresses failed, each in its own way: told as one text, which names them
     if isinstance(code, int) and code in errno.errorcode:
         return os.strerror(code)
-    return getattr(inner, "strerror", None) or type(inner).__name__
+    fallback = "unknown fault" if type(inner) is OSError else type(inner).__name__
+    return getattr(inner, "strerror", None) or fallback

@@ -24,28 +24,35 @@ LONG_IF_MIXED = 10
 """The same where letters and digits are mixed."""
 
 _CREDENTIAL_NAME = re.compile(
-    r"auth(?!or)|cookie|token|secret|signature|passw|passphrase|credential|session|jwt|hmac"
-    r"|(?:^|[-_.])(?:key|pass|pwd|sig|pin|code)(?:$|[-_.])|(?:api|access|private|shared|account)[-_]?key|api[-_]?id",
+    r"auth(?!ors?(?:$|[-_]))|cookie|token|secret|signature|passw|passphrase|credential|session|jwt|hmac"
+    r"|(?:^|[-_.])(?:key|pass|pwd|sig)(?:$|[-_.])|(?:api|access|private|shared|account)[-_]?key",
     re.IGNORECASE,
 )
 _SCHEMES = frozenset(
-    "apikey api-key aws4-hmac-sha256 basic bearer digest geniekey hmac hoba jwt key negotiate oauth pass signature"
-    " splunk ssws token".split()
+    """
+    apikey api-key aws4-hmac-sha256 basic bearer digest geniekey hmac jwt key negotiate oauth signature splunk ssws
+    token
+    """.split()  # noqa: SIM905 - words read better as words
 )
 _SEPARATORS = re.compile(r"[\s,;]+")
+_LONG_RUN = re.compile(r"[A-Za-z0-9]{16,}")
+_PLAIN_WORDS = re.compile(r"[A-Za-z]{1,15}(?:[-_.][A-Za-z]{1,15})*")
+"""What may be an event's type as well."""
 _BASE64 = re.compile(r"[A-Za-z0-9+/]{4,}={0,2}")
 _UPPER_ESCAPE = re.compile(r"%[0-9A-F]{2}")
 
 LOG_WORDS = frozenset(
     """
     admin.denied config.reload_refused config.reloaded config.warning delivery.attempted delivery.dead
-    delivery.loops_keep_failing event.accepted event.duplicate event.unrouted events.pruned http.client_gone http.error
-    http.malformed relay.crashed relay.start_refused relay.started relay.stopped relay.stopping request.bad_hops
-    request.failed request.refused request.unproven source.silent store.nearly_full store.recovered store.unavailable
-    target.disabled target.enabled thread.crashed library.warning library.error asyncio.warning asyncio.error
-    critical traceback duration_ms next_attempt_at event_id delivery_id dedupe_key delivered throttled unreachable
-    unprepared interrupted in_flight relay-gateway plugandpay plugandpay_v1 standard_webhooks application/json
-    """.split()  # noqa: SIM905 - a list of words reads better as words
+    delivery.loops_keep_failing delivery.loop_failed event.accepted event.duplicate event.unrouted events.pruned
+    http.client_gone http.error http.malformed relay.crashed relay.start_refused relay.started relay.stopped
+    relay.stopping request.bad_hops request.failed request.refused request.unproven source.may_be_switched_off
+    source.silent store.nearly_full store.recovered store.unavailable target.disabled target.enabled thread.crashed
+    library.warning library.error asyncio.warning asyncio.error critical traceback duration_ms next_attempt_at
+    event_id delivery_id dedupe_key delivered throttled unreachable unprepared interrupted in_flight after_seconds
+    disabled_by counted_events delivery.header_dropped next_probe_at exc_info exit_code failures restart_in_s
+    plugandpay plugandpay_v1 standard_webhooks application/json relay-gateway
+    """.split()  # noqa: SIM905
 )
 """What our log lines say themselves, as far as it is long enough to be taken for a secret."""
 
@@ -58,7 +65,7 @@ def credentials(target: Target) -> frozenset[str]:
     """
     found = {part for part in _of_headers(target) if len(part) >= SHORTEST_WORD}
     in_url = {value for _, value in _of_query(target.url) if len(value) >= SHORTEST_QUERY_VALUE}
-    return frozenset(_decoded(found | _with_whole(target.url, in_url | _segments(_path(target.url)))))
+    return frozenset(_decoded(found | _with_whole(target.url, in_url | _segments(target.url))))
 
 
 def log_secrets(sources: Iterable[Source], targets: Iterable[Target], token: Secret | None) -> set[str]:
@@ -69,10 +76,12 @@ def log_secrets(sources: Iterable[Source], targets: Iterable[Target], token: Sec
     sources, targets = tuple(sources), tuple(targets)
     found = {text for source in sources for text in _of_source(source)}
     for target in targets:
-        in_query = {value for key, value in _of_query(target.url) if _is_named(key) or _is_credential(value)}
-        found |= _decoded(
-            {target.url, *_of_headers(target)} | _with_whole(target.url, in_query | _segments(target.url))
-        )
+        query = tuple(_of_query(target.url))
+        parts = _segments(target.url) | {value for _, value in query if _is_credential(value)}
+        in_url = {part for part in parts if not _PLAIN_WORDS.fullmatch(part)} | {
+            v for key, v in query if _is_named(key)
+        }
+        found |= _decoded({target.url, *_of_headers(target)} | _with_whole(target.url, in_url))
     if token is not None:
         found.add(token.value.decode("utf-8", "replace"))
     own = "\n".join((*LOG_WORDS, *(source.name for source in sources), *(target.name for target in targets)))
@@ -104,8 +113,8 @@ def _of_headers(target: Target) -> Iterator[str]:
         if _is_named(name):
             yield value.strip()
             yield from _words(value)
-        elif _is_credential(value) and any(map(str.isdigit, value)) and not re.search(r"[\s/;,]", value):
-            yield value  # one long mixed word is a key, whatever its header is called
+        else:  # one long mixed run is a key, whatever its header is called
+            yield from (run for run in _LONG_RUN.findall(value) if _is_mixed(run))
 
 
 def _words(value: str) -> Iterator[str]:
@@ -169,5 +178,8 @@ def _is_named(name: str) -> bool:
 
 def _is_credential(text: str) -> bool:
     """Whether a part of an address is too long, or too mixed, to be a mere word."""
-    is_mixed = any(map(str.isdigit, text)) and any(map(str.isalpha, text))
-    return len(text) >= LONG or (is_mixed and len(text) >= LONG_IF_MIXED)
+    return len(text) >= LONG or (len(text) >= LONG_IF_MIXED and _is_mixed(text))
+
+
+def _is_mixed(text: str) -> bool:
+    return any(map(str.isdigit, text)) and any(map(str.isalpha, text))

@@ -53,7 +53,7 @@ class Reporter:
                 event_id=claim.event.id,
                 headers=list(attempt.sent.dropped_headers),
             )
-        if outcome.kind is OutcomeKind.DELIVERED:
+        if outcome.kind is OutcomeKind.DELIVERED and ruling is not None:
             latency = (attempt.ended_at - claim.event.received_at).total_seconds()
             self._metrics.delivered(claim.target, latency)
             log.info("delivery.attempted", **fields)

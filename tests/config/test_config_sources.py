@@ -287,7 +287,9 @@ def test_what_opens_a_source_warns(warned: Refuser, build: Loader, refused: Refu
         {"allow_ips": ["10.0.0.0/8"]},
         {"path": "/hooks/v1/3f9c2a7be41d5068"},
         {"path": "/in/0f8fad5b-d9cb-469f-a165-70867728950e"},
-        {"path": "/V7xk_Qz2mB-nTf9LwPaRcg"},
+        {"path": "/V7xkQz2mBnTf9LwPaRcg"},
+        {"path": "/hooks/qwvzkrtmxbnplhsdgcy"},
+        {"path": "/hooks/shop-3f9c2a7be41d5068"},
     ],
 )
 def test_an_unsigned_provider_needs_a_guard(warned: Refuser, guard: dict[str, object]) -> None:
@@ -305,6 +307,12 @@ def test_an_unsigned_provider_needs_a_guard(warned: Refuser, guard: dict[str, ob
         {"path": "/hooks/plugandpay-webhooks-of-our-shop"},
         {"path": "/hooks/aaaaaaaaaaaaaaaa1"},
         {"path": "/hooks/3f9c2a7be41d506"},
+        {"path": "/hooks/plugandpay-v1/PUT-32-RANDOM-HEX-DIGITS-HERE"},
+        {"path": "/hooks/plugandpay-v1-webhook-2025"},
+        {"path": "/hooks/my-company-name-webhook1"},
+        {"path": "/hooks/put32randomhexdigitshere"},
+        {"path": "/hooks/0123456789abcdef0123456789abcdef"},
+        {"path": "/hooks/12121212-1212-1212-1212-121212121212"},
         {"allow_ips": ["0.0.0.0/0"]},
     ],
 )

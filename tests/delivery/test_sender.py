@@ -1,7 +1,9 @@
 """One request over a real socket to a target that may do anything: what it gets, and what each answer comes to."""
 
 import asyncio
+import errno
 import gzip
+import os
 import random
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
@@ -427,3 +429,48 @@ async def test_an_excerpt_holds_no_credential_of_ours(make_sender: MakeSender, p
         outcome = await outcome_of(make_sender(server.url, headers=(("Authorization", f"Bearer {token}"),)))
         assert outcome.kind is OutcomeKind.FAILED
         assert token[:8] not in outcome.excerpt
+
+
+@pytest.mark.parametrize("echo", ["sesam", "path-canary-0123", "query-canary", "path-canary-0123%3Ft%3Dquery-canary"])
+async def test_an_excerpt_holds_no_part_of_a_credential(make_sender: MakeSender, echo: str) -> None:
+    """A short password, the last segment of the path, a value of the query; the words around them stay."""
+    async with scripted(status(500, body=f"no route for {echo}, not accepted".encode())) as server:
+        sender = make_sender(
+            f"{server.url}/path-canary-0123?t=query-canary",
+            headers=(("Authorization", "Bearer sesam"), ("X-Env", "accepted"), ("Accept", "text/plain")),
+        )
+        outcome = await outcome_of(sender)
+        assert outcome.excerpt.startswith("no route for ***")
+        assert outcome.excerpt.endswith(", not accepted")
+        assert "canary" not in outcome.excerpt
+
+
+# --- faults in words ---
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (errno.EADDRNOTAVAIL, OutcomeKind.UNREACHABLE),
+        (errno.ENETUNREACH, OutcomeKind.UNREACHABLE),
+        (errno.EMFILE, OutcomeKind.INTERRUPTED),
+        (errno.ENOBUFS, OutcomeKind.INTERRUPTED),
+    ],
+)
+async def test_only_a_shortage_of_ours_is_not_counted(make_sender: MakeSender, code: int, kind: OutcomeKind) -> None:
+    """An address of a family that this machine has not is the target's fault: it would be tried for ever, uncounted."""
+    assert make_sender("http://[::1]:9/")._broken(OSError(code, os.strerror(code))).kind is kind
+
+
+async def test_of_several_addresses_the_first_fault_is_told(make_sender: MakeSender) -> None:
+    """Where each address of a host fails in its own way, the words are the first one's, without any address."""
+    texts = (
+        f"[Errno {errno.ECONNREFUSED}] Connect call failed ('::1', 9, 0, 0)",
+        f"[Errno {errno.ENETUNREACH}] Connect call failed ('10.0.0.1', 9)",
+    )
+    folded = f"Multiple exceptions: {', '.join(texts)}"
+    sender = make_sender("http://crm.test/")
+    assert sender._broken(OSError(folded)).reason == "connection broke: Connection refused"
+    assert sender._broken(OSError(f"Multiple exceptions: {texts[0]}")).kind is OutcomeKind.UNREACHABLE
+    assert "10.0.0.1" not in sender._broken(OSError("Multiple exceptions: 10.0.0.1 failed")).reason
+    assert sender._broken(OSError("[Errno 99999] 10.0.0.1")).reason == "connection broke: unknown fault"

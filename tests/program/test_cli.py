@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
-from relay.cli import FAMILIES
+from relay.cli import FAMILIES, LATER
 from relay.cli import relay as overview
 from relay.config import json_schema, load
 
@@ -85,7 +86,7 @@ def test_every_verb_that_is_shown_exists_and_says_what_it_does() -> None:
     ("arguments", "words"),
     [
         (("chek",), "Did you mean check?"),
-        (("events",), "No such command 'events'."),
+        (("evnt",), "No such command 'evnt'."),
         (("run", "--confg", "x"), "--config"),
         (("health", "--admin", "http://[::1"), "is not a URL"),
         (("send", "xoxoday", "--header", "no colon"), "'Name: value'"),
@@ -97,6 +98,25 @@ def test_a_wrong_command_line_is_exit_code_2_with_words(tmp_path: Path, argument
     refused = run_relay(*arguments, cwd=tmp_path)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert words in refused.stderr
+
+
+@pytest.mark.parametrize("verb", [*sorted(LATER), "targets discard", "run --watch"])
+def test_what_is_not_built_yet_is_said_so(verb: str) -> None:
+    """A verb of the contract that is still to come is no typing error, whatever follows it."""
+    following = [] if "--" in verb else ["crm", "--since", "1h"]
+    with pytest.raises(click.ClickException) as refused:
+        overview.main([*verb.split(), *following], prog_name="relay", standalone_mode=False)
+    assert refused.value.exit_code == 2
+    assert refused.value.message == f'"{verb}" is not built yet in this version'
+
+
+def test_what_is_not_built_yet_is_told_on_stderr_and_not_promised(tmp_path: Path) -> None:
+    """The words are the program's own, and no help names what it cannot do."""
+    said = run_relay("events", "--help", cwd=tmp_path)
+    assert (said.returncode, said.stdout) == (2, "")
+    assert said.stderr == 'relay: "events" is not built yet in this version\n'
+    helps = "".join(run_relay(*verb, "--help", cwd=tmp_path).stdout for verb in ((), ("run",), ("targets",)))
+    assert not re.search(rf"^  ({'|'.join(LATER)}|discard) |--watch", helps, re.MULTILINE)
 
 
 def test_the_version_is_told_in_both_ways(tmp_path: Path) -> None:
@@ -157,6 +177,27 @@ def test_a_refused_config_is_told_in_its_own_lines(tmp_path: Path, arguments: tu
         'config.yaml:7:32: routes[0].to: unknown target "cmr"; did you mean "crm"? known: crm, spare',
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("admin", "words"),
+    [
+        ("{listen: *c}", "holds more than 20,000 values or 64 levels, aliases counted as copies"),
+        ("{listen: [a, b]}", ""),
+        ("{listen: 5}", ""),
+        ("{listen: null}", ""),
+        ("{listen: '${NOT_SET_HERE}'}", "NOT_SET_HERE"),
+    ],
+)
+def test_an_admin_address_that_cannot_be_read_is_a_refusal(tmp_path: Path, admin: str, words: str) -> None:
+    """Who asks a running relay is told what is wrong with its config; aliases that multiply cost no traceback."""
+    several = ", ".join(["x"] * 100)
+    aliases = f"a: &a [{several}]\nb: &b [{several.replace('x', '*a')}]\nc: &c [{several.replace('x', '*b')}]\n"
+    (tmp_path / "big.yaml").write_text(f"{aliases}admin: {admin}\n")
+    refused = run_relay("health", "--config", "big.yaml", cwd=tmp_path)
+    assert (refused.returncode, refused.stdout) == (78, "")
+    assert refused.stderr.startswith("big.yaml:4:")
+    assert words in refused.stderr
 
 
 def test_without_a_config_it_is_said_where_one_was_looked_for(tmp_path: Path) -> None:
@@ -229,6 +270,17 @@ def test_the_example_runs_and_stops(tmp_path: Path) -> None:
         assert json.loads(last)["event"] == "relay.stopped"
         assert process.wait(30) == 0
     assert (tmp_path / "relay.db").exists()
+
+
+def test_the_commented_example_is_refused_until_it_is_filled_in(tmp_path: Path) -> None:
+    """A path that is printed in every copy of the example is no secret."""
+    text = (ROOT / "config.example.yaml").read_text()
+    block = re.search(r"^  # plugandpay_v1:\n(?:  #   .*\n)+", text, re.MULTILINE)
+    assert block is not None
+    opened = text.replace(block[0], block[0].replace("  # ", "  "))
+    for content, code in ((opened, 78), (re.sub("PUT-32-.*HERE", "3f9c2a7be41d50683f9c2a7be41d5068", opened), 0)):
+        (tmp_path / "config.yaml").write_text(content)
+        assert run_relay("check", cwd=tmp_path, env=EXAMPLE_ENV).returncode == code
 
 
 def _keys(schema: Mapping[str, Any], node: Mapping[str, Any]) -> Iterator[str]:

@@ -13,8 +13,9 @@ from tests.support.program import Gateway, until
 
 KEY, OLD_KEY = "canary-source-key-1", "canary-source-key-2"
 BEARER, IN_PATH, TOKEN = "canary-bearer-token-3", "canary-in-the-path-4", "canary-admin-token-5"
-SENT = "canary-wrong-key-of-a-stranger-6"
-CANARIES = (KEY, OLD_KEY, BEARER, IN_PATH, TOKEN, SENT)
+SENT, IN_QUERY, SHORT = "canary-wrong-key-of-a-stranger-6", "canary-in-the-query-7", "cnry8"
+CANARIES = (KEY, OLD_KEY, BEARER, IN_PATH, TOKEN, SENT, IN_QUERY, SHORT)
+INNOCENT = {"X-Env": "accepted", "X-Source": "plugandpay", "X-Kind": "delivery.attempted", "Accept": "application/json"}
 
 
 def config(folder: Path, port: int) -> Path:
@@ -29,9 +30,10 @@ sources:
   shop: {{provider: custom, secrets: [{KEY}, {OLD_KEY}], verify: {{scheme: api_key, header: X-Key}}, dedupe_key: id}}
 targets:
   echo: {{url: "http://127.0.0.1:{port}/{IN_PATH}", headers: {{Authorization: Bearer {BEARER}}}, disable_after: 1}}
+  parts: {{url: "http://127.0.0.1:{port}/in/{IN_PATH}?t={IN_QUERY}", headers: {{Authorization: Bearer {SHORT}}}}}
   nobody: {{url: "http://127.0.0.1:1/{IN_PATH}", headers: {{X-Token: {BEARER}}}}}
 routes:
-  - {{name: all, from: [shop], to: [echo, nobody]}}
+  - {{name: all, from: [shop], to: [echo, parts, nobody]}}
 """
     )
     path.chmod(0o600)
@@ -39,9 +41,11 @@ routes:
 
 
 async def echo(request: web.BaseRequest) -> web.Response:
-    """A target that fails and repeats whatever it was sent."""
+    """A target that fails and repeats whatever it was sent, whole and in its parts."""
     await request.read()
-    return web.Response(status=500, text=f"no: {request.path} {dict(request.headers)}")
+    bearer = request.headers.get("Authorization", "").partition(" ")[2]
+    parts = f"{request.path.rpartition('/')[2]} {request.query.get('t')} {bearer}"
+    return web.Response(status=500, text=f"no: {parts} {request.path_qs} {dict(request.headers)}")
 
 
 @pytest.mark.row("B8", "B18", "T56")
@@ -63,7 +67,7 @@ async def test_no_secret_comes_out_anywhere(tmp_path: Path) -> None:
             body = json.dumps({"id": key == KEY}).encode()
             await ask("POST", hooks, data=body, headers={"X-Key": key, "Authorization": BEARER, "Cookie": SENT})
         await ask("GET", f"{gateway.hooks}/{SENT}")
-        await until(lambda: len(gateway.said("delivery.attempted")) >= 2)
+        await until(lambda: len(gateway.said("delivery.attempted")) >= 3)
         await until(lambda: bool(gateway.said("target.disabled")))
         for call in ("api/v1/targets", "metrics", "readyz", f"api/v1/{SENT}"):
             await ask("GET", f"{gateway.admin}/{call}", headers=admin)
@@ -81,6 +85,23 @@ async def test_no_secret_comes_out_anywhere(tmp_path: Path) -> None:
     assert len(outputs) > 12
     found = {canary for canary in CANARIES for output in outputs if canary in output}
     assert found == set()
+
+
+async def test_innocent_header_values_do_not_mutilate_the_log(tmp_path: Path) -> None:
+    """A header that happens to hold a word of ours, or a name in the config, costs no line its meaning."""
+    path = config(tmp_path, 1)
+    headers = "".join(f", {name}: {value}" for name, value in INNOCENT.items())
+    path.write_text(
+        path.read_text().replace(f"Bearer {BEARER}}}", f"Bearer {BEARER}{headers}}}").replace("shop", "plugandpay")
+    )
+    async with Gateway(path) as gateway:
+        status, _ = await gateway.post("plugandpay", b'{"id": 1}', {"X-Key": KEY})
+        assert status == 200
+        await until(lambda: sum("attempt" in line for line in gateway.lines) >= 3)
+        gateway.signal(signal.SIGTERM)
+        assert await gateway.ended() == 0
+    assert [line["source"] for line in gateway.said("event.accepted")] == ["plugandpay"]
+    assert "***" not in json.dumps(gateway.lines)
 
 
 @pytest.mark.row("C13", "T62")
