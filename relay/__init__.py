@@ -5,6 +5,7 @@ The map. Imports point down only, siblings on a floor do not import each other, 
 | floor | where | its one sentence |
 | --: | --- | --- |
 | 7 | `cli/` | Turns argv into a call; one module a family of verbs. |
+| 6 | `process` | Runs the app as a process: its log, its signals, its exit code. |
 | 6 | `app` | Builds every object once, starts it, takes it down in order. |
 | 5 | `ingress` | Receives a webhook: read, verify, route, accept, answer. |
 | 5 | `admin/` | Shows and steers: health, metrics, the API of the targets. |

@@ -6,18 +6,13 @@ leaves nothing behind and never hangs; a stop loses nothing, whether it is asked
 
 import asyncio
 import contextlib
-import gc
 import hashlib
 import json
-import os
-import signal
 import ssl
-import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import SystemRandom
-from types import ModuleType
 
 import structlog
 
@@ -28,17 +23,17 @@ from relay.delivery.dispatcher import Dispatcher
 from relay.delivery.lane import Attempted, Observer
 from relay.delivery.sender import Sender
 from relay.ingress import Ingress, Limits
-from relay.listener import CannotListen, Listener, has_native_parser
+from relay.listener import Listener
 from relay.model import Target, TargetHealth, TargetState
 from relay.rules.secrets import log_secrets
-from relay.store import Backlog, StoreError, StoreInUse, StoreUnavailable
+from relay.store import Backlog, StoreUnavailable
 from relay.store.sqlite import SqliteStore
-from relay.telemetry.logs import LogPipe, start_logging
+from relay.telemetry.logs import LogPipe
 from relay.telemetry.metrics import Metrics, TargetGauges
 from relay.telemetry.reporter import Reporter
 
-FINE, FAILURE, CANNOT_LISTEN, STORE_UNUSABLE, STORE_IN_USE = 0, 1, 69, 74, 75
-"""The exit codes of `relay run` beside those of the command line and the config."""
+FINE, FAILURE = 0, 1
+"""Exit codes of a relay that was asked to stop, and of one that could not go on."""
 
 COMMIT = timedelta(seconds=3)
 """How long the last request may wait for its commit."""
@@ -113,9 +108,8 @@ class App:
         self._store = await SqliteStore.open(store_path(config.store.url), self._reporter, afresh=self._new_store)
         self._closing.push_async_callback(self._close_store)
         self._closing.push_async_callback(self._close_admin)  # after all that it shows has stopped
-        unsafe = self._store.warning()
-        if unsafe:
-            log.warning("config.warning", reason=unsafe)
+        self._store.task.add_done_callback(self._writer_ended)
+        await self._tell_of_the_past()
         self._dispatcher = Dispatcher(
             config.targets,
             self._store,
@@ -142,6 +136,25 @@ class App:
         await self._listen()
         self._dispatcher.look_after("retention", self._prune_for_ever)
 
+    async def _tell_of_the_past(self) -> None:
+        """What the store remembers and the config does not say: unsafe ground, deliveries of targets that are gone, and
+        when each source was last heard."""
+        unsafe = self._store.warning()
+        if unsafe:
+            log.warning("config.warning", reason=unsafe)
+        configured = {target.name for target in self._config.targets}
+        for name, held in self._store.waiting().items():
+            if name not in configured:
+                log.warning("target.unknown", target=name, held=held, reason="not in the config: held until it is back")
+        for source, at in (await self._store.last_received()).items():
+            self._metrics.source_seen(source, at)
+
+    def _writer_ended(self, _: "asyncio.Task[None]") -> None:
+        """Without its writing task the store is dead; a process that cannot store must not look alive."""
+        if not self._draining:
+            log.critical("store.unavailable", reason="the writing task has ended by a fault of ours")
+            self._fail()
+
     def _sender(self, target: Target) -> Sender:
         key_headers = {source.name: source.key_header for source in self._config.sources}
         return Sender(target, self._config.egress, key_headers=key_headers, user_agent=f"relay/{__version__}", now=_now)
@@ -162,6 +175,7 @@ class App:
             hosts=_names_of(admin.listen),
             unready=self.unready,
             render_metrics=self._render_metrics,
+            waiting=self._store.waiting,
             now=_now,
         )
         self._admin = await Listener.open(
@@ -300,96 +314,3 @@ def digests(target: Target) -> tuple[str, str]:
 def _names_of(address: Address) -> frozenset[str]:
     host = f"[{address.host}]" if ":" in address.host else address.host
     return frozenset({host})
-
-
-def run(config: Config, *, new_store: bool = False) -> int:
-    """Serve until a signal says stop; returns the exit code of the process."""
-    pipe = start_logging(config.log.level, config.log.format, sys.stdout)
-    try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(_serve(config, pipe, new_store=new_store))
-    except StoreError as error:
-        return _refuse_start(error, STORE_IN_USE if isinstance(error, StoreInUse) else STORE_UNUSABLE)
-    except CannotListen as error:
-        return _refuse_start(error, CANNOT_LISTEN)
-    finally:
-        pipe.close()
-
-
-async def _serve(config: Config, pipe: LogPipe, *, new_store: bool) -> int:
-    asked = asyncio.Event()
-    _heed_signals(asked, pipe)
-    if not has_native_parser():
-        log.critical("relay.start_refused", reason="aiohttp lacks its native parser; install a wheel of it")
-        return FAILURE
-    for warning in config.warnings:
-        log.warning("config.warning", reason=warning.at(config.path))
-    app = App(config, new_store=new_store)
-    app.watch_log(pipe)
-    await app.start()
-    _settle_memory()
-    log.info(
-        "relay.started",
-        version=__version__,
-        listen="{}:{}".format(*app.hooks_address),
-        admin="{}:{}".format(*app.admin_address),
-        sources=len(config.sources),
-        targets=len(config.targets),
-        routes=len(config.routes),
-        store=config.store.url,
-        pid=os.getpid(),
-    )
-    code = await app.run_until(asked)
-    log.info("relay.stopped", exit_code=code)
-    if app.is_stuck:
-        log.error(
-            "store.unavailable", reason="the disk does not answer; what was acknowledged is safe, leaving at once"
-        )
-        pipe.close(0.5)
-        os._exit(code)
-    return code
-
-
-def _settle_memory() -> None:
-    """Leave what was built at the start out of every later garbage collection, and collect less often: requests
-    leave almost no cycles behind, and collecting took a seventh of the processor."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
-
-
-def _heed_signals(asked: asyncio.Event, pipe: LogPipe) -> None:
-    """The first signal asks to stop, the second leaves at once: what is in the store is safe."""
-    loop = asyncio.get_running_loop()
-
-    def stop(number: signal.Signals) -> None:
-        if asked.is_set():
-            log.warning("relay.stopping", reason=f"{number.name} again: leaving at once, what is stored is safe")
-            pipe.close(0.5)
-            os._exit(FAILURE)
-        log.info("relay.stopping", reason=number.name)
-        asked.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop, number)
-    loop.add_signal_handler(
-        signal.SIGHUP,
-        lambda: log.warning("config.reload_refused", reason="this version takes a new config at a restart only"),
-    )
-
-
-def _loop_factory() -> "type[asyncio.AbstractEventLoop] | None":
-    """uvloop where it is installed: a third more throughput for nothing."""
-    try:
-        uvloop: ModuleType = __import__("uvloop")
-    except ImportError:
-        return None
-    factory: type[asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
-
-
-def _refuse_start(error: Exception, code: int) -> int:
-    log.critical("relay.start_refused", reason=str(error))
-    if not sys.stdout.isatty():  # on a terminal the line above has just said it
-        print(f"relay: {error}", file=sys.stderr)  # noqa: T201 - a person or a script starts it and reads this
-    return code

@@ -20,7 +20,7 @@ from aiohttp.client_exceptions import ClientError
 from relay.admin.views import target_view
 from relay.delivery.dispatcher import Dispatcher, UnknownTarget
 from relay.listener import SERVER, invite_body
-from relay.model import Secret, TargetHealth
+from relay.model import Secret, TargetHealth, TargetState
 from relay.store import Backlog, Store, StoreUnavailable
 
 JSON_LIMIT = 64 * 1024
@@ -54,6 +54,7 @@ class Admin:
         hosts: frozenset[str],
         unready: Callable[[], list[str]],
         render_metrics: Callable[[Iterable[Backlog]], bytes],
+        waiting: Callable[[], Iterable[str]],
         now: Callable[[], datetime],
     ) -> None:
         """`hosts` are the names under which a listener without a token may be called."""
@@ -63,6 +64,7 @@ class Admin:
         self._hosts = hosts | LOOPBACK_NAMES
         self._unready = unready
         self._render_metrics = render_metrics
+        self._waiting = waiting
         self._now = now
         self._denied_at = float("-inf")
         self._denied = 0
@@ -148,7 +150,14 @@ class Admin:
         names = list(self._dispatcher.targets)
         backlog = await self._store.backlog(names)
         views = [target_view(self._dispatcher.health(one.target), one, self._now()) for one in backlog]
-        return _json({"targets": views})
+        return _json({"targets": [*views, *await self._strangers(names)]})
+
+    async def _strangers(self, known: list[str]) -> list[dict[str, Any]]:
+        """Targets that the config no longer names and whose deliveries are held until it does."""
+        gone = [name for name in self._waiting() if name not in known]
+        reason = "not in the config: held until it is back"
+        health = {name: TargetHealth(name, state=TargetState.DISABLED, reason=reason) for name in gone}
+        return [target_view(health[one.target], one, self._now()) for one in await self._store.backlog(gone)]
 
     async def _steer(self, name: str, verb: str, request: web.BaseRequest) -> web.Response:
         body = await _body(request)

@@ -25,9 +25,9 @@ def run(ctx: click.Context, config: Path | None, *, new_store: bool, watch: bool
         raise NotBuilt("run --watch")
     signal.signal(signal.SIGTERM, _leave)
     whole = loaded(config)
-    from relay import app  # noqa: PLC0415 - the whole gateway; a refused config is told without it
+    from relay import process  # noqa: PLC0415 - the whole gateway; a refused config is told without it
 
-    ctx.exit(app.run(whole, new_store=new_store))
+    ctx.exit(process.run(whole, new_store=new_store))
 
 
 def _leave(_number: int, _frame: FrameType | None) -> None:

@@ -158,8 +158,8 @@ class Dispatcher:
 
     async def _steer(self, name: str, change: Callable[[TargetHealth], TargetHealth]) -> TargetHealth:
         lane = self._lane(name)
-        was = lane.health.disabled_by
         health = await self._store.change_health(name, change)
+        was = lane.health.disabled_by  # read now: an attempt settled with it may have told of it already
         lane.health_changed(health)
         if health.disabled_by is not was:
             tell = self._observer.disabled if health.state is TargetState.DISABLED else self._observer.enabled

@@ -15,7 +15,7 @@ from random import Random
 from typing import Protocol
 
 from relay.delivery.sender import Sent
-from relay.model import Claim, Outcome, OutcomeKind, Target, TargetHealth, TargetState, Turn
+from relay.model import Claim, DisabledBy, Outcome, OutcomeKind, Target, TargetHealth, TargetState, Turn
 from relay.rules.health import Enable, Go, Permit, Wait, judge, permit
 from relay.rules.retry import decide
 from relay.store import Ruling, Settled, Settlement, Store, StoreUnavailable, StoreUnusable
@@ -339,9 +339,10 @@ class Lane:
             self._arrival_under_way = self._arrival_under_way and claim.turn is not Turn.ARRIVAL
             if not frees_at_once:
                 self._slot_free()
+        was = self._health.disabled_by
         self._learn(settled)
         self._observer.attempted(Attempted(claim, sent, began_at, ended_at, settled))
-        self._tell(settled)
+        self._tell(was)
 
     def _let_go(self, claim: Claim) -> None:
         self._alive[claim.token] -= 1
@@ -386,11 +387,8 @@ class Lane:
         if at is not None:
             self._due_at = at if self._due_at is None else min(self._due_at, at)
 
-    def _tell(self, settled: Settled) -> None:
-        if settled.ruling is None:
-            return
-        is_disabled = settled.ruling.health.state is TargetState.DISABLED
-        if is_disabled and not settled.was_disabled:
-            self._observer.disabled(settled.ruling.health)
-        elif settled.was_disabled and not is_disabled:
-            self._observer.enabled(settled.ruling.health)
+    def _tell(self, was: DisabledBy | None) -> None:
+        """Tell when the target was disabled, for another reason than before, or enabled."""
+        if self._health.disabled_by is not was:
+            is_active = self._health.state is TargetState.ACTIVE
+            (self._observer.enabled if is_active else self._observer.disabled)(self._health)

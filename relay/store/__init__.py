@@ -5,7 +5,7 @@ behaviour suite proves them for each. A verb either guarantees its effect to be 
 returns, or raises.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -101,7 +101,7 @@ class Retention:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """Whether the store takes writes, why not, and since when."""
+    """Whether the store takes writes in time, why not, and since when."""
 
     writable: bool
     reason: str = ""
@@ -156,7 +156,7 @@ class Store(Protocol):
 
     async def change_health(self, name: str, change: Callable[[TargetHealth], TargetHealth]) -> TargetHealth:
         """Apply a pure change to a target's health in one transaction and return the result; where it enables the
-        target, what it held is due, oldest first."""
+        target, what it held is due, oldest first; of very much the younger part a moment later."""
 
     async def body(self, event_id: str) -> bytes:
         """The body of an event, checked against its checksum; raises `StoreUnusable` where the event is damaged or
@@ -164,6 +164,10 @@ class Store(Protocol):
 
     async def backlog(self, targets: Sequence[str]) -> list[Backlog]:
         """The kept counts of these targets; costs the same whatever waits."""
+
+    async def last_received(self) -> Mapping[str, datetime]:
+        """When the newest event of each source was received, among the newest events; costs the same whatever is
+        kept, and leaves out a source that has been silent for long."""
 
     async def prune(self, retention: Retention, now: datetime) -> int:
         """Delete one small batch of events whose time is over; return how many, 0 when there is nothing left."""
@@ -174,5 +178,7 @@ class Store(Protocol):
     def size(self) -> int:
         """Bytes on disk."""
 
-    async def close(self) -> None:
-        """Write what can still be written, and let go of the store."""
+    async def close(self) -> bool:
+        """Write what can still be written, and let go of the store, within about three seconds. True when all was
+        closed; False where the disk hangs: whoever waits was refused, but a thread that cannot be ended is left, and
+        the process must leave without waiting for it."""

@@ -206,3 +206,24 @@ async def test_a_store_that_is_not_what_it_was_is_refused_and_left_alone(tmp_pat
         assert (store.read_bytes() if store.exists() else None) == before
         await gateway.start("--new-store")
         assert (await gateway.post(*webhook(1)))[1]["duplicate"] is False
+
+
+@pytest.mark.row("B40")
+async def test_deliveries_of_a_target_that_left_the_config_are_held_and_shown(tmp_path: Path) -> None:
+    """Told at the start, shown as held, and delivered when the target is back."""
+    async with Sink() as sink, Gateway(write_config(tmp_path / "c.yaml", sink, targets={"crm": ""})) as gateway:
+        async with aiohttp.ClientSession() as session:
+            await session.post(f"{gateway.admin}/api/v1/targets/crm/disable")
+        _, answer = await gateway.post(*webhook(1))
+        await gateway.kill()
+        write_config(gateway.config, sink, targets={"other": ""})
+        await gateway.start()
+        assert [(line["target"], line["held"]) for line in gateway.said("target.unknown")] == [("crm", 1)]
+        shown = (await gateway.targets())["crm"]
+        assert (shown["state"], shown["held"]) == ("disabled", 1)
+        await gateway.kill()
+        write_config(gateway.config, sink, targets={"crm": ""})
+        await gateway.start()
+        async with aiohttp.ClientSession() as session:
+            await session.post(f"{gateway.admin}/api/v1/targets/crm/enable")
+        await until(lambda: sink.ids("crm") == [answer["id"]])

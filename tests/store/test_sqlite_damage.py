@@ -8,10 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from relay.model import OutcomeKind, RetryAt
+from relay.model import OutcomeKind, RetryAt, TargetHealth, TargetState
 from relay.store import StoreUnusable
 from relay.store.sqlite import SqliteStore
-from tests.support.store_parts import NOW, SECOND, Watch, an_event, ids, one, settlement, taken
+from tests.support.store_files import strange
+from tests.support.store_parts import (
+    NOW,
+    SECOND,
+    Watch,
+    an_event,
+    becomes,
+    disabled,
+    ids,
+    one,
+    settlement,
+    taken,
+)
 
 SIZES = [1, 700, 5_000, 64 * 1024, 300_000]
 
@@ -144,4 +156,47 @@ async def test_a_page_that_breaks_under_a_running_store_is_an_error_of_the_port(
         raw.write(b"\xff" * 4 + b"\0" * 64)
     with pytest.raises(StoreUnusable, match=re.escape(str(file))):
         await asyncio.wait_for(store.body(event_id), 10)
+    await store.close()
+
+
+@pytest.mark.row("F8")
+@pytest.mark.parametrize(
+    ("ruin", "reason"),
+    [
+        ("DELETE FROM event WHERE seq = 1", "its event is missing from the store"),
+        ("UPDATE event SET received_at = 9000000000000000000 WHERE seq = 1", "damaged"),
+        ("UPDATE event SET received_at = 'noon' WHERE seq = 1", "damaged"),
+        ("UPDATE event SET hops = 'many' WHERE seq = 1", "damaged"),
+        ("UPDATE event SET source = CAST(x'ff' AS TEXT) WHERE seq = 1", "damaged"),
+        ("UPDATE delivery SET step = 'x' WHERE event_seq = 1", "damaged"),
+        ("UPDATE delivery SET first_try_at = 9000000000000000000 WHERE event_seq = 1", "damaged"),
+    ],
+)
+async def test_a_row_that_can_never_be_sent_is_dead_and_the_ones_behind_it_go_on(
+    file: Path, ruin: str, reason: str
+) -> None:
+    """It would fail every claim of its target for ever: it is dead with a reason, counted, and out of the way."""
+    _, sound = await written(file, 700, 700)
+    strange(file, ruin)
+    store = await SqliteStore.open(file, Watch())
+    await store.backlog(["crm"])
+    assert await taken(store, limit=1) == []
+    assert ids(await taken(store, limit=9)) == [sound]
+    (backlog,) = await store.backlog(["crm"])
+    assert (backlog.pending, backlog.in_flight, backlog.dead) == (0, 1, 1)
+    await store.close()
+    with closing(sqlite3.connect(file)) as db:
+        ((seq, why),) = db.execute("SELECT event_seq, reason FROM delivery WHERE state = 'dead'")
+    assert seq == 1
+    assert reason in why
+
+
+async def test_a_missing_event_does_not_bar_the_enabling_of_its_target(file: Path) -> None:
+    """What has no arrival any more keeps its due time; the rest is due."""
+    await written(file, 700, 700)
+    strange(file, "DELETE FROM event WHERE seq = 1; UPDATE delivery SET attempts = 1")
+    store = await SqliteStore.open(file, Watch())
+    await store.change_health("crm", becomes(disabled()))
+    await store.change_health("crm", becomes(TargetHealth("crm")))
+    assert (await store.target_health("crm")).state is TargetState.ACTIVE
     await store.close()

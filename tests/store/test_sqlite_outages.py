@@ -238,7 +238,7 @@ async def test_a_poison_and_an_outage_in_one_batch_are_told_apart(
 async def test_an_event_that_waits_too_long_for_its_commit_is_refused(
     store: SqliteStore, backend: SqliteBackend, watch: Watch
 ) -> None:
-    """A sender is told to come again rather than left hanging; the store itself is well and goes on."""
+    """A sender is told to come again rather than left hanging; until the commit the store is not said to be well."""
     go_on = asyncio.Event()
 
     async def slow(_: Transaction) -> None:
@@ -248,17 +248,24 @@ async def test_an_event_that_waits_too_long_for_its_commit_is_refused(
     await asyncio.sleep(0)
     with pytest.raises(StoreUnavailable, match="slow: no commit within 3 s"):
         await store.accept(an_event(), ["crm"])
+    assert not store.condition().writable
     go_on.set()
     await blocking
     await stored(store, "crm")
-    assert watch.outages == []
+    assert store.condition().writable
+    await until(lambda: len(watch.recoveries) == 1)
+    assert watch.outages == ["slow: no commit within 3 s"]
 
 
 async def test_more_than_the_queue_holds_is_refused(store: SqliteStore, backend: SqliteBackend, watch: Watch) -> None:
     """Memory is bounded: beyond 64 MiB of waiting bodies events are turned away, and later taken again."""
     body = b"x" * (1024 * 1024)
     events = [an_event(body=body) for _ in range(80)]
-    results = await asyncio.gather(*(store.accept(event, ["crm"]) for event in events), return_exceptions=True)
+    accepting = asyncio.gather(*(store.accept(event, ["crm"]) for event in events), return_exceptions=True)
+    await asyncio.sleep(0)
+    assert "overloaded" in store.condition().reason
+    results = await accepting
+    assert store.condition().writable
     refused = [result for result in results if isinstance(result, StoreUnavailable)]
     assert len(refused) == 80 - 65
     assert all("overloaded" in str(error) for error in refused)

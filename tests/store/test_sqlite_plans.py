@@ -146,11 +146,11 @@ async def test_the_oldest_waiting_is_one_look(traced: Traced) -> None:
 
 
 async def test_enabling_walks_only_what_waits_at_the_target(traced: Traced) -> None:
-    """By the index of its due deliveries."""
+    """By the index of its open deliveries, each then changed by its key."""
     await traced.store.change_health("crm", lambda _: disabled())
     await traced.store.change_health("crm", lambda health: type(health)("crm"))
     plans = traced.plans()
-    assert using(plans) == {"delivery_due"}
+    assert using(plans) == {"delivery_open"}
     assert scanned(plans) == []
 
 

@@ -179,3 +179,16 @@ async def test_ids_that_were_pruned_are_not_given_to_others(backend: Backend) ->
     await store.close()
     if isinstance(backend, SqliteBackend):
         assert backend.rows("SELECT seq FROM event") == [(2,)]
+
+
+async def test_the_last_of_each_source_is_known_after_a_restart(backend: Backend, watch: Watch) -> None:
+    """The newest arrival counts, whatever order events came in; a source without events is not named."""
+    store = await backend.open(watch)
+    assert await store.last_received() == {}
+    for source, seconds in (("shop", 5), ("partner", 1), ("shop", 3)):
+        await stored(store, source=source, at=NOW + timedelta(seconds=seconds))
+    await store.close()
+    store = await backend.open(watch)
+    last = {"shop": NOW + timedelta(seconds=5), "partner": NOW + timedelta(seconds=1)}
+    assert await store.last_received() == last
+    await store.close()

@@ -212,10 +212,12 @@ class Model:
                     one.due = ms(at)
 
     def _may_die(self, one: Delivery, claim: Claim, outcome: Outcome) -> None:
-        """Only an own fault ends a schedule, and only while the target takes others (promise 10)."""
-        assert outcome.kind in OWN_FAULTS
+        """Only an own fault ends a schedule, and only while the target takes others (promise 10); a single try ends
+        with whatever came of it, unless we broke it off."""
         assert claim.turn is Turn.DUE
+        assert outcome.kind is not OutcomeKind.INTERRUPTED
         if TARGETS[claim.target].schedule:
+            assert outcome.kind in OWN_FAULTS
             assert one.first_try is not None
             assert any(began > one.first_try for began in self.successes[claim.target])
 

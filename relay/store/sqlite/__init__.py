@@ -3,6 +3,7 @@
 Law: one process a file, one writing connection, views on a connection of their own that cannot write.
 """
 
+import asyncio
 import contextlib
 import hashlib
 import itertools
@@ -35,7 +36,7 @@ from relay.store.sqlite.claiming import ClaimWish
 from relay.store.sqlite.connection import in_words, is_damage, open_reader, open_writer
 from relay.store.sqlite.file import Guard, durability_warning, set_aside, sync_directory
 from relay.store.sqlite.ledger import Ledger
-from relay.store.sqlite.rows import headers_from, millis, moment
+from relay.store.sqlite.rows import headers_from, millis, moment_if_sound
 from relay.store.sqlite.transaction import Transaction
 from relay.store.sqlite.writer import Writer
 
@@ -43,6 +44,11 @@ PRUNE_BATCH = 250
 """Events deleted in one transaction: an answer that arrives meanwhile waits for about a millisecond."""
 PRUNE_SCAN = 2000
 """Events looked at for one batch, so that many old ones that must stay cannot make it slow."""
+
+LAST_SCAN = 10_000
+"""The newest events that are looked at for the last of each source."""
+CLOSE_S = 3.0
+"""How long a close waits for the disk."""
 
 
 class SqliteStore:
@@ -55,6 +61,7 @@ class SqliteStore:
         self._reader = reader
         self._tokens = itertools.count(time.time_ns())
         self._pruned_to = 0
+        self._closing: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(cls, path: Path, watcher: Watcher, *, afresh: bool = False) -> "SqliteStore":
@@ -84,6 +91,7 @@ class SqliteStore:
             await _take_back_claims(connection, ledger)
             sync_directory(path)
             guard.remember(path)
+            guard.pin(path)
             reader = await open_reader(path)
         except BaseException as error:
             await connection.close()
@@ -93,13 +101,25 @@ class SqliteStore:
             if isinstance(error, OSError):
                 raise StoreUnusable(f"{path}: {error.strerror}") from None
             raise
-        writer = Writer(path, connection, ledger, watcher, check=lambda: guard.check(path))
+        writer = Writer(
+            path,
+            connection,
+            ledger,
+            watcher,
+            check=lambda: guard.check(path),
+            check_presence=lambda: guard.check_presence(path),
+        )
         return cls(path, guard, writer, reader)
 
     @property
     def idle(self) -> bool:
         """Nothing waits to be written."""
         return self._writer.idle
+
+    @property
+    def task(self) -> "asyncio.Task[None]":
+        """The writing task, to be watched: it ends only by `close` or by a bug."""
+        return self._writer.task
 
     async def accept(self, event: Event, targets: Sequence[str]) -> Accepted:
         """See `Store.accept`."""
@@ -176,6 +196,11 @@ class SqliteStore:
             for target in targets
         ]
 
+    def waiting(self) -> dict[str, int]:
+        """How many deliveries wait, by target; also for targets that nobody delivers to now."""
+        counts = self._writer.ledger.counts
+        return {target: n for (target, state), n in counts.items() if state is DeliveryState.PENDING and n > 0}
+
     def pending(self, target: str) -> int:
         """How many deliveries wait at a target."""
         return self._writer.ledger.counts[target, DeliveryState.PENDING]
@@ -186,7 +211,18 @@ class SqliteStore:
             WHERE d.target = ? AND d.state IN ('pending', 'in_flight') ORDER BY d.event_seq LIMIT 1""",
             (target,),
         )
-        return moment(rows[0][0]) if rows else None
+        return moment_if_sound(rows[0][0]) if rows else None
+
+    async def last_received(self) -> dict[str, datetime]:
+        """See `Store.last_received`."""
+        rows = await self._read(
+            f"""SELECT CAST(source AS BLOB), max(received_at) FROM
+                (SELECT source, received_at FROM event ORDER BY seq DESC LIMIT {LAST_SCAN})
+            WHERE typeof(received_at) = 'integer' GROUP BY source""",
+            (),
+        )
+        found = ((str(source, "utf-8", "replace"), moment_if_sound(at)) for source, at in rows)
+        return {source: at for source, at in found if at is not None}
 
     async def prune(self, retention: Retention, now: datetime) -> int:
         """See `Store.prune`. Candidates are found on the reading connection, from where the last batch ended."""
@@ -242,13 +278,23 @@ class SqliteStore:
         """Why the place of the file may not keep the promises, None where nothing speaks against it."""
         return durability_warning(self._path)
 
-    async def close(self) -> None:
-        """See `Store.close`."""
+    async def close(self) -> bool:
+        """See `Store.close`. Where it takes too long it goes on by itself, and the lock is held until it is done."""
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(), name="store closing")
+        await asyncio.wait({self._closing}, timeout=CLOSE_S)
+        if not self._closing.done():
+            self._writer.abandon()
+            return False
+        self._closing.result()
+        return True
+
+    async def _close(self) -> None:
         try:
             await self._reader.close()
             await self._writer.close()
             with contextlib.suppress(OSError):
-                self._guard.remember(self._path)
+                await asyncio.to_thread(self._guard.remember, self._path)
         finally:
             self._guard.release()
 

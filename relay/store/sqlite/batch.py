@@ -24,6 +24,7 @@ from relay.model import (
     TargetState,
 )
 from relay.store import Accepted, Ruling, Settled, Settlement
+from relay.store.sqlite.releasing import release_held
 from relay.store.sqlite.rows import (
     EVENT_INSERT,
     HEALTH_UPSERT,
@@ -113,6 +114,8 @@ async def settle(tx: Transaction, settlements: Sequence[Settlement]) -> list[Set
             await _update(tx, updates)
             updates = []
             await release_held(tx, claim.target)
+        elif state is _PENDING and (rest := tx.rest(claim.target)) is not None:
+            rest.spared.add(seq)
     await _update(tx, updates)
     await tx.db.executemany("INSERT INTO attempt VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", attempts)
     return results
@@ -178,18 +181,6 @@ def _attempt_row(seq: int, settlement: Settlement) -> tuple[Any, ...]:
     )
 
 
-async def release_held(tx: Transaction, target: str) -> None:
-    """Make all that waits at a target due, by arrival: what was held leaves oldest first.
-
-    What was never tried is due by its arrival already; the rest waits at a place of its schedule.
-    """
-    await tx.db.execute(
-        """UPDATE delivery SET due_at = (SELECT received_at FROM event WHERE seq = event_seq)
-        WHERE target = ? AND state = 'pending' AND attempts > 0""",
-        (target,),
-    )
-
-
 async def release(tx: Transaction, claims: Sequence[Claim]) -> None:
     """Give back claims that were never used; a number that no request carried is taken again."""
     for claim in claims:
@@ -222,7 +213,8 @@ async def change_health(tx: Transaction, name: str, change: Callable[[TargetHeal
     before = tx.health(name)
     after = change(before)
     tx.changes.health[name] = after
-    if before.state is TargetState.DISABLED and after.state is TargetState.ACTIVE:
+    is_lifted = before.throttled_until is not None and after.throttled_until is None
+    if after.state is TargetState.ACTIVE and (before.state is TargetState.DISABLED or is_lifted):
         await release_held(tx, name)
     return after
 

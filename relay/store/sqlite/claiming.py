@@ -12,9 +12,9 @@ from typing import Any
 
 import aiosqlite
 
-from relay.model import Claim, DeliveryState, Event, Turn
+from relay.model import Claim, DeliveryState, Event, OutcomeKind, Turn
 from relay.store import Claimed
-from relay.store.sqlite.rows import event_from, headers_from, millis, moment
+from relay.store.sqlite.rows import event_from, headers_from, millis, moment, moment_if_sound
 from relay.store.sqlite.transaction import Transaction, marks, slices
 
 INLINE_BODY = 64 * 1024
@@ -23,6 +23,8 @@ PROBE_HORIZON = 10_000
 """How many of the newest waiting deliveries are looked at when a probe is chosen."""
 ARRIVAL_HORIZON = 100
 """How many of the newest waiting deliveries are looked at for one that came since the disabling."""
+MISSING = "its event is missing from the store"
+DAMAGED = "its event or its own row is damaged in the store"
 
 
 @dataclass(slots=True)
@@ -76,24 +78,56 @@ async def claim(tx: Transaction, wishes: Sequence[ClaimWish]) -> list[Claimed]:
             "limit": wish.limit,
             "since": millis(wish.since) if wish.since else 0,
         }
-        rows = sorted(await tx.db.execute_fetchall(query, values))
+        rows = sorted(await tx.db.execute_fetchall(query, values), key=_turn_of)
         tx.changes.moved(wish.target, DeliveryState.PENDING, DeliveryState.IN_FLIGHT, len(rows))
         taken.append(rows)
     events = await _events(tx.db, sorted({row[1] for rows in taken for row in rows}))
-    scarce = [wish.target for wish, rows in zip(wishes, taken, strict=True) if len(rows) < wish.limit]
+    claimed = [await _claims(tx, wish, rows, events) for wish, rows in zip(wishes, taken, strict=True)]
+    scarce = [wish.target for wish, claims in zip(wishes, claimed, strict=True) if len(claims) < wish.limit]
     due = await _next_due(tx.db, scarce)
-    return [
-        Claimed(
-            tuple(_claim_from(row, wish, events, tx.health(wish.target).took_at) for row in rows),
-            due.get(wish.target),
-        )
-        for wish, rows in zip(wishes, taken, strict=True)
-    ]
+    return [Claimed(claims, due.get(wish.target)) for wish, claims in zip(wishes, claimed, strict=True)]
 
 
-def _claim_from(row: Any, wish: ClaimWish, events: dict[int, tuple[Event, bool]], took_at: datetime | None) -> Claim:
-    _, seq, attempt, step, first_try_at = row
-    event, deferred = events[seq]
+def _turn_of(row: Any) -> tuple[int, int]:
+    """Where a row stands among those taken; a due time that the disk has changed comes first."""
+    return (row[0] if isinstance(row[0], int) else 0), row[1]
+
+
+async def _claims(
+    tx: Transaction, wish: ClaimWish, rows: Sequence[Any], events: dict[int, tuple[Event, bool] | None]
+) -> tuple[Claim, ...]:
+    """The claims on what was taken. A row that can never be sent is dead at once: it would fail every claim of its
+    target for ever."""
+    claims: list[Claim] = []
+    for row in rows:
+        _, seq, attempt, step, first_try_at = row
+        found = events.get(seq)
+        if found is None:
+            await _bury(tx, wish, seq, DAMAGED if seq in events else MISSING)
+        elif not _are_integers(attempt, step) or (first_try_at is not None and not moment_if_sound(first_try_at)):
+            await _bury(tx, wish, seq, DAMAGED)
+        else:
+            claims.append(_claim_from(row, wish, found, tx.health(wish.target).took_at))
+    return tuple(claims)
+
+
+async def _bury(tx: Transaction, wish: ClaimWish, seq: int, reason: str) -> None:
+    await tx.db.execute(
+        """UPDATE delivery SET state = 'dead', settled_at = ?, outcome = ?, status = NULL, reason = ?, claim = NULL,
+            lease_until = NULL
+        WHERE event_seq = ? AND target = ? AND claim = ?""",
+        (millis(wish.now), OutcomeKind.UNPREPARED.value, reason, seq, wish.target, wish.token),
+    )
+    tx.changes.moved(wish.target, DeliveryState.IN_FLIGHT, DeliveryState.DEAD)
+
+
+def _are_integers(*values: object) -> bool:
+    return all(isinstance(value, int) for value in values)
+
+
+def _claim_from(row: Any, wish: ClaimWish, found: tuple[Event, bool], took_at: datetime | None) -> Claim:
+    _, _, attempt, step, first_try_at = row
+    event, deferred = found
     return Claim(
         event=event,
         target=wish.target,
@@ -108,10 +142,12 @@ def _claim_from(row: Any, wish: ClaimWish, events: dict[int, tuple[Event, bool]]
     )
 
 
-async def _events(db: aiosqlite.Connection, seqs: Sequence[int]) -> dict[int, tuple[Event, bool]]:
-    found: dict[int, tuple[Event, bool]] = {}
+async def _events(db: aiosqlite.Connection, seqs: Sequence[int]) -> dict[int, tuple[Event, bool] | None]:
+    """The events that are there; None for one that is damaged in more than its headers and its body."""
+    found: dict[int, tuple[Event, bool] | None] = {}
     for part in slices(seqs):
-        query = f"""SELECT seq, sha256, id, source, type, received_at, verified, hops, CAST(headers AS BLOB),
+        query = f"""SELECT seq, sha256, CAST(id AS BLOB), CAST(source AS BLOB), CAST(type AS BLOB),
+                received_at, verified, hops, CAST(headers AS BLOB),
                 CASE WHEN size <= {INLINE_BODY} THEN body END
             FROM event WHERE seq IN ({marks(len(part))})"""
         for seq, sha256, *row in await db.execute_fetchall(query, part):
@@ -119,9 +155,15 @@ async def _events(db: aiosqlite.Connection, seqs: Sequence[int]) -> dict[int, tu
     return found
 
 
-def _event(row: Sequence[Any], sha256: bytes) -> tuple[Event, bool]:
+def _event(row: Sequence[Any], sha256: bytes) -> tuple[Event, bool] | None:
     """An event, and whether its body is left in the store: a large one, or a damaged event, of which `body` tells."""
-    *named, headers, body = row
+    *texts, received_at, verified, hops, headers, body = row
+    if not _are_integers(verified, hops) or moment_if_sound(received_at) is None:
+        return None
+    try:
+        named = (*(str(text, "utf-8") for text in texts), received_at, verified, hops)
+    except ValueError:
+        return None
     if body is None or hashlib.sha256(body).digest() != sha256:
         body = None
     try:
@@ -137,7 +179,7 @@ async def _next_due(db: aiosqlite.Connection, targets: Sequence[str]) -> dict[st
                 ORDER BY d.due_at LIMIT 1)
             FROM (VALUES {", ".join(["(?)"] * len(part))}) t"""
         for target, due_at in await db.execute_fetchall(query, part):
-            at = moment(due_at)
+            at = moment_if_sound(due_at)
             if at is not None:
                 due[target] = at
     return due

@@ -34,6 +34,8 @@ class Guard:
 
     path: Path
     _fd: int
+    _pinned: tuple[int, int] | None = None
+    """Device and number of the file that was opened."""
 
     @classmethod
     def acquire(cls, database: Path) -> "Guard":
@@ -77,6 +79,30 @@ class Guard:
         if remembered or side_file:
             became = "emptied" if database.exists() else "vanished"
             raise StoreUnusable(f"{database}: {became} since its last use; {_START_AFRESH}")
+
+    def pin(self, database: Path) -> None:
+        """Know the opened file again by more than its name."""
+        found = database.stat()
+        self._pinned = found.st_dev, found.st_ino
+
+    def check_presence(self, database: Path) -> None:
+        """Refuse a name that means another file than the opened one, or none: what is written goes nowhere then.
+
+        Raises:
+            StoreUnusable: vanished, replaced or emptied while it was in use.
+        """
+        try:
+            found = database.stat()
+        except OSError as error:
+            became = "vanished" if isinstance(error, FileNotFoundError) else f"cannot be seen ({error.strerror})"
+        else:
+            if (found.st_dev, found.st_ino) == self._pinned and found.st_size:
+                return
+            became = "replaced" if found.st_size else "emptied"
+        raise StoreUnusable(
+            f"{database}: {became} while it was in use; move the same file back, or stop relay and restore it from a "
+            "backup without its -wal and -shm files, or start afresh on purpose with: relay run --new-store"
+        )
 
     def remember(self, database: Path) -> None:
         """Note that the store is in use by this process, and its size; one that is gone is remembered as it was."""

@@ -16,11 +16,22 @@ COUNTED = (DeliveryState.PENDING, DeliveryState.IN_FLIGHT, DeliveryState.DEAD)
 
 
 @dataclass
+class Rest:
+    """What an enabled target held and is still to be made due: all after one event number, up to another."""
+
+    after: int
+    last: int
+    spared: set[int] = field(default_factory=set)
+    """Tried again since the enabling: these wait for their own step."""
+
+
+@dataclass
 class Changes:
     """What one transaction will have changed, once it is committed."""
 
     counts: Counter[tuple[str, DeliveryState]] = field(default_factory=Counter)
     health: dict[str, TargetHealth] = field(default_factory=dict)
+    rests: dict[str, Rest | None] = field(default_factory=dict)
 
     def moved(self, target: str, before: DeliveryState | None, after: DeliveryState | None, number: int = 1) -> None:
         """So many deliveries of a target went from one state to another; None is outside the store."""
@@ -37,6 +48,7 @@ class Ledger:
     next_seq: int = 1
     counts: Counter[tuple[str, DeliveryState]] = field(default_factory=Counter)
     health: dict[str, TargetHealth] = field(default_factory=dict)
+    rests: dict[str, Rest] = field(default_factory=dict)
 
     def current(self, name: str, changes: Changes) -> TargetHealth:
         """A target's health as the transaction under way sees it."""
@@ -46,6 +58,10 @@ class Ledger:
         """Take over what was committed."""
         self.counts.update(changes.counts)
         self.health.update(changes.health)
+        for target, rest in changes.rests.items():
+            self.rests.pop(target, None)
+            if rest is not None:
+                self.rests[target] = rest
 
     async def load(self, db: aiosqlite.Connection) -> None:
         """Read all of it from the file; the only time that deliveries are counted."""

@@ -26,6 +26,14 @@ def moment(value: int | None) -> datetime | None:
     return None if value is None else _EPOCH + timedelta(milliseconds=value)
 
 
+def moment_if_sound(value: object) -> datetime | None:
+    """The same of a column that the disk may have changed: None where it holds no time."""
+    try:
+        return moment(value) if isinstance(value, int) else None
+    except OverflowError:
+        return None
+
+
 def dedupe_digest(source: str, key: str) -> bytes:
     """A dedupe key, made short and scoped to its source: the same id of two sources is two events."""
     text = f"{source}\0{key}".encode("utf-8", "surrogatepass")

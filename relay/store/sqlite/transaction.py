@@ -7,7 +7,7 @@ from typing import Any
 import aiosqlite
 
 from relay.model import TargetHealth
-from relay.store.sqlite.ledger import Changes, Ledger
+from relay.store.sqlite.ledger import Changes, Ledger, Rest
 
 PARAMETERS = 500
 """Values bound in one statement."""
@@ -24,6 +24,10 @@ class Transaction:
     def health(self, name: str) -> TargetHealth:
         """A target's health as this transaction sees it."""
         return self.ledger.current(name, self.changes)
+
+    def rest(self, target: str) -> Rest | None:
+        """What is still to be made due at a target, as this transaction sees it."""
+        return self.changes.rests[target] if target in self.changes.rests else self.ledger.rests.get(target)
 
 
 def marks(number: int) -> str:

@@ -13,24 +13,22 @@ import contextlib
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import aiosqlite
 from tenacity import RetryCallState, Retrying, wait_exponential
 
-from relay.store import Condition, Settled, Settlement, StoreError, StoreUnavailable, Watcher
-from relay.store.sqlite import batch
+from relay.store import Condition, Settled, Settlement, StoreError, StoreUnavailable, StoreUnusable, Watcher
 from relay.store.sqlite.batch import AcceptWish
-from relay.store.sqlite.claiming import ClaimWish, claim
+from relay.store.sqlite.claiming import ClaimWish
 from relay.store.sqlite.connection import NO_CONNECTION, in_words, is_fault, open_writer
 from relay.store.sqlite.ledger import Ledger
+from relay.store.sqlite.operations import Batch, Operation, Wish, Work, drain, next_release
 from relay.store.sqlite.transaction import Transaction
 
-BATCH = 1000
-"""Operations of a kind in one transaction: long enough to share the fsync, short enough not to delay an answer."""
 QUEUE = 10_000
 """Events that may wait for the writer; beyond it new ones are refused."""
 QUEUE_BYTES = 64 * 1024 * 1024
@@ -39,95 +37,17 @@ PATIENCE_S = 3.0
 CHECKPOINT_S = 0.5
 IDLE_CHECKPOINT_S = 30.0
 CHECKPOINT_COMMITS = 200
+PRESENCE_S = 1.0
+"""How often a commit looks whether its file still has its name."""
+BREATH_S = 0.1
+"""Between a bug of the loop and its next turn, so that one that stays cannot spin."""
 WRITE_TEST = 256 * 1024
 """Bytes that must fit before a store counts as recovered."""
 CLOSED = "the store is closed"
+OVERLOADED = "overloaded: too many events wait for the disk"
+SLOW = f"slow: no commit within {PATIENCE_S:g} s"
 
 _pause = wait_exponential(multiplier=0.25, max=2.0)
-
-Wish = TypeVar("Wish")
-Work = Callable[[Transaction], Awaitable[Any]]
-
-
-class Operation(Generic[Wish]):
-    """One wish and the future on which its caller waits."""
-
-    __slots__ = ("future", "since", "wish")
-
-    def __init__(self, wish: Wish, since: float) -> None:
-        self.wish = wish
-        self.since = since
-        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-
-    def resolve(self, result: object) -> None:
-        """Tell the caller, if it still waits."""
-        if not self.future.done():
-            self.future.set_result(result)
-
-    def refuse(self, error: Exception) -> None:
-        """Tell the caller that it failed, if it still waits."""
-        if not self.future.done():
-            self.future.set_exception(error)
-
-
-class Batch:
-    """What one transaction carries, in the order in which it is run."""
-
-    def __init__(
-        self,
-        settlements: Sequence[Operation[Settlement]] = (),
-        works: Sequence[Operation[Work]] = (),
-        accepts: Sequence[Operation[AcceptWish]] = (),
-        claims: Sequence[Operation[ClaimWish]] = (),
-    ) -> None:
-        self.settlements = settlements
-        self.works = works
-        self.accepts = accepts
-        self.claims = claims
-
-    def __len__(self) -> int:
-        return len(self.settlements) + len(self.works) + len(self.accepts) + len(self.claims)
-
-    @property
-    def refusable(self) -> list[Operation[Any]]:
-        """All that an outage refuses."""
-        return [*self.works, *self.accepts, *self.claims]
-
-    def refuse(self, error: Exception) -> None:
-        """Tell all its callers that it failed."""
-        for operation in (*self.settlements, *self.refusable):
-            operation.refuse(error)
-
-    def halves(self) -> "list[Batch]":
-        """The same as two smaller batches, in order, to find the operation that spoils it; none of a single one."""
-        if len(self) < 2:
-            return []
-        kinds = self.settlements, self.works, self.accepts, self.claims
-        middle, seen = len(self) // 2, 0
-        first, second = Batch(), Batch()
-        for name, operations in zip(("settlements", "works", "accepts", "claims"), kinds, strict=True):
-            cut = max(0, middle - seen)
-            setattr(first, name, operations[:cut])
-            setattr(second, name, operations[cut:])
-            seen += len(operations)
-        return [first, second]
-
-    async def run(self, tx: Transaction) -> list[tuple[Operation[Any], object]]:
-        """Do it all inside a transaction; return who gets which result after the commit."""
-        results: list[tuple[Operation[Any], object]] = []
-        if self.settlements:
-            settled = await batch.settle(tx, [op.wish for op in self.settlements])
-            results += zip(self.settlements, settled, strict=True)
-        for op in self.works:
-            results.append((op, await op.wish(tx)))
-        if self.accepts:
-            accepted = await batch.accept(tx, [op.wish for op in self.accepts])
-            results += zip(self.accepts, accepted, strict=True)
-        if self.claims:
-            claimed = await claim(tx, [op.wish for op in self.claims])
-            results += zip(self.claims, claimed, strict=True)
-        await batch.write_health(tx)
-        return results
 
 
 class Writer:
@@ -139,11 +59,16 @@ class Writer:
         connection: aiosqlite.Connection,
         ledger: Ledger,
         watcher: Watcher,
+        *,
         check: Callable[[], None],
+        check_presence: Callable[[], None],
     ) -> None:
-        """`check` raises `StoreUnusable` where the file is not what it was, before it is opened anew."""
+        """`check` raises `StoreUnusable` where the file is not what it was, before it is opened anew;
+        `check_presence` where its name has come to mean another file or none, and is cheap."""
         self.ledger = ledger
         self._check = check
+        self._check_presence = check_presence
+        self._seen_at = time.monotonic()
         self._path = path
         self._db: aiosqlite.Connection | None = connection
         self._watcher = watcher
@@ -154,8 +79,11 @@ class Writer:
         self._bytes = 0
         self._wake = asyncio.Event()
         self._current: Batch | None = None
+        self._unwritten: list[Batch] = []
         self._closing = asyncio.Event()
         self._outage: Condition | None = None
+        self._told: Condition | None = None
+        self._is_watched = True
         self._failed_tries = 0
         self._unchecked = 0
         self._checked_at = time.monotonic()
@@ -165,7 +93,11 @@ class Writer:
     @property
     def idle(self) -> bool:
         """Nothing waits and nothing is being written."""
-        return self._current is None and not (self._settlements or self._works or self._accepts or self._claims)
+        return self._current is None and not (any(self._queues) or self.ledger.rests)
+
+    @property
+    def _queues(self) -> "tuple[deque[Any], ...]":
+        return self._settlements, self._works, self._accepts, self._claims
 
     @property
     def task(self) -> "asyncio.Task[None]":
@@ -173,16 +105,31 @@ class Writer:
         return self._task
 
     def condition(self) -> Condition:
-        """Whether writes are taken."""
-        return self._outage or Condition(writable=not self._task.done())
+        """Whether writes are taken, and taken in time: a disk that hangs is no error, and as bad as one."""
+        if self._outage is not None:
+            return self._outage
+        if self._task.done():
+            bug = None if self._task.cancelled() else self._task.exception()
+            return Condition(writable=False, reason=f"the writer died: {bug!r}" if bug else CLOSED)
+        now, waits = time.monotonic(), [queue[0].since for queue in self._queues if queue]
+        oldest = min([now, *waits, self._current.since if self._current else now])
+        since = datetime.now(UTC) - timedelta(seconds=now - oldest)
+        if now - oldest > PATIENCE_S:
+            return Condition(writable=False, reason=SLOW, since=since)
+        if self._is_overloaded:
+            return Condition(writable=False, reason=OVERLOADED, since=since)
+        return Condition(writable=True)
+
+    @property
+    def _is_overloaded(self) -> bool:
+        return len(self._accepts) >= QUEUE or self._bytes > QUEUE_BYTES
 
     def accept(self, wish: AcceptWish) -> "asyncio.Future[Any]":
         """Queue an event; refused at once where the queue is full or the store is out."""
-        if len(self._accepts) >= QUEUE or self._bytes > QUEUE_BYTES:
-            raise StoreUnavailable("overloaded: too many events wait for the disk")
+        if self._is_overloaded:
+            raise StoreUnavailable(OVERLOADED)
         self._refuse_in_outage()
         self._bytes += len(wish.event.body)
-        self._watch_the_late()
         return self._queue(self._accepts, wish)
 
     def claim(self, wish: ClaimWish) -> "asyncio.Future[Any]":
@@ -205,6 +152,7 @@ class Writer:
         operation = Operation(wish, time.monotonic())
         queue.append(operation)
         self._wake.set()
+        self._watch_the_late()
         return operation.future
 
     def _refuse_in_outage(self) -> None:
@@ -220,60 +168,78 @@ class Writer:
         self._closing.set()
         self._wake.set()
         await asyncio.gather(self._task, return_exceptions=True)
+        self.abandon()
         if self._impatience is not None:
             self._impatience.cancel()
-        waiting: list[Operation[Any]] = [*self._settlements, *self._works, *self._accepts, *self._claims]
-        for operation in waiting:
-            operation.refuse(StoreUnavailable(CLOSED))
         if self._db is not None:
             with contextlib.suppress(sqlite3.Error, ValueError):
                 if self._outage is None:
                     await self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 await self._db.close()
 
+    def abandon(self) -> None:
+        """Refuse all that waits or is under way: nothing more is promised, whatever the disk still does."""
+        for queue in self._queues:
+            for operation in queue:
+                operation.refuse(StoreUnavailable(CLOSED))
+        if self._current is not None:
+            self._current.refuse(StoreUnavailable(CLOSED))
+
     async def _run(self) -> None:
+        """Write until closed. A bug of a turn is an outage like others: told, and over when a write is taken."""
         while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while not self.idle:
-                await self._write(self._take())
+            try:
                 if self._outage is not None:
                     await self._recover()
-                if self._outage is not None:
-                    return  # closing: nothing more is tried
-            if self._closing.is_set():
-                return
-            await self._checkpoint_if_due()
+                if self._closing.is_set() and (self._outage is not None or self.idle):
+                    return  # in an outage nothing more is tried
+                await self._turn()
+            except Exception as error:  # noqa: BLE001 - a writer that died silently would be the worst outage
+                self._fall_out(error)
+                await asyncio.sleep(BREATH_S)
+
+    async def _turn(self) -> None:
+        """Write what waits; where nothing does, tidy up and wait."""
+        if not self.idle:
+            await self._write(self._take())
+            return
+        await self._checkpoint_if_due()
+        if self._outage is None:
+            await self._wake.wait()
+            self._wake.clear()
 
     def _take(self) -> Batch:
-        drained = _drain(self._accepts)
+        drained = drain(self._accepts)
         self._bytes -= sum(len(op.wish.event.body) for op in drained)
         accepts = [op for op in drained if not op.future.done()]
-        claims = [op for op in _drain(self._claims) if not op.future.done()]
-        return Batch(_drain(self._settlements), _drain(self._works), accepts, claims)
+        claims = [op for op in drain(self._claims) if not op.future.done()]
+        works = drain(self._works)
+        works += [next_release(self.ledger, target) for target in self.ledger.rests]
+        return Batch(drain(self._settlements), works, accepts, claims)
 
     async def _write(self, batch_: Batch) -> None:
         """Commit a batch and tell its callers; where it fails, halve it until what spoils it stands alone."""
         if not len(batch_):
             return
         self._current = batch_
-        waiting = [batch_]
-        while waiting:
-            part = waiting.pop(0)
+        self._unwritten = [batch_]
+        while self._unwritten:
+            part = self._unwritten[0]
             try:
                 seconds = await self._commit(part)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is undone and the callers are told
                 await self._roll_back()
-                if is_fault(error):
-                    self._fall_out([part, *waiting], error)
-                    break
-                waiting = [*part.halves(), *waiting]
+                if is_fault(error) or isinstance(error, StoreUnusable):
+                    self._fall_out(error)
+                    return
+                self._unwritten[:1] = part.halves()
                 if len(part) == 1:
                     part.refuse(error)
             else:
-                self._watcher.committed(seconds)
+                del self._unwritten[0]
+                self._tell_commit(seconds)
         self._current = None
-        if self._unchecked >= CHECKPOINT_COMMITS and self._outage is None:
+        if self._unchecked >= CHECKPOINT_COMMITS:
             await self._checkpoint_if_due()
 
     async def _commit(self, batch_: Batch) -> float:
@@ -283,6 +249,9 @@ class Writer:
         tx = Transaction(db, self.ledger)
         results = await batch_.run(tx)
         await db.execute("COMMIT")
+        if time.monotonic() - self._seen_at >= PRESENCE_S:
+            self._check_presence()  # what was committed to a file without a name is not promised
+            self._seen_at = time.monotonic()
         self.ledger.apply(tx.changes)
         self._unchecked += 1
         for operation, result in results:
@@ -299,12 +268,14 @@ class Writer:
             if self._db is not None and self._db.in_transaction:
                 await self._db.execute("ROLLBACK")
 
-    def _fall_out(self, unwritten: Sequence[Batch], error: Exception) -> None:
+    def _fall_out(self, error: Exception) -> None:
         """Keep the settlements, in order; refuse the rest until the store is back."""
         reason = str(in_words(self._path, error))
+        if not isinstance(error, sqlite3.Error | StoreError | OSError) and not is_fault(error):
+            reason = f"{self._path}: the writer failed: {type(error).__name__}: {error}"
         if self._outage is None:
             self._outage = Condition(writable=False, reason=reason, since=datetime.now(UTC))
-            self._watcher.unavailable(reason)
+        unwritten, self._unwritten, self._current = self._unwritten, [], None
         kept = [operation for part in unwritten for operation in part.settlements]
         self._settlements.extendleft(reversed(kept))
         refused = [operation for part in unwritten for operation in part.refusable]
@@ -314,6 +285,31 @@ class Writer:
         self._accepts.clear()
         self._claims.clear()
         self._bytes = 0
+        self._tell()
+
+    def _tell(self) -> None:
+        """Tell the watcher what has changed, once each way; one that fails must not stop the writing."""
+        condition, told = self.condition(), self._told
+        if condition.writable == (told is None):
+            return
+        self._told = None if condition.writable else condition
+        with contextlib.suppress(Exception):
+            if told is None:
+                self._watcher.unavailable(condition.reason)
+            else:
+                self._watcher.recovered((datetime.now(UTC) - (told.since or datetime.now(UTC))).total_seconds())
+
+    def _tell_commit(self, seconds: float) -> None:
+        """Tell of a commit; that the watcher failed is told once, and is over at once: the commit stands."""
+        try:
+            self._watcher.committed(seconds)
+            self._is_watched = True
+        except Exception as error:  # noqa: BLE001 - a bug of who watches is no reason to lose what was handed in
+            if self._is_watched and self._told is None:
+                self._is_watched = False
+                with contextlib.suppress(Exception):
+                    self._watcher.unavailable(f"the watcher of commits failed: {type(error).__name__}: {error}")
+                    self._watcher.recovered(0.0)
 
     async def _recover(self) -> None:
         """Open the file anew until a write is taken: after a failed fsync the page cache cannot be trusted."""
@@ -334,6 +330,7 @@ class Writer:
                 await db.close()
         try:
             self._check()
+            self._check_presence()
             self._db = await open_writer(self._path)
             await self._db.execute("BEGIN IMMEDIATE")
             await self._db.execute("DROP TABLE IF EXISTS write_test")
@@ -341,14 +338,13 @@ class Writer:
             await self._db.execute("COMMIT")
             await self._db.execute("DROP TABLE write_test")
             await self.ledger.load(self._db)
-        except (sqlite3.Error, StoreError, OSError):
+        except Exception:  # noqa: BLE001 - whatever bars it, a thread that cannot be had too, it is tried again
             await self._roll_back()
             return
-        assert self._outage is not None
-        assert self._outage.since is not None
-        seconds = (datetime.now(UTC) - self._outage.since).total_seconds()
         self._outage = None
-        self._watcher.recovered(seconds)
+        for settlement in self._settlements:  # what waited for the store has not waited for a commit
+            settlement.since = time.monotonic()
+        self._tell()
 
     async def _checkpoint_if_due(self) -> None:
         """Move the log's pages home between commits, where no answer waits for it."""
@@ -360,8 +356,7 @@ class Writer:
         try:
             await self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
         except (sqlite3.Error, ValueError) as error:
-            self._fall_out([], error)
-            await self._recover()
+            self._fall_out(error)
 
     def _watch_the_late(self) -> None:
         """Look at what waits a little later, unless that is arranged; at rest no timer runs."""
@@ -369,15 +364,17 @@ class Writer:
             self._impatience = asyncio.get_running_loop().call_later(PATIENCE_S / 10, self._refuse_the_late)
 
     def _refuse_the_late(self) -> None:
-        """Refuse events whose commit takes too long: a sender is told to come again rather than left hanging."""
+        """Refuse events whose commit takes too long: a sender is told to come again rather than left hanging. That the
+        disk does not answer, and that it does again, is told to the watcher from here."""
         self._impatience = None
         latest = time.monotonic() - PATIENCE_S
         current = self._current.accepts if self._current else ()
         for operation in (*current, *self._accepts):
             if operation.since > latest:
                 break
-            operation.refuse(StoreUnavailable(f"slow: no commit within {PATIENCE_S:g} s"))
-        if current or self._accepts:
+            operation.refuse(StoreUnavailable(SLOW))
+        self._tell()
+        if not self.idle or (self._told is not None and not self._task.done()):
             self._watch_the_late()
 
 
@@ -385,7 +382,3 @@ def _attempt(number: int) -> RetryCallState:
     state = RetryCallState(retry_object=Retrying(), fn=None, args=(), kwargs={})
     state.attempt_number = number + 1
     return state
-
-
-def _drain(queue: "deque[Operation[Wish]]") -> list[Operation[Wish]]:
-    return [queue.popleft() for _ in range(min(len(queue), BATCH))]

@@ -1,0 +1,130 @@
+"""What the writer carries: wishes, the futures on which their callers wait, and batches of both.
+
+Law: a caller owns nothing but its future; whether it still waits changes nothing for the others of its batch.
+"""
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+from relay.store import Settlement, StoreUnavailable
+from relay.store.sqlite import batch
+from relay.store.sqlite.batch import AcceptWish
+from relay.store.sqlite.claiming import ClaimWish, claim
+from relay.store.sqlite.ledger import Ledger
+from relay.store.sqlite.releasing import release_rest
+from relay.store.sqlite.transaction import Transaction
+
+BATCH = 1000
+"""Operations of a kind in one transaction: long enough to share the fsync, short enough not to delay an answer."""
+
+Wish = TypeVar("Wish")
+Work = Callable[[Transaction], Awaitable[Any]]
+
+
+class Operation(Generic[Wish]):
+    """One wish and the future on which its caller waits."""
+
+    __slots__ = ("future", "since", "wish")
+
+    def __init__(self, wish: Wish, since: float) -> None:
+        self.wish = wish
+        self.since = since
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def resolve(self, result: object) -> None:
+        """Tell the caller, if it still waits."""
+        if not self.future.done():
+            self.future.set_result(result)
+
+    def refuse(self, error: Exception) -> None:
+        """Tell the caller that it failed, if it still waits."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class Batch:
+    """What one transaction carries, in the order in which it is run."""
+
+    def __init__(
+        self,
+        settlements: Sequence[Operation[Settlement]] = (),
+        works: Sequence[Operation[Work]] = (),
+        accepts: Sequence[Operation[AcceptWish]] = (),
+        claims: Sequence[Operation[ClaimWish]] = (),
+    ) -> None:
+        self.settlements = settlements
+        self.works = works
+        self.accepts = accepts
+        self.claims = claims
+
+    def __len__(self) -> int:
+        return len(self.settlements) + len(self.works) + len(self.accepts) + len(self.claims)
+
+    @property
+    def since(self) -> float:
+        """When the one that waits longest was handed in; each kind stands in its order."""
+        kinds = self.settlements, self.works, self.accepts, self.claims
+        return min((kind[0].since for kind in kinds if kind), default=math.inf)
+
+    @property
+    def refusable(self) -> list[Operation[Any]]:
+        """All that an outage refuses."""
+        return [*self.works, *self.accepts, *self.claims]
+
+    def refuse(self, error: Exception) -> None:
+        """Tell all its callers that it failed."""
+        for operation in (*self.settlements, *self.refusable):
+            operation.refuse(error)
+
+    def halves(self) -> "list[Batch]":
+        """The same as two smaller batches, in order, to find the operation that spoils it; none of a single one."""
+        if len(self) < 2:
+            return []
+        kinds = self.settlements, self.works, self.accepts, self.claims
+        middle, seen = len(self) // 2, 0
+        first, second = Batch(), Batch()
+        for name, operations in zip(("settlements", "works", "accepts", "claims"), kinds, strict=True):
+            cut = max(0, middle - seen)
+            setattr(first, name, operations[:cut])
+            setattr(second, name, operations[cut:])
+            seen += len(operations)
+        return [first, second]
+
+    async def run(self, tx: Transaction) -> list[tuple[Operation[Any], object]]:
+        """Do it all inside a transaction; return who gets which result after the commit."""
+        results: list[tuple[Operation[Any], object]] = []
+        if self.settlements:
+            settled = await batch.settle(tx, [op.wish for op in self.settlements])
+            results += zip(self.settlements, settled, strict=True)
+        for op in self.works:
+            results.append((op, await op.wish(tx)))
+        if self.accepts:
+            accepted = await batch.accept(tx, [op.wish for op in self.accepts])
+            results += zip(self.accepts, accepted, strict=True)
+        if self.claims:
+            claimed = await claim(tx, [op.wish for op in self.claims])
+            results += zip(self.claims, claimed, strict=True)
+        await batch.write_health(tx)
+        return results
+
+
+def drain(queue: "deque[Operation[Wish]]") -> list[Operation[Wish]]:
+    """Take as many from a queue as one transaction carries."""
+    return [queue.popleft() for _ in range(min(len(queue), BATCH))]
+
+
+def next_release(ledger: Ledger, target: str) -> Operation[Work]:
+    """The next part of what an enabled target held; one that fails for itself is given up, not tried for ever."""
+    operation: Operation[Work] = Operation(lambda tx: release_rest(tx, target), time.monotonic())
+
+    def forget(future: "asyncio.Future[Any]") -> None:
+        error = None if future.cancelled() else future.exception()
+        if error is not None and not isinstance(error, StoreUnavailable):
+            ledger.rests.pop(target, None)
+
+    operation.future.add_done_callback(forget)
+    return operation
