@@ -317,7 +317,7 @@ async def test_after_two_failures_the_next_waits(tmp_path: Path) -> None:
     async with gateway(tmp_path / "again", {target(concurrency=1): down(0, 100)}) as relay:
         await relay.post("crm", number=5)
         await asyncio.sleep(3)
-        assert [one.event for one in relay.requests] == ["evt_000001", "evt_000001", "evt_000002"]
+        assert [one.event for one in relay.requests] == ["evt_000001", "evt_000002"]
         relay.assert_sound()
 
 
@@ -627,7 +627,7 @@ async def test_nobody_may_ask_for_more_than_a_day(tmp_path: Path) -> None:
         assert relay.health("crm").throttled_until is None
         await relay.post("crm")
         await asyncio.sleep(1)
-        assert [one.event for one in relay.requests] == ["evt_000001", "evt_000002"]
+        assert [one.event for one in relay.requests] == ["evt_000001", "evt_000001", "evt_000002"]
         assert relay.health("crm").throttled_until is not None
 
 
