@@ -4,12 +4,13 @@ from datetime import datetime
 from typing import Any
 
 from relay.model import TargetHealth, TargetState
+from relay.rules.forwarding import rfc3339
 from relay.store import Backlog
 
 
 def shown(at: datetime | None) -> str | None:
     """A time as RFC 3339 in UTC with milliseconds, None where there is none."""
-    return None if at is None else at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return None if at is None else rfc3339(at)
 
 
 def target_view(health: TargetHealth, backlog: Backlog, now: datetime) -> dict[str, Any]:

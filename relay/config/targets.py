@@ -10,26 +10,11 @@ from relay.config.settings import Address
 from relay.config.values import duration_text
 from relay.model import Headers, Route, Target
 from relay.rules.egress import EgressPolicy
+from relay.rules.forwarding import HOP_BY_HOP
 
 _MOST_LISTED = 20
 _NEVER_USED = timedelta(minutes=15)
 """The longest wait between probes of a target that is never probed."""
-
-_FRAMING = frozenset(
-    {
-        "connection",
-        "content-length",
-        "expect",
-        "host",
-        "http2-settings",
-        "keep-alive",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
-"""Headers that belong to one connection or to a message's framing; the YAML has no say in them."""
 
 
 def target(
@@ -83,7 +68,7 @@ def _headers(given: Mapping[str, str], path: KeyPath, report: Report) -> Headers
 
 
 def _reserved(lower: str) -> str | None:
-    if lower in _FRAMING or lower.startswith("proxy-"):
+    if lower in HOP_BY_HOP or lower.startswith("proxy-"):
         return "set by the connection itself; it cannot be configured"
     if lower.startswith("relay-"):
         return "relay- headers are the relay's own"

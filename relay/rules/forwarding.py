@@ -21,7 +21,7 @@ MOST_HOPS = 5
 _SECRETS = frozenset({"authorization", "cookie", "proxy-authorization"})
 """Never stored unless a target asks for it by name."""
 
-_HOP_BY_HOP = frozenset(
+HOP_BY_HOP = frozenset(
     {
         "connection",
         "content-length",
@@ -71,7 +71,7 @@ class _Plan:
 
 
 def _is_never_forwarded(low: str) -> bool:
-    return low in _HOP_BY_HOP or low.startswith(("proxy-", "relay-"))
+    return low in HOP_BY_HOP or low.startswith(("proxy-", "relay-"))
 
 
 def _is_withheld(low: str) -> bool:

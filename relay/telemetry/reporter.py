@@ -12,6 +12,7 @@ import structlog
 
 from relay.delivery.lane import Attempted
 from relay.model import GiveUp, OutcomeKind, RetryAt, TargetHealth, TargetState
+from relay.rules.forwarding import rfc3339
 from relay.telemetry.lines import compact_traceback
 from relay.telemetry.metrics import Metrics
 
@@ -63,7 +64,7 @@ class Reporter:
             fields["reason"] = f"{outcome.reason}; its claim was lost, nothing was changed"
         elif isinstance(ruling.decision, RetryAt):
             is_held = ruling.health.state is TargetState.DISABLED
-            fields |= {"held": True} if is_held else {"next_attempt_at": _rfc3339(ruling.decision)}
+            fields |= {"held": True} if is_held else {"next_attempt_at": rfc3339(ruling.decision.at)}
         log.warning("delivery.attempted", **fields)
         if ruling is not None and isinstance(ruling.decision, GiveUp):
             fields["reason"] = ruling.decision.reason
@@ -79,7 +80,7 @@ class Reporter:
             failures=health.failures,
             counted_events=list(health.counted_events),
             held=self._held(health.name),
-            next_probe_at=None if health.probe_at is None else health.probe_at.isoformat(timespec="seconds"),
+            next_probe_at=None if health.probe_at is None else rfc3339(health.probe_at),
             advice=f"relay targets enable {health.name}",
         )
 
@@ -113,7 +114,3 @@ class Reporter:
         """End the process: a delivery loop that is down and stays down must not look alive."""
         log.critical("delivery.loops_keep_failing", reason=f"{type(error).__name__}: {error}")
         asyncio.get_running_loop().call_soon(self._end)
-
-
-def _rfc3339(decision: RetryAt) -> str:
-    return decision.at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
