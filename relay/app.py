@@ -139,6 +139,8 @@ class App:
     async def _tell_of_the_past(self) -> None:
         """What the store remembers and the config does not say: unsafe ground, deliveries of targets that are gone, and
         when each source was last heard."""
+        if self._store.aside is not None:
+            log.warning("store.set_aside", reason=f"--new-store: begun afresh, the old one is {self._store.aside}")
         unsafe = self._store.warning()
         if unsafe:
             log.warning("config.warning", reason=unsafe)

@@ -25,7 +25,7 @@ LEASE_MARGIN = timedelta(seconds=10)
 AHEAD = timedelta(seconds=20)
 """How long a claim may wait for its slot; one that waited longer is given back."""
 WINDOW = 64
-"""Claims made ahead of the slots of a target that is well."""
+"""Most claims made ahead of the slots: as many as were used since the last, so none where nobody answers."""
 UNSETTLED = 1000
 """Attempts that may wait for the store to record them before no more are begun."""
 LOOK_AGAIN = timedelta(seconds=10)
@@ -99,6 +99,8 @@ class Lane:
         self._alive: Counter[int] = Counter()
         self._fetch: asyncio.Task[None] | None = None
         self._under_way = 0
+        self._used = 0
+        self._ahead = 0
         self._at_once = False
         self._arrivals = True
         self._arrival_under_way = False
@@ -183,7 +185,7 @@ class Lane:
             self._begin_ready(allowed.count, now)
             allowed = self._permit(now)
         if self._flows(now):
-            self._top_up(WINDOW, now)
+            self._top_up(now)
             return self._until(None, now)
         if isinstance(allowed, Wait) or allowed.turn is not Turn.DUE:
             self._give_back()
@@ -225,9 +227,11 @@ class Lane:
         if stale:
             self._release(stale)
 
-    def _top_up(self, window: int, now: datetime) -> None:
-        if len(self._ready) <= window // 2:
-            self._fetch_some(window - len(self._ready), Turn.DUE, now)
+    def _top_up(self, now: datetime) -> None:
+        free = max(0, self.target.concurrency - self._under_way)
+        wanted = min(WINDOW, max(self._ahead, self._used)) + free
+        if len(self._ready) <= wanted // 2:
+            self._fetch_some(wanted - len(self._ready), Turn.DUE, now)
 
     def _fetch_some(self, limit: int, turn: Turn, now: datetime) -> None:
         """Start a fetch, unless one is under way or nothing can be due."""
@@ -237,6 +241,7 @@ class Lane:
         self._at_once = self._at_once and is_due
         if is_due or now - self._asked_at > LOOK_AGAIN:
             self._asked_at = now
+            self._ahead, self._used = min(WINDOW, self._used), 0
             self._fetch = asyncio.create_task(self._claim(limit, turn), name=f"claim {self.target.name}")
 
     async def _claim(self, limit: int, turn: Turn) -> None:
@@ -351,6 +356,7 @@ class Lane:
 
     def _slot_free(self) -> None:
         self._under_way -= 1
+        self._used += 1
         self._changed.set()
 
     async def _send(self, claim: Claim) -> Sent:

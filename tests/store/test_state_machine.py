@@ -227,7 +227,8 @@ class StoreMachine(RuleBasedStateMachine):
         """Change a target's health as an operator does."""
         before = self.model.healths[target]
         assert self.run(self.store.change_health(target, lambda _: changed)) == changed
-        frees = before.state is TargetState.DISABLED and changed.state is TargetState.ACTIVE
+        lifts = before.throttled_until is not None and changed.throttled_until is None
+        frees = changed.state is TargetState.ACTIVE and (before.state is TargetState.DISABLED or lifts)
         self.model.health_is(target, changed, frees=frees)
 
     @rule(name=TARGET)

@@ -62,6 +62,8 @@ class SqliteStore:
         self._tokens = itertools.count(time.time_ns())
         self._pruned_to = 0
         self._closing: asyncio.Task[None] | None = None
+        self.aside: Path | None = None
+        """Where a start that was to begin afresh has put what was there."""
 
     @classmethod
     async def open(cls, path: Path, watcher: Watcher, *, afresh: bool = False) -> "SqliteStore":
@@ -76,10 +78,10 @@ class SqliteStore:
             StoreUnusable: it must not be used as it is; nothing was changed.
             StoreInUse: another process has it.
         """
+        path = path.resolve()
         guard = Guard.acquire(path)
         try:
-            if afresh:
-                set_aside(path, guard)
+            aside = set_aside(path, guard) if afresh else None
             guard.check(path)
             connection = await open_writer(path)
         except BaseException:
@@ -109,7 +111,9 @@ class SqliteStore:
             check=lambda: guard.check(path),
             check_presence=lambda: guard.check_presence(path),
         )
-        return cls(path, guard, writer, reader)
+        store = cls(path, guard, writer, reader)
+        store.aside = aside
+        return store
 
     @property
     def idle(self) -> bool:
