@@ -24,7 +24,7 @@ _PLACEHOLDER = re.compile(
     r"([-_ ]?here)?|placeholder|password[0-9]*|secret[-_ ]?(key|token)|\*+|<.*>",
     re.IGNORECASE,
 )
-_UNEXPANDED = re.compile(r"\$\{.*\}?|\$\(.*\)|\$[A-Za-z_][A-Za-z0-9_]*|\{\{.*\}\}|%[A-Za-z_][A-Za-z0-9_]*%")
+_UNEXPANDED = re.compile(r"\$\{.*\}?|\$\(.*\)|\$[A-Z_][A-Z0-9_]*|\{\{.*\}\}|%[A-Za-z_][A-Za-z0-9_]*%")
 _VISIBLE = re.compile(r"[\x21-\x7e]+")
 
 
