@@ -24,7 +24,9 @@ _PLACEHOLDER = re.compile(
     r"([-_ ]?here)?|placeholder|password[0-9]*|secret[-_ ]?(key|token)|\*+|<.*>",
     re.IGNORECASE,
 )
-_UNEXPANDED = re.compile(r"\$\{.*\}?|\$\(.*\)|\$[A-Z_][A-Z0-9_]*|\{\{.*\}\}|%[A-Za-z_][A-Za-z0-9_]*%")
+_UNEXPANDED = re.compile(r"\$\{.*\}?|\$\(.*\)|\{\{.*\}\}|%[A-Za-z_][A-Za-z0-9_]*%")
+_SHELL_VARIABLE = re.compile(r"\$[A-Za-z_][A-Za-z0-9_]*")
+"""Meant as a variable where the file says it so; what `$$` or an expansion has made may well begin with a dollar."""
 _VISIBLE = re.compile(r"[\x21-\x7e]+")
 
 
@@ -32,7 +34,7 @@ def _checked_text(secret: SecretText) -> str:
     text = secret.text
     if not text.strip():
         raise Refused("secret is empty or blank")
-    if _UNEXPANDED.fullmatch(text):
+    if _UNEXPANDED.fullmatch(text) or (secret.inline and _SHELL_VARIABLE.fullmatch(text)):
         raise Refused("secret looks like an unexpanded variable; write ${NAME}")
     if _PLACEHOLDER.fullmatch(text):
         raise Refused("secret is a placeholder; put the real one in its place")

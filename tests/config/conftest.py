@@ -8,7 +8,7 @@ import yaml
 
 from relay.config import Config, ConfigRefused, load
 
-ENV = {"PARTNER_SECRET": "0123456789abcdef", "EMPTY": ""}
+ENV = {"DOLLAR": "$abcdefghijklmnop", "PARTNER_SECRET": "0123456789abcdef", "EMPTY": ""}
 
 SOURCE = {"provider": "custom", "secrets": ["0123456789abcdef"], "verify": {"scheme": "bearer"}}
 TARGET = {"url": "https://crm.example.com/hooks"}

@@ -213,6 +213,7 @@ def test_null_and_empty_lists_are_no_secrets(refused: Refuser) -> None:
         ("your-api-key-here", "secret is a placeholder; put the real one in its place"),
         ("$${SECRET_KEY}", "secret looks like an unexpanded variable; write ${NAME}"),
         ("$SECRET_KEY_NAME", "secret looks like an unexpanded variable; write ${NAME}"),
+        ("$secret_key_name", "secret looks like an unexpanded variable; write ${NAME}"),
         ("0123456789abcdef ", "secret begins or ends with white space, which a header cannot carry"),
         ("0123456789\nabcdef", "secret holds a control character, which a header cannot carry"),
     ],
@@ -220,6 +221,12 @@ def test_null_and_empty_lists_are_no_secrets(refused: Refuser) -> None:
 def test_what_proves_nothing_is_no_secret(refused: Refuser, secret: str, message: str) -> None:
     """Blank, short and made-up secrets are refused without being shown."""
     assert refused(source={"secrets": [KEY, secret]}) == [f"sources.partner.secrets[1]: {message}"]
+
+
+def test_an_expanded_secret_may_begin_with_a_dollar_sign(build: Loader) -> None:
+    """What a variable holds is taken as it is: only the file itself can have meant another variable."""
+    config = build(source={"secrets": ["${DOLLAR}"]})
+    assert config.sources[0].check.secrets[0].value == b"$abcdefghijklmnop"
 
 
 @pytest.mark.row("C14")
