@@ -22,6 +22,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
+from relay.delivery.deadlines import Deadlines
 from relay.delivery.egress import guarded_connector, refused_by_egress
 from relay.delivery.wire import LARGEST_BODY, Answer, Wire, fits
 from relay.model import Claim, Headers, Outcome, OutcomeKind, Target
@@ -100,12 +101,11 @@ class Sender:
         self._user_agent = user_agent
         self._now = now
         self._url = URL(target.url, encoded=True)
-        self._loop = asyncio.get_running_loop()
-        self._seconds = target.timeout.total_seconds()
-        connect = min(CONNECT_TIMEOUT.total_seconds(), self._seconds)
+        self._deadlines = Deadlines(target.timeout.total_seconds())
+        connect = min(CONNECT_TIMEOUT, target.timeout).total_seconds()
         connector = guarded_connector(egress, limit=target.concurrency + 2)
         if hasattr(connector, "_factory"):  # without it only the rarest broken answers are judged more strictly
-            factory: Any = partial(WatchedHandler, loop=self._loop)
+            factory: Any = partial(WatchedHandler, loop=asyncio.get_running_loop())
             connector._factory = factory  # noqa: SLF001 - there is no public way to an answer's first bytes
         self._session = aiohttp.ClientSession(
             connector=connector,
@@ -138,9 +138,8 @@ class Sender:
     async def post(self, headers: Headers, body: bytes) -> Outcome:
         """Make one request with exactly these headers; total but for cancellation."""
         _in_use.set(None)
-        deadline = self._loop.time() + self._seconds
         try:
-            async with asyncio.timeout_at(deadline):
+            with self._deadlines.begin() as deadline:
                 answer = await self._ask(headers, body)
         except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
             return self._broken(error)
@@ -151,7 +150,7 @@ class Sender:
             kind = meaning(status, self._target, retry_after=wait)
             if answer.content.at_eof():
                 return _plain(kind, status) if wait is None else Outcome(kind, status, f"status {status}", wait)
-            text = await _read(answer, deadline)
+            text = await _read(answer, deadline.at)
         finally:
             answer.release()
         return Outcome(kind, status, f"status {status}", wait, self._excerpt(text))
@@ -178,6 +177,7 @@ class Sender:
 
     async def close(self) -> None:
         """Close the pool and the resolver."""
+        self._deadlines.close()
         await self._session.close()
 
 

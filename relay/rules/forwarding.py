@@ -125,6 +125,7 @@ def incoming_hops(headers: Headers) -> int | None:
     return max(map(int, values), default=0)
 
 
+@lru_cache(maxsize=1024)
 def rfc3339(at: datetime) -> str:
     """A time as headers, logs and the API show it: UTC, milliseconds, `Z` (RFC 3339)."""
     at = at if at.tzinfo is UTC else at.astimezone(UTC)
