@@ -39,8 +39,8 @@ async def hanging(store: SqliteStore) -> AsyncIterator[None]:
         entered.set()
         go_on.wait(30)
 
-    async def work(tx: Transaction) -> None:
-        await tx.db.execute("SELECT hang()")
+    def work(tx: Transaction) -> None:
+        tx.db.execute("SELECT hang()")
 
     db = store._writer._db
     assert db is not None

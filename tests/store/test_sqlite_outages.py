@@ -4,6 +4,7 @@ import asyncio
 import shutil
 import sqlite3
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
@@ -239,10 +240,10 @@ async def test_an_event_that_waits_too_long_for_its_commit_is_refused(
     store: SqliteStore, backend: SqliteBackend, watch: Watch
 ) -> None:
     """A sender is told to come again rather than left hanging; until the commit the store is not said to be well."""
-    go_on = asyncio.Event()
+    go_on = threading.Event()
 
-    async def slow(_: Transaction) -> None:
-        await go_on.wait()
+    def slow(_: Transaction) -> None:
+        go_on.wait(30)
 
     blocking = asyncio.ensure_future(store._writer.work(slow))
     await asyncio.sleep(0)

@@ -114,6 +114,8 @@ async def test_a_settlement_touches_its_own_rows(traced: Traced) -> None:
     traced.plans()
     await traced.store.settle(settlement(claim))
     plans = traced.plans()
+    (changing,) = [plan for text, plan in plans.items() if "UPDATE delivery" in text]
+    assert changing[-1] == "SEARCH delivery USING PRIMARY KEY (event_seq=? AND target=?)"
     assert scanned(plans) == []
     assert using(plans) == {"sqlite_autoindex_event_1"}
 
@@ -167,7 +169,7 @@ def filled(path: Path, waiting: int, *, tried: bool) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("BEGIN")
         db.executemany(
-            EVENT_INSERT,
+            EVENT_INSERT.format(rows="(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"),
             ((seq, f"evt_{seq}", "s", "t", seq, 1, 0, None, "[]", 0, bytes(32), b"") for seq in range(1, waiting + 1)),
         )
         db.executemany(

@@ -11,6 +11,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,7 @@ class SqliteStore:
             raise
         try:
             ledger = Ledger()
-            await ledger.load(connection)
-            await _take_back_claims(connection, ledger)
+            await connection.run(partial(_take_over, ledger=ledger))
             sync_directory(path)
             guard.remember(path)
             guard.pin(path)
@@ -239,10 +239,7 @@ class SqliteStore:
                 return 0
 
     async def _erase(self, seqs: Sequence[int]) -> int:
-        async def erase(tx: Transaction) -> int:
-            return await batch.erase(tx, seqs)
-
-        number: int = await self._writer.work(erase)
+        number: int = await self._writer.work(lambda tx: batch.erase(tx, seqs))
         return number
 
     async def _outlived(self, retention: Retention, now: datetime) -> tuple[int | None, list[int]]:
@@ -303,12 +300,13 @@ class SqliteStore:
             self._guard.release()
 
 
-async def _take_back_claims(connection: aiosqlite.Connection, ledger: Ledger) -> None:
-    """No process but this one can hold a claim here: those of the one before are due again."""
-    await connection.execute("BEGIN IMMEDIATE")
-    tx = Transaction(connection, ledger)
-    await batch.reclaim(tx, lease_before=None, alive=frozenset())
-    await connection.execute("COMMIT")
+def _take_over(db: sqlite3.Connection, ledger: Ledger) -> None:
+    """Learn what is stored, and make due again all that the process before had claimed."""
+    ledger.load(db)
+    tx = Transaction(db, ledger)
+    db.execute("BEGIN IMMEDIATE")
+    batch.reclaim(tx, lease_before=None, alive=frozenset())
+    db.execute("COMMIT")
     ledger.apply(tx.changes)
 
 

@@ -5,12 +5,11 @@ Law: every function here runs inside the writer's transaction, returns its resul
 """
 
 import hashlib
+import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
-
-import aiosqlite
 
 from relay.model import (
     Claim,
@@ -46,10 +45,10 @@ class AcceptWish:
     targets: Sequence[str]
 
 
-async def accept(tx: Transaction, wishes: Sequence[AcceptWish]) -> list[Accepted]:
+def accept(tx: Transaction, wishes: Sequence[AcceptWish]) -> list[Accepted]:
     """Store events and their deliveries; a known dedupe key stores nothing and names the first event."""
     keys = [wish.event.dedupe_key and dedupe_digest(wish.event.source, wish.event.dedupe_key) for wish in wishes]
-    known = await _known_events(tx.db, [key for key in keys if key])
+    known = _known_events(tx.db, [key for key in keys if key])
     results: list[Accepted] = []
     events: list[tuple[Any, ...]] = []
     deliveries: list[tuple[Any, ...]] = []
@@ -66,32 +65,28 @@ async def accept(tx: Transaction, wishes: Sequence[AcceptWish]) -> list[Accepted
         events.append(event_row(seq, wish.event, key or None, sha256))
         received_at = millis(wish.event.received_at)
         for target in wish.targets:
-            deliveries.append((seq, target, received_at))
+            deliveries.append((seq, target, _PENDING.value, received_at))
             tx.changes.moved(target, None, _PENDING)
         results.append(Accepted(wish.event.id, duplicate=False))
-    if events:
-        await tx.db.executemany(EVENT_INSERT, events)
-    if deliveries:
-        await tx.db.executemany(
-            "INSERT INTO delivery (event_seq, target, state, due_at) VALUES (?, ?, 'pending', ?)", deliveries
-        )
+    tx.write(EVENT_INSERT, events)
+    tx.write("INSERT INTO delivery (event_seq, target, state, due_at) VALUES {rows}", deliveries)
     return results
 
 
-async def _known_events(db: aiosqlite.Connection, keys: Sequence[bytes]) -> dict[bytes, tuple[str, bytes]]:
+def _known_events(db: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, tuple[str, bytes]]:
     known: dict[bytes, tuple[str, bytes]] = {}
     for part in slices(keys):
         query = f"SELECT dedupe, id, sha256 FROM event WHERE dedupe IN ({marks(len(part))})"
-        known.update({key: (id_, sha) for key, id_, sha in await db.execute_fetchall(query, part)})
+        known.update({key: (id_, sha) for key, id_, sha in db.execute(query, part)})
     return known
 
 
 _FENCED = "event_seq = (SELECT seq FROM event WHERE id = ?) AND target = ? AND claim = ?"
 
 
-async def settle(tx: Transaction, settlements: Sequence[Settlement]) -> list[Settled]:
+def settle(tx: Transaction, settlements: Sequence[Settlement]) -> list[Settled]:
     """Record attempts in order, each judged by its target's health as the one before has left it."""
-    held = await _held(tx.db, settlements)
+    held = _held(tx.db, settlements)
     results: list[Settled] = []
     updates: list[tuple[Any, ...]] = []
     attempts: list[tuple[Any, ...]] = []
@@ -111,33 +106,34 @@ async def settle(tx: Transaction, settlements: Sequence[Settlement]) -> list[Set
         attempts.append(_attempt_row(seq, settlement))
         results.append(Settled(ruling, was_disabled=before.state is TargetState.DISABLED))
         if ruling.releases_held:  # what this batch settled before is held too, what follows is not
-            await _update(tx, updates)
+            tx.write(_SETTLE, updates)
             updates = []
-            await release_held(tx, claim.target)
+            release_held(tx, claim.target)
         elif state is _PENDING and (rest := tx.rest(claim.target)) is not None:
             rest.spared.add(seq)
-    await _update(tx, updates)
-    await tx.db.executemany("INSERT INTO attempt VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", attempts)
+    tx.write(_SETTLE, updates)
+    tx.write("INSERT INTO attempt VALUES {rows}", attempts)
     return results
 
 
-async def _update(tx: Transaction, updates: Sequence[tuple[Any, ...]]) -> None:
-    await tx.db.executemany(
-        """UPDATE delivery SET state = ?, due_at = ?, step = ?, settled_at = ?, outcome = ?, status = ?, reason = ?,
-            first_try_at = coalesce(first_try_at, ?), claim = NULL, lease_until = NULL
-        WHERE event_seq = ? AND target = ? AND claim = ?""",
-        updates,
-    )
+_SETTLE = """WITH
+        settled (state, due_at, step, settled_at, outcome, status, reason, first_try_at, event_seq, target, claim)
+        AS (VALUES {rows})
+    UPDATE delivery SET state = s.state, due_at = s.due_at, step = s.step, settled_at = s.settled_at,
+        outcome = s.outcome, status = s.status, reason = s.reason,
+        first_try_at = coalesce(delivery.first_try_at, s.first_try_at), claim = NULL, lease_until = NULL
+    FROM settled s
+    WHERE delivery.event_seq = s.event_seq AND delivery.target = s.target AND delivery.claim = s.claim"""
 
 
-async def _held(db: aiosqlite.Connection, settlements: Sequence[Settlement]) -> dict[tuple[str, str, int], int]:
+def _held(db: sqlite3.Connection, settlements: Sequence[Settlement]) -> dict[tuple[str, str, int], int]:
     """The sequence numbers of the deliveries whose claims still hold; each is given out once."""
     held: dict[tuple[str, str, int], int] = {}
     ids = list({settlement.claim.event.id for settlement in settlements})
     for part in slices(ids):
         query = f"""SELECT e.id, d.target, d.claim, d.event_seq FROM event e JOIN delivery d ON d.event_seq = e.seq
             WHERE e.id IN ({marks(len(part))}) AND d.claim IS NOT NULL"""
-        for id_, target, token, seq in await db.execute_fetchall(query, part):
+        for id_, target, token, seq in db.execute(query, part):
             held[id_, target, token] = seq
     return held
 
@@ -181,10 +177,10 @@ def _attempt_row(seq: int, settlement: Settlement) -> tuple[Any, ...]:
     )
 
 
-async def release(tx: Transaction, claims: Sequence[Claim]) -> None:
+def release(tx: Transaction, claims: Sequence[Claim]) -> None:
     """Give back claims that were never used; a number that no request carried is taken again."""
     for claim in claims:
-        cursor = await tx.db.execute(
+        cursor = tx.db.execute(
             "UPDATE delivery SET state = 'pending', attempts = attempts - 1, claim = NULL, lease_until = NULL "
             "WHERE " + _FENCED,
             (claim.event.id, claim.target, claim.token),
@@ -192,13 +188,13 @@ async def release(tx: Transaction, claims: Sequence[Claim]) -> None:
         tx.changes.moved(claim.target, _IN_FLIGHT, _PENDING, cursor.rowcount)
 
 
-async def reclaim(tx: Transaction, *, lease_before: datetime | None, alive: frozenset[int]) -> int:
+def reclaim(tx: Transaction, *, lease_before: datetime | None, alive: frozenset[int]) -> int:
     """Make due again what is claimed under leases that ended before a time (None: all), but for living claims."""
     query = "SELECT event_seq, target, claim FROM delivery WHERE state = 'in_flight'"
     if lease_before is not None:
         query += f" AND lease_until < {millis(lease_before)}"
-    lost = [row for row in await tx.db.execute_fetchall(query) if row[2] not in alive]
-    await tx.db.executemany(
+    lost = [row for row in tx.db.execute(query) if row[2] not in alive]
+    tx.db.executemany(
         "UPDATE delivery SET state = 'pending', claim = NULL, lease_until = NULL "
         "WHERE event_seq = ? AND target = ? AND claim = ?",
         lost,
@@ -208,36 +204,36 @@ async def reclaim(tx: Transaction, *, lease_before: datetime | None, alive: froz
     return len(lost)
 
 
-async def change_health(tx: Transaction, name: str, change: Callable[[TargetHealth], TargetHealth]) -> TargetHealth:
+def change_health(tx: Transaction, name: str, change: Callable[[TargetHealth], TargetHealth]) -> TargetHealth:
     """Apply a pure change to a target's health; one that enables it makes what it held due."""
     before = tx.health(name)
     after = change(before)
     tx.changes.health[name] = after
     is_lifted = before.throttled_until is not None and after.throttled_until is None
     if after.state is TargetState.ACTIVE and (before.state is TargetState.DISABLED or is_lifted):
-        await release_held(tx, name)
+        release_held(tx, name)
     return after
 
 
-async def write_health(tx: Transaction) -> None:
+def write_health(tx: Transaction) -> None:
     """Write the health of every target that this transaction touched, once each."""
     if tx.changes.health:
-        await tx.db.executemany(HEALTH_UPSERT, [health_row(health) for health in tx.changes.health.values()])
+        tx.write(HEALTH_UPSERT, [health_row(health) for health in tx.changes.health.values()])
 
 
-async def erase(tx: Transaction, seqs: Sequence[int]) -> int:
+def erase(tx: Transaction, seqs: Sequence[int]) -> int:
     """Delete events with all that was kept of them, but for those that still have a delivery to make."""
     gone = 0
     for part in slices(seqs):
         open_ = f"""SELECT event_seq FROM delivery WHERE event_seq IN ({marks(len(part))})
             AND state IN ('pending', 'in_flight')"""
-        busy = {row[0] for row in await tx.db.execute_fetchall(open_, part)}
+        busy = {row[0] for row in tx.db.execute(open_, part)}
         free = [seq for seq in part if seq not in busy]
         among = f"IN ({marks(len(free))})"
         dead = f"SELECT target, count(*) FROM delivery WHERE event_seq {among} AND state = 'dead' GROUP BY target"
-        for target, number in await tx.db.execute_fetchall(dead, free):
+        for target, number in tx.db.execute(dead, free):
             tx.changes.moved(target, DeliveryState.DEAD, None, number)
         for table, column in (("attempt", "event_seq"), ("delivery", "event_seq"), ("event", "seq")):
-            await tx.db.execute(f"DELETE FROM {table} WHERE {column} {among}", free)
+            tx.db.execute(f"DELETE FROM {table} WHERE {column} {among}", free)
         gone += len(free)
     return gone

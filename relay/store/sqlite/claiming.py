@@ -5,12 +5,11 @@ never handed out as if it were sound.
 """
 
 import hashlib
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
-
-import aiosqlite
 
 from relay.model import Claim, DeliveryState, Event, OutcomeKind, Turn
 from relay.store import Claimed
@@ -62,7 +61,7 @@ _CHOICE: dict[Turn, str] = {
 }
 
 
-async def claim(tx: Transaction, wishes: Sequence[ClaimWish]) -> list[Claimed]:
+def claim(tx: Transaction, wishes: Sequence[ClaimWish]) -> list[Claimed]:
     """Claim for several callers; events that they share are read once."""
     taken: list[list[Any]] = []
     for wish in wishes:
@@ -78,13 +77,13 @@ async def claim(tx: Transaction, wishes: Sequence[ClaimWish]) -> list[Claimed]:
             "limit": wish.limit,
             "since": millis(wish.since) if wish.since else 0,
         }
-        rows = sorted(await tx.db.execute_fetchall(query, values), key=_turn_of)
+        rows = sorted(tx.db.execute(query, values), key=_turn_of)
         tx.changes.moved(wish.target, DeliveryState.PENDING, DeliveryState.IN_FLIGHT, len(rows))
         taken.append(rows)
-    events = await _events(tx.db, sorted({row[1] for rows in taken for row in rows}))
-    claimed = [await _claims(tx, wish, rows, events) for wish, rows in zip(wishes, taken, strict=True)]
+    events = _events(tx.db, sorted({row[1] for rows in taken for row in rows}))
+    claimed = [_claims(tx, wish, rows, events) for wish, rows in zip(wishes, taken, strict=True)]
     scarce = [wish.target for wish, claims in zip(wishes, claimed, strict=True) if len(claims) < wish.limit]
-    due = await _next_due(tx.db, scarce)
+    due = _next_due(tx.db, scarce)
     return [Claimed(claims, due.get(wish.target)) for wish, claims in zip(wishes, claimed, strict=True)]
 
 
@@ -93,7 +92,7 @@ def _turn_of(row: Any) -> tuple[int, int]:
     return (row[0] if isinstance(row[0], int) else 0), row[1]
 
 
-async def _claims(
+def _claims(
     tx: Transaction, wish: ClaimWish, rows: Sequence[Any], events: dict[int, tuple[Event, bool] | None]
 ) -> tuple[Claim, ...]:
     """The claims on what was taken. A row that can never be sent is dead at once: it would fail every claim of its
@@ -103,16 +102,16 @@ async def _claims(
         _, seq, attempt, step, first_try_at = row
         found = events.get(seq)
         if found is None:
-            await _bury(tx, wish, seq, DAMAGED if seq in events else MISSING)
+            _bury(tx, wish, seq, DAMAGED if seq in events else MISSING)
         elif not _are_integers(attempt, step) or (first_try_at is not None and not moment_if_sound(first_try_at)):
-            await _bury(tx, wish, seq, DAMAGED)
+            _bury(tx, wish, seq, DAMAGED)
         else:
             claims.append(_claim_from(row, wish, found, tx.health(wish.target).took_at))
     return tuple(claims)
 
 
-async def _bury(tx: Transaction, wish: ClaimWish, seq: int, reason: str) -> None:
-    await tx.db.execute(
+def _bury(tx: Transaction, wish: ClaimWish, seq: int, reason: str) -> None:
+    tx.db.execute(
         """UPDATE delivery SET state = 'dead', settled_at = ?, outcome = ?, status = NULL, reason = ?, claim = NULL,
             lease_until = NULL
         WHERE event_seq = ? AND target = ? AND claim = ?""",
@@ -142,7 +141,7 @@ def _claim_from(row: Any, wish: ClaimWish, found: tuple[Event, bool], took_at: d
     )
 
 
-async def _events(db: aiosqlite.Connection, seqs: Sequence[int]) -> dict[int, tuple[Event, bool] | None]:
+def _events(db: sqlite3.Connection, seqs: Sequence[int]) -> dict[int, tuple[Event, bool] | None]:
     """The events that are there; None for one that is damaged in more than its headers and its body."""
     found: dict[int, tuple[Event, bool] | None] = {}
     for part in slices(seqs):
@@ -150,7 +149,7 @@ async def _events(db: aiosqlite.Connection, seqs: Sequence[int]) -> dict[int, tu
                 received_at, verified, hops, CAST(headers AS BLOB),
                 CASE WHEN size <= {INLINE_BODY} THEN body END
             FROM event WHERE seq IN ({marks(len(part))})"""
-        for seq, sha256, *row in await db.execute_fetchall(query, part):
+        for seq, sha256, *row in db.execute(query, part):
             found[seq] = _event(row, sha256)
     return found
 
@@ -172,13 +171,13 @@ def _event(row: Sequence[Any], sha256: bytes) -> tuple[Event, bool] | None:
         return event_from(named, (), b""), True
 
 
-async def _next_due(db: aiosqlite.Connection, targets: Sequence[str]) -> dict[str, datetime]:
+def _next_due(db: sqlite3.Connection, targets: Sequence[str]) -> dict[str, datetime]:
     due: dict[str, datetime] = {}
     for part in slices(targets):
         query = f"""SELECT t.column1, (SELECT due_at FROM delivery d WHERE d.target = t.column1 AND d.state = 'pending'
                 ORDER BY d.due_at LIMIT 1)
             FROM (VALUES {", ".join(["(?)"] * len(part))}) t"""
-        for target, due_at in await db.execute_fetchall(query, part):
+        for target, due_at in db.execute(query, part):
             at = moment_if_sound(due_at)
             if at is not None:
                 due[target] = at

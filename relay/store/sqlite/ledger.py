@@ -3,10 +3,9 @@
 Law: it changes only after a commit, so that a rolled-back transaction leaves no trace here.
 """
 
+import sqlite3
 from collections import Counter
 from dataclasses import dataclass, field
-
-import aiosqlite
 
 from relay.model import DeliveryState, TargetHealth
 from relay.store.sqlite.rows import HEALTH_SELECT, health_from
@@ -63,13 +62,14 @@ class Ledger:
             if rest is not None:
                 self.rests[target] = rest
 
-    async def load(self, db: aiosqlite.Connection) -> None:
+    def load(self, db: sqlite3.Connection) -> None:
         """Read all of it from the file; the only time that deliveries are counted."""
-        self.counts.clear()
+        counts: Counter[tuple[str, DeliveryState]] = Counter()
         for state in COUNTED:
             query = f"SELECT target, count(*) FROM delivery WHERE state = '{state.value}' GROUP BY target"
-            for target, number in await db.execute_fetchall(query):
-                self.counts[target, state] = number
-        self.health = {row[0]: health_from(tuple(row)) for row in await db.execute_fetchall(HEALTH_SELECT)}
-        rows = list(await db.execute_fetchall("SELECT seq FROM sqlite_sequence WHERE name = 'event'"))
-        self.next_seq = (rows[0][0] if rows else 0) + 1
+            for target, number in db.execute(query):
+                counts[target, state] = number
+        health = {row[0]: health_from(row) for row in db.execute(HEALTH_SELECT)}
+        last = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'event'").fetchone()
+        self.counts, self.health = counts, health
+        self.next_seq = (last[0] if last else 0) + 1

@@ -5,16 +5,17 @@ Law: a caller owns nothing but its future; whether it still waits changes nothin
 
 import asyncio
 import math
+import sqlite3
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from relay.store import Settlement, StoreUnavailable
 from relay.store.sqlite import batch
 from relay.store.sqlite.batch import AcceptWish
 from relay.store.sqlite.claiming import ClaimWish, claim
-from relay.store.sqlite.ledger import Ledger
+from relay.store.sqlite.ledger import Changes, Ledger
 from relay.store.sqlite.releasing import release_rest
 from relay.store.sqlite.transaction import Transaction
 
@@ -22,7 +23,7 @@ BATCH = 1000
 """Operations of a kind in one transaction: long enough to share the fsync, short enough not to delay an answer."""
 
 Wish = TypeVar("Wish")
-Work = Callable[[Transaction], Awaitable[Any]]
+Work = Callable[[Transaction], Any]
 
 
 class Operation(Generic[Wish]):
@@ -30,10 +31,10 @@ class Operation(Generic[Wish]):
 
     __slots__ = ("future", "since", "wish")
 
-    def __init__(self, wish: Wish, since: float) -> None:
+    def __init__(self, wish: Wish, loop: asyncio.AbstractEventLoop) -> None:
         self.wish = wish
-        self.since = since
-        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.since = time.monotonic()
+        self.future: asyncio.Future[Any] = loop.create_future()
 
     def resolve(self, result: object) -> None:
         """Tell the caller, if it still waits."""
@@ -94,21 +95,28 @@ class Batch:
             seen += len(operations)
         return [first, second]
 
-    async def run(self, tx: Transaction) -> list[tuple[Operation[Any], object]]:
-        """Do it all inside a transaction; return who gets which result after the commit."""
+    def commit(self, db: sqlite3.Connection, ledger: Ledger) -> tuple[list[tuple[Operation[Any], object]], Changes]:
+        """Do it all in one transaction; return who gets which result, and what the ledger is to take over."""
+        tx = Transaction(db, ledger)
+        db.execute("BEGIN IMMEDIATE")
+        results = self._run(tx)
+        db.execute("COMMIT")
+        return results, tx.changes
+
+    def _run(self, tx: Transaction) -> list[tuple[Operation[Any], object]]:
         results: list[tuple[Operation[Any], object]] = []
         if self.settlements:
-            settled = await batch.settle(tx, [op.wish for op in self.settlements])
+            settled = batch.settle(tx, [op.wish for op in self.settlements])
             results += zip(self.settlements, settled, strict=True)
         for op in self.works:
-            results.append((op, await op.wish(tx)))
+            results.append((op, op.wish(tx)))
         if self.accepts:
-            accepted = await batch.accept(tx, [op.wish for op in self.accepts])
+            accepted = batch.accept(tx, [op.wish for op in self.accepts])
             results += zip(self.accepts, accepted, strict=True)
         if self.claims:
-            claimed = await claim(tx, [op.wish for op in self.claims])
+            claimed = claim(tx, [op.wish for op in self.claims])
             results += zip(self.claims, claimed, strict=True)
-        await batch.write_health(tx)
+        batch.write_health(tx)
         return results
 
 
@@ -119,7 +127,7 @@ def drain(queue: "deque[Operation[Wish]]") -> list[Operation[Wish]]:
 
 def next_release(ledger: Ledger, target: str) -> Operation[Work]:
     """The next part of what an enabled target held; one that fails for itself is given up, not tried for ever."""
-    operation: Operation[Work] = Operation(lambda tx: release_rest(tx, target), time.monotonic())
+    operation: Operation[Work] = Operation(lambda tx: release_rest(tx, target), asyncio.get_running_loop())
 
     def forget(future: "asyncio.Future[Any]") -> None:
         error = None if future.cancelled() else future.exception()

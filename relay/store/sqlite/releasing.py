@@ -12,27 +12,27 @@ RELEASE = 10_000
 """Waiting deliveries looked at in one transaction."""
 
 
-async def release_held(tx: Transaction, target: str) -> None:
+def release_held(tx: Transaction, target: str) -> None:
     """Make all that waits at a target due, by arrival: what was held leaves oldest first.
 
     What was never tried is due by its arrival already; the rest waits at a place of its schedule.
     """
-    await _release(tx, target, Rest(0, tx.ledger.next_seq - 1))
+    _release(tx, target, Rest(0, tx.ledger.next_seq - 1))
 
 
-async def release_rest(tx: Transaction, target: str) -> None:
+def release_rest(tx: Transaction, target: str) -> None:
     """The next part, where there is one."""
     rest = tx.rest(target)
     if rest is not None:
-        await _release(tx, target, rest)
+        _release(tx, target, rest)
 
 
-async def _release(tx: Transaction, target: str, rest: Rest) -> None:
+def _release(tx: Transaction, target: str, rest: Rest) -> None:
     query = f"""SELECT event_seq, state = 'pending' AND attempts > 0 FROM delivery INDEXED BY delivery_open
         WHERE target = ? AND state IN ('pending', 'in_flight') AND event_seq > ? AND event_seq <= ?
         ORDER BY event_seq LIMIT {RELEASE}"""
-    rows = list(await tx.db.execute_fetchall(query, (target, rest.after, rest.last)))
-    await tx.db.executemany(
+    rows = list(tx.db.execute(query, (target, rest.after, rest.last)))
+    tx.db.executemany(
         """UPDATE delivery SET due_at = coalesce((SELECT received_at FROM event WHERE seq = event_seq), due_at)
         WHERE event_seq = ? AND target = ?""",
         [(seq, target) for seq, is_held in rows if is_held and seq not in rest.spared],

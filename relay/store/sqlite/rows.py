@@ -41,7 +41,7 @@ def dedupe_digest(source: str, key: str) -> bytes:
 
 
 EVENT_COLUMNS = "seq, id, source, type, received_at, verified, hops, dedupe, headers, size, sha256, body"
-EVENT_INSERT = f"INSERT INTO event ({EVENT_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+EVENT_INSERT = f"INSERT INTO event ({EVENT_COLUMNS}) VALUES {{rows}}"
 
 
 def event_row(seq: int, event: Event, dedupe: bytes | None, sha256: bytes) -> Row:
@@ -87,9 +87,7 @@ def event_from(row: Sequence[Any], headers: Headers, body: bytes) -> Event:
 
 _HEALTH_FIELDS = tuple(field.name for field in fields(TargetHealth))
 HEALTH_SELECT = f"SELECT {', '.join(_HEALTH_FIELDS)} FROM target"
-HEALTH_UPSERT = (
-    f"INSERT OR REPLACE INTO target ({', '.join(_HEALTH_FIELDS)}) VALUES ({', '.join('?' * len(_HEALTH_FIELDS))})"
-)
+HEALTH_UPSERT = f"INSERT OR REPLACE INTO target ({', '.join(_HEALTH_FIELDS)}) VALUES {{rows}}"
 _TIMES = frozenset({"since", "counted_at", "wait_until", "succeeded_at", "took_at", "throttled_until", "probe_at"})
 
 

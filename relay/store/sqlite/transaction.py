@@ -1,29 +1,44 @@
 """What every verb works with: the transaction of its batch, and lists of values cut to what a statement takes."""
 
+import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-import aiosqlite
 
 from relay.model import TargetHealth
 from relay.store.sqlite.ledger import Changes, Ledger, Rest
 
 PARAMETERS = 500
 """Values bound in one statement."""
+ROWS = 128
+"""Rows written by one statement."""
 
 
 @dataclass(slots=True)
 class Transaction:
     """What a batch works with: the connection, what is committed, and what it changes."""
 
-    db: aiosqlite.Connection
+    db: sqlite3.Connection
     ledger: Ledger
     changes: Changes = field(default_factory=Changes)
 
     def health(self, name: str) -> TargetHealth:
         """A target's health as this transaction sees it."""
         return self.ledger.current(name, self.changes)
+
+    def write(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Run a statement with its `{rows}` replaced by the rows, many at a time.
+
+        One run for each row, as `executemany` does it, would wait for the interpreter's lock as often: beside a busy
+        event loop that is most of a commit's time. Parts are powers of two, so that few texts have to be prepared.
+        """
+        done = 0
+        while done < len(rows):
+            number = min(ROWS, 1 << ((len(rows) - done).bit_length() - 1))
+            part = rows[done : done + number]
+            text = statement.format(rows=", ".join([f"({marks(len(part[0]))})"] * number))
+            self.db.execute(text, [value for row in part for value in row])
+            done += number
 
     def rest(self, target: str) -> Rest | None:
         """What is still to be made due at a target, as this transaction sees it."""

@@ -15,19 +15,18 @@ import time
 from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import aiosqlite
 from tenacity import RetryCallState, Retrying, wait_exponential
 
 from relay.store import Condition, Settled, Settlement, StoreError, StoreUnavailable, StoreUnusable, Watcher
 from relay.store.sqlite.batch import AcceptWish
 from relay.store.sqlite.claiming import ClaimWish
-from relay.store.sqlite.connection import NO_CONNECTION, in_words, is_fault, open_writer
+from relay.store.sqlite.connection import NO_CONNECTION, WritingConnection, in_words, is_fault, open_writer
 from relay.store.sqlite.ledger import Ledger
 from relay.store.sqlite.operations import Batch, Operation, Wish, Work, drain, next_release
-from relay.store.sqlite.transaction import Transaction
 
 QUEUE = 10_000
 """Events that may wait for the writer; beyond it new ones are refused."""
@@ -56,7 +55,7 @@ class Writer:
     def __init__(
         self,
         path: Path,
-        connection: aiosqlite.Connection,
+        connection: WritingConnection,
         ledger: Ledger,
         watcher: Watcher,
         *,
@@ -70,7 +69,7 @@ class Writer:
         self._check_presence = check_presence
         self._seen_at = time.monotonic()
         self._path = path
-        self._db: aiosqlite.Connection | None = connection
+        self._db: WritingConnection | None = connection
         self._watcher = watcher
         self._settlements: deque[Operation[Settlement]] = deque()
         self._works: deque[Operation[Work]] = deque()
@@ -87,7 +86,8 @@ class Writer:
         self._failed_tries = 0
         self._unchecked = 0
         self._checked_at = time.monotonic()
-        self._task = asyncio.create_task(self._run(), name="store writer")
+        self._loop = asyncio.get_running_loop()
+        self._task = self._loop.create_task(self._run(), name="store writer")
         self._impatience: asyncio.TimerHandle | None = None
 
     @property
@@ -149,7 +149,7 @@ class Writer:
         return self._queue(self._settlements, settlement)
 
     def _queue(self, queue: "deque[Operation[Wish]]", wish: Wish) -> "asyncio.Future[Any]":
-        operation = Operation(wish, time.monotonic())
+        operation = Operation(wish, self._loop)
         queue.append(operation)
         self._wake.set()
         self._watch_the_late()
@@ -174,7 +174,7 @@ class Writer:
         if self._db is not None:
             with contextlib.suppress(sqlite3.Error, ValueError):
                 if self._outage is None:
-                    await self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                    await self._db.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
                 await self._db.close()
 
     def abandon(self) -> None:
@@ -245,20 +245,17 @@ class Writer:
     async def _commit(self, batch_: Batch) -> float:
         db = self._connection()
         began = time.perf_counter()
-        await db.execute("BEGIN IMMEDIATE")
-        tx = Transaction(db, self.ledger)
-        results = await batch_.run(tx)
-        await db.execute("COMMIT")
+        results, changes = await db.run(partial(batch_.commit, ledger=self.ledger))
         if time.monotonic() - self._seen_at >= PRESENCE_S:
             self._check_presence()  # what was committed to a file without a name is not promised
             self._seen_at = time.monotonic()
-        self.ledger.apply(tx.changes)
+        self.ledger.apply(changes)
         self._unchecked += 1
         for operation, result in results:
             operation.resolve(result)
         return time.perf_counter() - began
 
-    def _connection(self) -> aiosqlite.Connection:
+    def _connection(self) -> WritingConnection:
         if self._db is None:
             raise sqlite3.ProgrammingError(NO_CONNECTION)
         return self._db
@@ -332,12 +329,8 @@ class Writer:
             self._check()
             self._check_presence()
             self._db = await open_writer(self._path)
-            await self._db.execute("BEGIN IMMEDIATE")
-            await self._db.execute("DROP TABLE IF EXISTS write_test")
-            await self._db.execute(f"CREATE TABLE write_test AS SELECT zeroblob({WRITE_TEST}) AS filler")
-            await self._db.execute("COMMIT")
-            await self._db.execute("DROP TABLE write_test")
-            await self.ledger.load(self._db)
+            await self._db.run(_try_to_write)
+            await self._db.run(self.ledger.load)
         except Exception:  # noqa: BLE001 - whatever bars it, a thread that cannot be had too, it is tried again
             await self._roll_back()
             return
@@ -354,14 +347,14 @@ class Writer:
         self._checked_at = time.monotonic()
         self._unchecked = 0
         try:
-            await self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            await self._db.execute_fetchall("PRAGMA wal_checkpoint(PASSIVE)")
         except (sqlite3.Error, ValueError) as error:
             self._fall_out(error)
 
     def _watch_the_late(self) -> None:
         """Look at what waits a little later, unless that is arranged; at rest no timer runs."""
         if self._impatience is None:
-            self._impatience = asyncio.get_running_loop().call_later(PATIENCE_S / 10, self._refuse_the_late)
+            self._impatience = self._loop.call_later(PATIENCE_S / 10, self._refuse_the_late)
 
     def _refuse_the_late(self) -> None:
         """Refuse events whose commit takes too long: a sender is told to come again rather than left hanging. That the
@@ -376,6 +369,15 @@ class Writer:
         self._tell()
         if not self.idle or (self._told is not None and not self._task.done()):
             self._watch_the_late()
+
+
+def _try_to_write(db: sqlite3.Connection) -> None:
+    """Commit something as large as a busy transaction, and delete it."""
+    db.execute("BEGIN IMMEDIATE")
+    db.execute("DROP TABLE IF EXISTS write_test")
+    db.execute(f"CREATE TABLE write_test AS SELECT zeroblob({WRITE_TEST}) AS filler")
+    db.execute("COMMIT")
+    db.execute("DROP TABLE write_test")
 
 
 def _attempt(number: int) -> RetryCallState:
