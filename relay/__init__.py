@@ -13,7 +13,7 @@ The map. Imports point down only, siblings on a floor do not import each other, 
 | 5 | `telemetry/` | Logs and metrics: set-up, redaction, the bounded writer, who is told what. |
 | 4 | `listener` | A listening socket with our limits around aiohttp's server. |
 | 4 | `delivery/dispatcher`, `delivery/lane` | Claims due deliveries and carries each through send, decide and settle. |
-| 3 | `delivery/` sender, wire, deadlines, egress | Each does one part of one attempt; none raises for what a target did. |
+| 3 | `delivery/` sender, wire, deadlines, egress | Each does a part of an attempt; none raises for what a target did. |
 | 3 | `store/` | The storage port: the verbs, what each guarantees, its errors. |
 | 3 | `store/sqlite/` | The verbs in SQL; the only SQL in the package. |
 | 2 | `rules/` | Pure decisions. No clock, no chance, no I/O: `now` and `rng` are arguments. |

@@ -58,7 +58,8 @@ class Ruling:
 
 
 Rule = Callable[[TargetHealth], Ruling]
-"""Judges an attempt by the target's health as stored at that moment; pure, called inside the transaction."""
+"""Judges an attempt by the target's health as stored at that moment; pure, called inside the transaction, in whatever
+thread that runs."""
 
 
 @dataclass(frozen=True, slots=True)

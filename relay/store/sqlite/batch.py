@@ -23,6 +23,7 @@ from relay.model import (
     TargetState,
 )
 from relay.store import Accepted, Ruling, Settled, Settlement
+from relay.store.sqlite.ledger import INLINE_BODY
 from relay.store.sqlite.releasing import release_held
 from relay.store.sqlite.rows import (
     EVENT_INSERT,
@@ -32,7 +33,7 @@ from relay.store.sqlite.rows import (
     health_row,
     millis,
 )
-from relay.store.sqlite.transaction import Transaction, marks, slices
+from relay.store.sqlite.transaction import Transaction, in_one_row, marks, slices
 
 _PENDING, _IN_FLIGHT = DeliveryState.PENDING, DeliveryState.IN_FLIGHT
 
@@ -63,6 +64,8 @@ def accept(tx: Transaction, wishes: Sequence[AcceptWish]) -> list[Accepted]:
         seq = tx.ledger.next_seq
         tx.ledger.next_seq += 1
         events.append(event_row(seq, wish.event, key or None, sha256))
+        if len(wish.event.body) <= INLINE_BODY:
+            tx.changes.events[seq] = wish.event
         received_at = millis(wish.event.received_at)
         for target in wish.targets:
             deliveries.append((seq, target, _PENDING.value, received_at))
@@ -133,7 +136,7 @@ def _held(db: sqlite3.Connection, settlements: Sequence[Settlement]) -> dict[tup
     for part in slices(ids):
         query = f"""SELECT e.id, d.target, d.claim, d.event_seq FROM event e JOIN delivery d ON d.event_seq = e.seq
             WHERE e.id IN ({marks(len(part))}) AND d.claim IS NOT NULL"""
-        for id_, target, token, seq in db.execute(query, part):
+        for id_, target, token, seq in in_one_row(db, query, 4, part):
             held[id_, target, token] = seq
     return held
 

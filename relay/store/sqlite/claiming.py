@@ -5,6 +5,7 @@ never handed out as if it were sound.
 """
 
 import hashlib
+import json
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +14,10 @@ from typing import Any
 
 from relay.model import Claim, DeliveryState, Event, OutcomeKind, Turn
 from relay.store import Claimed
+from relay.store.sqlite.ledger import INLINE_BODY
 from relay.store.sqlite.rows import event_from, headers_from, millis, moment, moment_if_sound
-from relay.store.sqlite.transaction import Transaction, marks, slices
+from relay.store.sqlite.transaction import Transaction, in_one_row, marks, slices
 
-INLINE_BODY = 64 * 1024
-"""Larger bodies stay in the store until they are sent, so that a claim on many cannot fill the memory."""
 PROBE_HORIZON = 10_000
 """How many of the newest waiting deliveries are looked at when a probe is chosen."""
 ARRIVAL_HORIZON = 100
@@ -63,28 +63,33 @@ _CHOICE: dict[Turn, str] = {
 
 def claim(tx: Transaction, wishes: Sequence[ClaimWish]) -> list[Claimed]:
     """Claim for several callers; events that they share are read once."""
-    taken: list[list[Any]] = []
-    for wish in wishes:
-        query = f"""UPDATE delivery SET state = 'in_flight', attempts = attempts + 1, claim = :token,
-                lease_until = :lease_until
-            WHERE target = :target AND state = 'pending' AND event_seq IN ({_CHOICE[wish.turn]})
-            RETURNING due_at, event_seq, attempts, step, first_try_at"""
-        values = {
-            "token": wish.token,
-            "lease_until": millis(wish.now + wish.lease),
-            "target": wish.target,
-            "now": millis(wish.now),
-            "limit": wish.limit,
-            "since": millis(wish.since) if wish.since else 0,
-        }
-        rows = sorted(tx.db.execute(query, values), key=_turn_of)
-        tx.changes.moved(wish.target, DeliveryState.PENDING, DeliveryState.IN_FLIGHT, len(rows))
-        taken.append(rows)
-    events = _events(tx.db, sorted({row[1] for rows in taken for row in rows}))
+    taken = [_take(tx, wish) for wish in wishes]
+    events = _events(tx, sorted({row[1] for rows in taken for row in rows}))
     claimed = [_claims(tx, wish, rows, events) for wish, rows in zip(wishes, taken, strict=True)]
     scarce = [wish.target for wish, claims in zip(wishes, claimed, strict=True) if len(claims) < wish.limit]
     due = _next_due(tx.db, scarce)
     return [Claimed(claims, due.get(wish.target)) for wish, claims in zip(wishes, claimed, strict=True)]
+
+
+def _take(tx: Transaction, wish: ClaimWish) -> list[list[Any]]:
+    """Mark what goes next; returns (due_at, event_seq, attempts before, step, first_try_at) of each, in order."""
+    values = {
+        "target": wish.target,
+        "now": millis(wish.now),
+        "limit": wish.limit,
+        "since": millis(wish.since) if wish.since else 0,
+    }
+    chosen = f"""SELECT due_at, event_seq, attempts, step, first_try_at FROM delivery
+        WHERE target = :target AND state = 'pending' AND event_seq IN ({_CHOICE[wish.turn]})"""
+    rows = sorted(in_one_row(tx.db, chosen, 5, values), key=_turn_of)
+    if rows:
+        tx.db.execute(
+            """UPDATE delivery SET state = 'in_flight', attempts = attempts + 1, claim = ?, lease_until = ?
+            WHERE target = ? AND event_seq IN (SELECT value FROM json_each(?))""",
+            (wish.token, millis(wish.now + wish.lease), wish.target, json.dumps([row[1] for row in rows])),
+        )
+        tx.changes.moved(wish.target, DeliveryState.PENDING, DeliveryState.IN_FLIGHT, len(rows))
+    return rows
 
 
 def _turn_of(row: Any) -> tuple[int, int]:
@@ -99,11 +104,11 @@ def _claims(
     target for ever."""
     claims: list[Claim] = []
     for row in rows:
-        _, seq, attempt, step, first_try_at = row
+        _, seq, attempts, step, first_try_at = row
         found = events.get(seq)
         if found is None:
             _bury(tx, wish, seq, DAMAGED if seq in events else MISSING)
-        elif not _are_integers(attempt, step) or (first_try_at is not None and not moment_if_sound(first_try_at)):
+        elif not _are_integers(attempts, step) or (first_try_at is not None and not moment_if_sound(first_try_at)):
             _bury(tx, wish, seq, DAMAGED)
         else:
             claims.append(_claim_from(row, wish, found, tx.health(wish.target).took_at))
@@ -125,12 +130,12 @@ def _are_integers(*values: object) -> bool:
 
 
 def _claim_from(row: Any, wish: ClaimWish, found: tuple[Event, bool], took_at: datetime | None) -> Claim:
-    _, _, attempt, step, first_try_at = row
+    _, _, attempts, step, first_try_at = row
     event, deferred = found
     return Claim(
         event=event,
         target=wish.target,
-        attempt=attempt,
+        attempt=attempts + 1,
         step=step,
         token=wish.token,
         lease_until=wish.now + wish.lease,
@@ -141,15 +146,16 @@ def _claim_from(row: Any, wish: ClaimWish, found: tuple[Event, bool], took_at: d
     )
 
 
-def _events(db: sqlite3.Connection, seqs: Sequence[int]) -> dict[int, tuple[Event, bool] | None]:
+def _events(tx: Transaction, seqs: Sequence[int]) -> dict[int, tuple[Event, bool] | None]:
     """The events that are there; None for one that is damaged in more than its headers and its body."""
-    found: dict[int, tuple[Event, bool] | None] = {}
-    for part in slices(seqs):
+    fresh = {seq: tx.fresh(seq) for seq in seqs}
+    found: dict[int, tuple[Event, bool] | None] = {seq: (event, False) for seq, event in fresh.items() if event}
+    for part in slices([seq for seq in seqs if seq not in found]):
         query = f"""SELECT seq, sha256, CAST(id AS BLOB), CAST(source AS BLOB), CAST(type AS BLOB),
                 received_at, verified, hops, CAST(headers AS BLOB),
                 CASE WHEN size <= {INLINE_BODY} THEN body END
             FROM event WHERE seq IN ({marks(len(part))})"""
-        for seq, sha256, *row in db.execute(query, part):
+        for seq, sha256, *row in tx.db.execute(query, part):
             found[seq] = _event(row, sha256)
     return found
 

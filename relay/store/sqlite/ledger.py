@@ -5,13 +5,21 @@ Law: it changes only after a commit, so that a rolled-back transaction leaves no
 
 import sqlite3
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from relay.model import DeliveryState, TargetHealth
+from relay.model import DeliveryState, Event, TargetHealth
 from relay.store.sqlite.rows import HEALTH_SELECT, health_from
 
 COUNTED = (DeliveryState.PENDING, DeliveryState.IN_FLIGHT, DeliveryState.DEAD)
 """The states of which a count is kept."""
+
+
+INLINE_BODY = 64 * 1024
+"""Larger bodies stay in the store until they are sent, so that a claim on many cannot fill the memory."""
+FRESH = 2000
+"""Events that are remembered after they were stored: most are claimed a moment later."""
+FRESH_BYTES = 8 * 1024 * 1024
 
 
 @dataclass
@@ -31,6 +39,7 @@ class Changes:
     counts: Counter[tuple[str, DeliveryState]] = field(default_factory=Counter)
     health: dict[str, TargetHealth] = field(default_factory=dict)
     rests: dict[str, Rest | None] = field(default_factory=dict)
+    events: dict[int, Event] = field(default_factory=dict)
 
     def moved(self, target: str, before: DeliveryState | None, after: DeliveryState | None, number: int = 1) -> None:
         """So many deliveries of a target went from one state to another; None is outside the store."""
@@ -48,6 +57,9 @@ class Ledger:
     counts: Counter[tuple[str, DeliveryState]] = field(default_factory=Counter)
     health: dict[str, TargetHealth] = field(default_factory=dict)
     rests: dict[str, Rest] = field(default_factory=dict)
+    fresh: dict[int, Event] = field(default_factory=dict)
+    """The last events that were stored, by number, oldest first."""
+    fresh_bytes: int = 0
 
     def current(self, name: str, changes: Changes) -> TargetHealth:
         """A target's health as the transaction under way sees it."""
@@ -61,6 +73,15 @@ class Ledger:
             self.rests.pop(target, None)
             if rest is not None:
                 self.rests[target] = rest
+        self._remember(changes.events)
+
+    def _remember(self, events: Mapping[int, Event]) -> None:
+        """Keep what was stored last, as much as there is room for."""
+        self.fresh.update(events)
+        self.fresh_bytes += sum(len(event.body) for event in events.values())
+        while len(self.fresh) > FRESH or self.fresh_bytes > FRESH_BYTES:
+            oldest = self.fresh.pop(next(iter(self.fresh)))
+            self.fresh_bytes -= len(oldest.body)
 
     def load(self, db: sqlite3.Connection) -> None:
         """Read all of it from the file; the only time that deliveries are counted."""
@@ -72,4 +93,5 @@ class Ledger:
         health = {row[0]: health_from(row) for row in db.execute(HEALTH_SELECT)}
         last = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'event'").fetchone()
         self.counts, self.health = counts, health
+        self.fresh, self.fresh_bytes = {}, 0
         self.next_seq = (last[0] if last else 0) + 1

@@ -1,11 +1,12 @@
 """What every verb works with: the transaction of its batch, and lists of values cut to what a statement takes."""
 
+import json
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from relay.model import TargetHealth
+from relay.model import Event, TargetHealth
 from relay.store.sqlite.ledger import Changes, Ledger, Rest
 
 PARAMETERS = 500
@@ -26,6 +27,10 @@ class Transaction:
         """A target's health as this transaction sees it."""
         return self.ledger.current(name, self.changes)
 
+    def fresh(self, seq: int) -> Event | None:
+        """An event that was stored a moment ago, by its number, where it is still remembered."""
+        return self.changes.events.get(seq) or self.ledger.fresh.get(seq)
+
     def write(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
         """Run a statement with its `{rows}` replaced by the rows, many at a time.
 
@@ -43,6 +48,19 @@ class Transaction:
     def rest(self, target: str) -> Rest | None:
         """What is still to be made due at a target, as this transaction sees it."""
         return self.changes.rests[target] if target in self.changes.rests else self.ledger.rests.get(target)
+
+
+def in_one_row(db: sqlite3.Connection, query: str, columns: int, values: Any) -> list[list[Any]]:
+    """The rows of a query, fetched as one: each fetch of its own waits for the interpreter's lock.
+
+    The columns hold numbers and text; what the disk has turned into bytes comes as text.
+    """
+    names = [f"c{number}" for number in range(columns)]
+    parts = ", ".join(f"iif(typeof({name}) = 'blob', hex({name}), {name})" for name in names)
+    table = f"WITH rows ({', '.join(names)}) AS ({query})"
+    ((text,),) = db.execute(f"{table} SELECT json_group_array(json_array({parts})) FROM rows", values)
+    rows: list[list[Any]] = json.loads(text)
+    return rows
 
 
 def marks(number: int) -> str:
