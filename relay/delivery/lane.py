@@ -24,8 +24,8 @@ LEASE_MARGIN = timedelta(seconds=10)
 """A lease outlasts the longest attempt by this."""
 AHEAD = timedelta(seconds=20)
 """How long a claim may wait for its slot; one that waited longer is given back."""
-WINDOW = 64
-"""Most claims made ahead of the slots: as many as were used since the last, so none where nobody answers."""
+WINDOW = 256
+"""Most claims made ahead of the slots: half as many again as were used since the last, so none where nobody answers."""
 UNSETTLED = 1000
 """Attempts that may wait for the store to record them before no more are begun."""
 LOOK_AGAIN = timedelta(seconds=10)
@@ -229,7 +229,7 @@ class Lane:
 
     def _top_up(self, now: datetime) -> None:
         free = max(0, self.target.concurrency - self._under_way)
-        wanted = min(WINDOW, max(self._ahead, self._used)) + free
+        wanted = min(WINDOW, max(self._ahead, 3 * self._used // 2)) + free
         if len(self._ready) <= wanted // 2:
             self._fetch_some(wanted - len(self._ready), Turn.DUE, now)
 
@@ -241,7 +241,7 @@ class Lane:
         self._at_once = self._at_once and is_due
         if is_due or now - self._asked_at > LOOK_AGAIN:
             self._asked_at = now
-            self._ahead, self._used = min(WINDOW, self._used), 0
+            self._ahead, self._used = min(WINDOW, 3 * self._used // 2), 0
             self._fetch = asyncio.create_task(self._claim(limit, turn), name=f"claim {self.target.name}")
 
     async def _claim(self, limit: int, turn: Turn) -> None:

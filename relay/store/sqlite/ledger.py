@@ -17,7 +17,7 @@ COUNTED = (DeliveryState.PENDING, DeliveryState.IN_FLIGHT, DeliveryState.DEAD)
 
 INLINE_BODY = 64 * 1024
 """Larger bodies stay in the store until they are sent, so that a claim on many cannot fill the memory."""
-FRESH = 2000
+FRESH = 1000
 """Events that are remembered after they were stored: most are claimed a moment later."""
 FRESH_BYTES = 8 * 1024 * 1024
 
