@@ -141,6 +141,8 @@ class App:
         when each source was last heard."""
         if self._store.aside is not None:
             log.warning("store.set_aside", reason=f"--new-store: begun afresh, the old one is {self._store.aside}")
+        if self._store.missing is not None:
+            log.error("store.log_missing", reason=self._store.missing)
         unsafe = self._store.warning()
         if unsafe:
             log.warning("config.warning", reason=unsafe)

@@ -57,6 +57,24 @@ async def test_a_killed_process_leaves_no_lock(file: Path) -> None:
     await used(file)
 
 
+@pytest.mark.parametrize("other", ["hard link", "guard deleted"])
+async def test_a_store_in_use_is_found_in_use_by_another_name_too(file: Path, other: str) -> None:
+    """The lock is also on the database itself: another name has another guard, and a guard can be deleted."""
+    store = await SqliteStore.open(file, Watch())
+    await stored(store, "crm")
+    same = file.with_name("same.db")
+    if other == "hard link":
+        os.link(file, same)
+    else:
+        file.with_name("relay.db.guard").unlink()
+        same = file
+    words = await refused(same, StoreInUse, unchanged=False)
+    assert "in use by another relay, under another name; stop it first" in words
+    await stored(store, "crm")
+    await store.close()
+    await used(file)
+
+
 @pytest.mark.slow
 @pytest.mark.row("C53")
 async def test_a_database_that_another_program_has_locked_is_in_use(file: Path) -> None:
@@ -103,6 +121,52 @@ async def test_a_log_without_its_database_is_not_thrown_away(file: Path, tmp_pat
         lost.with_name("relay.db.guard").unlink()
     assert "vanished" in await refused(lost)
     assert lost.with_name("relay.db-wal").stat().st_size > 0
+
+
+@pytest.mark.row("F8")
+async def test_a_log_that_vanished_after_a_kill_is_missed(file: Path, tmp_path: Path) -> None:
+    """What was stored last may have stood in it alone; the next start, which is whole again, has nothing to say."""
+    lost = await abandoned(file, tmp_path / "killed")
+    lost.with_name("relay.db-wal").unlink()
+    store = await SqliteStore.open(lost, Watch())
+    assert store.missing is not None
+    assert "relay.db-wal is gone although relay was killed" in store.missing
+    await store.close()
+    again = await SqliteStore.open(lost, Watch())
+    assert again.missing is None
+    await again.close()
+
+
+@pytest.mark.row("F8")
+async def test_a_log_that_is_there_is_not_missed(file: Path, tmp_path: Path) -> None:
+    """A kill alone is nothing to speak of."""
+    store = await SqliteStore.open(await abandoned(file, tmp_path / "killed"), Watch())
+    assert store.missing is None
+    await store.close()
+
+
+@pytest.mark.parametrize("step", ["before the log is deleted", "after it"])
+async def test_a_kill_at_the_end_of_a_stop_is_no_loss(file: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """SQLite deletes the log when it closes; a process that dies just then leaves a store that starts."""
+    store = await SqliteStore.open(file, Watch())
+    await stored(store, "crm")
+    copy = file.with_name("copy")
+    copy.mkdir()
+    close = store._writer.close
+
+    async def closing_and_dying() -> None:
+        if step == "after it":
+            await close()
+        for one in file.parent.glob("relay.db*"):
+            shutil.copy(one, copy)
+        await close()
+
+    monkeypatch.setattr(store._writer, "close", closing_and_dying)
+    await store.close()
+    again = await SqliteStore.open(copy / file.name, Watch())
+    assert again.missing is None
+    assert len(await taken(again, limit=9)) == 1
+    await again.close()
 
 
 @pytest.mark.row("F8", "C53")
@@ -228,6 +292,14 @@ async def test_a_directory_is_no_store(file: Path) -> None:
     """The words say what `store.url` names."""
     file.mkdir()
     assert "is a directory; store.url names a file" in await refused(file)
+
+
+@pytest.mark.row("C52")
+async def test_what_is_no_regular_file_is_no_store(file: Path) -> None:
+    """Neither opened, which may wait for ever, nor given a guard beside it."""
+    os.mkfifo(file)
+    assert "is no regular file; store.url names a file" in await refused(file)
+    assert list(file.parent.iterdir()) == [file]
 
 
 @pytest.mark.row("C52")

@@ -65,6 +65,8 @@ class SqliteStore:
         self._closing: asyncio.Task[None] | None = None
         self.aside: Path | None = None
         """Where a start that was to begin afresh has put what was there."""
+        self.missing: str | None = None
+        """What to say where the log of a killed process is gone."""
 
     @classmethod
     async def open(cls, path: Path, watcher: Watcher, *, afresh: bool = False) -> "SqliteStore":
@@ -84,6 +86,7 @@ class SqliteStore:
         try:
             aside = set_aside(path, guard) if afresh else None
             guard.check(path)
+            missing = guard.misses_log(path)
             connection = await open_writer(path)
         except BaseException:
             guard.release()
@@ -92,9 +95,9 @@ class SqliteStore:
             ledger = Ledger()
             await connection.run(partial(_take_over, ledger=ledger))
             sync_directory(path)
-            guard.remember(path)
             guard.pin(path)
             reader = await open_reader(path)
+            guard.remember(path, is_open=True)
         except BaseException as error:
             await connection.close()
             guard.release()
@@ -112,7 +115,7 @@ class SqliteStore:
             check_presence=lambda: guard.check_presence(path),
         )
         store = cls(path, guard, writer, reader)
-        store.aside = aside
+        store.aside, store.missing = aside, missing
         return store
 
     @property
@@ -293,11 +296,16 @@ class SqliteStore:
     async def _close(self) -> None:
         try:
             await self._reader.close()
+            await self._writer.finish()
+            await self._remember()  # before SQLite deletes the log: a kill in between must not look like a loss
             await self._writer.close()
-            with contextlib.suppress(OSError):
-                await asyncio.to_thread(self._guard.remember, self._path)
+            await self._remember()
         finally:
             self._guard.release()
+
+    async def _remember(self) -> None:
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(self._guard.remember, self._path, is_open=False)
 
 
 def _take_over(db: sqlite3.Connection, ledger: Ledger) -> None:

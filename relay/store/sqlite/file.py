@@ -3,9 +3,9 @@
 Law: nothing here writes to the database. A file that is not what it was when it was last used is refused, named and
 left untouched; only `set_aside`, asked for by the user, moves it, and it never deletes.
 
-Beside `relay.db` stands `relay.db.guard`: it holds the lock, and remembers that the store was in use and how large
-it had grown. SQLite itself opens an emptied file as a new database, which would make total loss look like a clean
-start.
+Beside `relay.db` stands `relay.db.guard`: it holds the lock, and remembers that the store was in use, how large it had
+grown, and whether its last events stand in the log `relay.db-wal`. SQLite itself opens an emptied file as a new
+database and a file without its log as it was, which would make loss look like a clean start.
 """
 
 import errno
@@ -36,6 +36,9 @@ class Guard:
     _fd: int
     _pinned: tuple[int, int] | None = None
     """Device and number of the file that was opened."""
+    _file: int | None = None
+    """The locked database itself: a hard link has another guard, and a guard can be deleted. It stays open to the
+    end, for to close it would end the locks of SQLite too."""
 
     @classmethod
     def acquire(cls, database: Path) -> "Guard":
@@ -43,8 +46,11 @@ class Guard:
 
         Raises:
             StoreInUse: another process has it; the message names its process id.
-            StoreUnusable: the directory does not take the guard file.
+            StoreUnusable: it is no file, or its directory does not take the guard.
         """
+        if database.exists() and not database.is_file():
+            kind = "a directory" if database.is_dir() else "no regular file"
+            raise StoreUnusable(f"{database}: is {kind}; store.url names a file")
         path = database.with_name(database.name + ".guard")
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -58,7 +64,34 @@ class Guard:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise StoreUnusable(f"{database}: cannot lock it: {error.strerror}") from None
             raise StoreInUse(f"{database}: in use by another relay (process {holder}); stop it first") from None
-        return cls(path, fd)
+        guard = cls(path, fd)
+        try:
+            guard.lock_file(database)
+        except BaseException:
+            guard.release()
+            raise
+        return guard
+
+    def lock_file(self, database: Path) -> None:
+        """Lock the database itself, where it is there and is not locked yet.
+
+        Raises:
+            StoreInUse: another process has it, under another name or without its guard.
+        """
+        if self._file is not None:
+            return
+        try:
+            fd = os.open(database, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # not there yet, or not to be read, which is told when it is opened
+            return
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise StoreInUse(f"{database}: in use by another relay, under another name; stop it first") from None
+        except OSError:
+            pass  # a file system without such locks
+        self._file = fd
 
     def check(self, database: Path) -> None:
         """Refuse a file that is not what it was when it was last used, or never was ours.
@@ -67,8 +100,6 @@ class Guard:
             StoreUnusable: vanished, emptied, truncated, not SQLite, another program's, or not to be written.
         """
         remembered = int(_read(self._fd).get("bytes", 0))
-        if database.is_dir():
-            raise StoreUnusable(f"{database}: is a directory; store.url names a file")
         size = database.stat().st_size if database.exists() else 0
         if size:
             _check_header(database, size, remembered)
@@ -80,8 +111,22 @@ class Guard:
             became = "emptied" if database.exists() else "vanished"
             raise StoreUnusable(f"{database}: {became} since its last use; {_START_AFRESH}")
 
+    def misses_log(self, database: Path) -> str | None:
+        """What to say of a store whose log is gone although its last process was killed; None where all is well.
+
+        It is no reason to refuse: SQLite's own shell tidies the log up when it leaves, and then nothing is lost.
+        """
+        log = database.with_name(database.name + "-wal")
+        if not _read(self._fd).get("log") or log.exists():
+            return None
+        return (
+            f"{log} is gone although relay was killed: another program that had the store open has tidied it up, or "
+            "what was stored last is lost"
+        )
+
     def pin(self, database: Path) -> None:
-        """Know the opened file again by more than its name."""
+        """Know the opened file again by more than its name, and hold it."""
+        self.lock_file(database)
         found = database.stat()
         self._pinned = found.st_dev, found.st_ino
 
@@ -104,20 +149,30 @@ class Guard:
             "backup without its -wal and -shm files, or start afresh on purpose with: relay run --new-store"
         )
 
-    def remember(self, database: Path) -> None:
-        """Note that the store is in use by this process, and its size; one that is gone is remembered as it was."""
+    def remember(self, database: Path, *, is_open: bool) -> None:
+        """Note that the store is in use by this process, its size, and whether its log is needed; one that is gone is
+        remembered as it was."""
         size = database.stat().st_size if database.exists() else int(_read(self._fd).get("bytes", 0))
-        note = json.dumps({"pid": os.getpid(), "bytes": size}).ljust(_NOTE_BYTES).encode()
-        os.pwrite(self._fd, note, 0)
+        log = database.with_name(database.name + "-wal")
+        needs_log = is_open or (log.exists() and log.stat().st_size > 0)
+        note = json.dumps({"pid": os.getpid(), "bytes": size, "log": int(needs_log)})
+        os.pwrite(self._fd, note.ljust(_NOTE_BYTES).encode(), 0)
         os.fsync(self._fd)
 
     def forget(self) -> None:
         """Remember nothing of the file: it was set aside."""
         os.ftruncate(self._fd, 0)
+        self._let_go_of_file()
 
     def release(self) -> None:
-        """Let go of the lock."""
+        """Let go of the locks."""
+        self._let_go_of_file()
         os.close(self._fd)
+
+    def _let_go_of_file(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
 
 
 def _read(fd: int) -> dict[str, int]:

@@ -163,18 +163,22 @@ class Writer:
         if self._outage is not None:
             raise StoreUnavailable(self._outage.reason)
 
-    async def close(self) -> None:
-        """Write what waits, once, and close the connection; during an outage nothing more is tried."""
+    async def finish(self) -> None:
+        """Write what waits, once, and empty the log; during an outage nothing more is tried."""
         self._closing.set()
         self._wake.set()
         await asyncio.gather(self._task, return_exceptions=True)
         self.abandon()
         if self._impatience is not None:
             self._impatience.cancel()
+        if self._db is not None and self._outage is None:
+            with contextlib.suppress(sqlite3.Error, ValueError):
+                await self._db.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    async def close(self) -> None:
+        """Close the connection, after `finish`."""
         if self._db is not None:
             with contextlib.suppress(sqlite3.Error, ValueError):
-                if self._outage is None:
-                    await self._db.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
                 await self._db.close()
 
     def abandon(self) -> None:
