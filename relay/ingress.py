@@ -5,6 +5,7 @@ parser nor the store. Faults of our own are 503, never a 4xx, because some sende
 """
 
 import asyncio
+import difflib
 import json
 import os
 import time
@@ -17,11 +18,11 @@ import structlog
 from aiohttp import HttpVersion10, HttpVersion11, web
 from aiohttp.client_exceptions import ClientError
 
-from relay.listener import MALFORMED, UNAVAILABLE, invite_body, json_answer, peer_of
+from relay.listener import REFUSALS, invite_body, json_answer, peer_of
 from relay.model import Content, Event, Headers, IPNetwork, ReceivedRequest, Route, Source, VerifiedRequest
 from relay.rules.addresses import AddressRefusal, allowed, client_address, looks_like_a_proxy
 from relay.rules.forwarding import MOST_HOPS, incoming_hops, storable_headers
-from relay.rules.rate import Bucket, take
+from relay.rules.rate import Bucket, Quota, spend, take
 from relay.rules.routing import matching_targets
 from relay.rules.verification import Refusal, prove_headers, unproven, verify
 from relay.store import Accepted, Store, StoreUnavailable
@@ -29,12 +30,14 @@ from relay.store import Accepted, Store, StoreUnavailable
 HEALTH_PATH = "/healthz"
 NO_TYPE = "unknown"
 """The type of an event in which its source's rule finds none."""
+NOBODY = "_unknown"
+"""The source, in lines, of a request whose path is none's."""
 HEAVY_BODY = 256 * 1024
 """Bodies beyond this are verified in a thread, so that they do not hold up the others."""
 MEMORY = 64 * 1024 * 1024
 """Bytes of bodies that may be in hand at once, over all connections."""
-REFUSALS_A_SECOND = 20
-"""Lines about refused requests, a second and source; the rest is counted in the next."""
+LINES_A_SECOND = 20
+"""Warnings of a kind, a second and source; the rest is counted in the next."""
 RETRY_SOON = 2
 """Seconds that a sender is asked to wait when we are at fault."""
 
@@ -90,20 +93,19 @@ class _Turned:
     closes: bool = False
 
 
-_BODIES: dict[int, bytes] = {
-    400: MALFORMED,
-    401: b'{"error": "unauthorized"}',
-    403: b'{"error": "forbidden"}',
-    404: b'{"error": "not found"}',
-    405: b'{"error": "method not allowed"}',
-    408: b'{"error": "body too slow"}',
-    413: b'{"error": "body too large"}',
-    417: b'{"error": "expectation failed"}',
-    429: b'{"error": "too many requests"}',
-    503: UNAVAILABLE,
-    505: b'{"error": "HTTP version not supported"}',
-    508: b'{"error": "loop detected"}',
-}
+class _Lines:
+    """Lines about one source's requests that somebody should look at: a few a second, the rest counted in the next."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._quotas: dict[str, Quota] = {}
+
+    def tell(self, event: str, fields: Callable[[], dict[str, object]]) -> None:
+        """Tell of one, unless there were too many; `fields` is asked only then."""
+        self._quotas[event], untold = spend(self._quotas.get(event, Quota()), LINES_A_SECOND, time.monotonic())
+        if untold is not None:
+            suppressed = {"suppressed": untold} if untold else {}
+            log.warning(event, source=self._source, **fields(), **suppressed)
 
 
 class _Desk:
@@ -115,9 +117,7 @@ class _Desk:
         self.forwarded = forwarded
         self.bucket = Bucket()
         self.other_than_200 = 0
-        self.told_at = 0.0
-        self.lines = 0
-        self.untold = 0
+        self.lines = _Lines(source.name)
 
 
 class Ingress:
@@ -141,6 +141,7 @@ class Ingress:
         self._counters = counters
         self._limits = limits
         self._now = now
+        self._strays = _Lines(NOBODY)
         self._in_hand = 0
         self._draining = False
 
@@ -177,11 +178,21 @@ class Ingress:
         if request.version not in (HttpVersion10, HttpVersion11):
             return _turned_away(_Turned(505, "http_version", closes=True))
         if path != HEALTH_PATH:
-            log.debug("request.refused", source="_unknown", status=404, reason="unknown_path", remote=peer_of(request))
-            return _turned_away(_Turned(404, "unknown_path"))
+            return self._stray(request, path)
         if request.method not in ("GET", "HEAD"):
-            return json_answer(405, _BODIES[405], allow="GET, HEAD")
+            return json_answer(405, REFUSALS[405], allow="GET, HEAD")
         return json_answer(200, b'{"status": "ok"}')
+
+    def _stray(self, request: web.BaseRequest, path: str) -> web.Response:
+        """Refuse a path that is no source's. Who posts to it may have mistyped one, which is worth a line; the path
+        itself is not told, as it may be most of a secret."""
+        near = difflib.get_close_matches(path[:256], self._desks, 1, 0.8)
+        turned = _Turned(404, "unknown_path", f"like that of source {self._desks[near[0]].source.name}" if near else "")
+        if request.method == "POST":
+            self._strays.tell("request.refused", lambda: self._why(turned, request))
+        else:
+            log.debug("request.refused", source=NOBODY, status=404, reason="unknown_path", remote=peer_of(request))
+        return _turned_away(turned)
 
     async def _receive(self, request: web.BaseRequest, desk: _Desk) -> web.Response | _Turned:
         """The path of one webhook, in order."""
@@ -196,20 +207,20 @@ class Ingress:
         body = self._check_room(request, desk) or await self._read(request)
         if isinstance(body, _Turned):
             return body
-        verified = await self._verify(ReceivedRequest(headers, body, remote), desk.source)
+        verified = await self._verify(ReceivedRequest(headers, body, remote), desk)
         if isinstance(verified, Refusal):
             return _Turned(401, verified.reason, verified.detail)
         hops = incoming_hops(headers)
         if hops is not None and hops > MOST_HOPS:
             return _Turned(508, "loop", f"relay-hops is {hops}")
         if hops is None:
-            log.warning("request.bad_hops", source=desk.source.name, reason="relay-hops is no number and counts as 0")
+            desk.lines.tell("request.bad_hops", lambda: {"reason": "relay-hops is no number and counts as 0"})
         event = self._name(verified, desk, hops or 0)
         targets = matching_targets(event.source, event.type, desk.routes)
         accepted = await self._store.accept(event, targets)
         if not accepted.duplicate:
             self._wake(targets)
-        return self._accepted(desk.source, event, accepted, targets, remote, began)
+        return self._accepted(desk.source, event, accepted, targets, verified, began)
 
     def _check_head(self, request: web.BaseRequest, desk: _Desk) -> str | _Turned:
         """What the head alone decides; returns the client's address."""
@@ -283,13 +294,14 @@ class Ingress:
     def _too_large(self) -> _Turned:
         return _Turned(413, "too_large", f"limit {self._limits.max_body}", closes=True)
 
-    async def _verify(self, request: ReceivedRequest, source: Source) -> VerifiedRequest | Refusal:
+    async def _verify(self, request: ReceivedRequest, desk: _Desk) -> VerifiedRequest | Refusal:
+        source = desk.source
         if len(request.body) > HEAVY_BODY:
             found = await asyncio.to_thread(verify, request, source.check, self._now())
         else:
             found = verify(request, source.check, self._now())
         if isinstance(found, Refusal) and not source.enforce:
-            log.warning("request.unproven", source=source.name, reason=found.reason, detail=found.detail)
+            desk.lines.tell("request.unproven", lambda: {"reason": found.reason, "detail": found.detail})
             return unproven(request)
         return found
 
@@ -309,7 +321,13 @@ class Ingress:
         )
 
     def _accepted(
-        self, source: Source, event: Event, accepted: Accepted, targets: Sequence[str], remote: str, began: float
+        self,
+        source: Source,
+        event: Event,
+        accepted: Accepted,
+        targets: Sequence[str],
+        request: VerifiedRequest,
+        began: float,
     ) -> web.Response:
         """Answer and tell what was committed."""
         if accepted.duplicate:
@@ -323,6 +341,8 @@ class Ingress:
         if not targets and not accepted.duplicate:
             extra["reason"] = "no route wants this type"
         tell = log.warning if extra else log.info
+        if source.rotates:
+            extra["key_index"] = request.key_index
         tell(
             line,
             source=source.name,
@@ -331,7 +351,7 @@ class Ingress:
             targets=len(targets),
             bytes=len(event.body),
             verified=event.verified,
-            remote=remote,
+            remote=request.remote,
             duration_ms=round((time.perf_counter() - began) * 1000, 2),
             **extra,
         )
@@ -339,28 +359,16 @@ class Ingress:
         return json_answer(200 if accepted.duplicate else source.status, json.dumps(answer).encode())
 
     def _refused(self, desk: _Desk, turned: _Turned, request: web.BaseRequest) -> None:
-        """Count a refusal and tell of it, but of no more than a few a second."""
+        """Count a refusal and tell of it."""
         self._counters.event_received(desk.source.name, "refused")
-        second = time.monotonic() // 1
-        if second != desk.told_at:
-            desk.told_at, desk.lines = second, 0
-        desk.lines += 1
-        if desk.lines > REFUSALS_A_SECOND:
-            desk.untold += 1
-            return
-        extra: dict[str, object] = {"suppressed": desk.untold} if desk.untold else {}
-        desk.untold = 0
-        if turned.detail:
-            extra["detail"] = turned.detail
+        desk.lines.tell("request.refused", lambda: self._why(turned, request))
+
+    def _why(self, turned: _Turned, request: web.BaseRequest) -> dict[str, object]:
+        """What a line says of a refusal."""
         client = self._client(request)
-        log.warning(
-            "request.refused",
-            source=desk.source.name,
-            status=turned.status,
-            reason=turned.reason,
-            remote=client if isinstance(client, str) else peer_of(request),
-            **extra,
-        )
+        why: dict[str, object] = {"detail": turned.detail} if turned.detail else {}
+        remote = client if isinstance(client, str) else peer_of(request)
+        return {"status": turned.status, "reason": turned.reason, "remote": remote, **why}
 
     def _watch_sender(self, desk: _Desk, status: int) -> None:
         """Say it once when a sender that gives up easily has had enough refusals to give up. One who does not even post
@@ -380,7 +388,7 @@ class Ingress:
 def _turned_away(turned: _Turned) -> web.Response:
     answer = json_answer(
         turned.status,
-        _BODIES[turned.status],
+        REFUSALS[turned.status],
         retry_after=turned.retry_after,
         allow="POST" if turned.status == 405 else None,
     )

@@ -7,7 +7,7 @@ a traceback. Deadlines and sizes are set here for both listeners, because aiohtt
 import asyncio
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 
 from aiohttp import HttpVersion11, http_parser, web
@@ -105,6 +105,21 @@ class PlainServer(web.Server):
 
 MALFORMED = b'{"error": "malformed request"}'
 UNAVAILABLE = b'{"error": "unavailable, send again"}'
+REFUSALS: Mapping[int, bytes] = {
+    400: MALFORMED,
+    401: b'{"error": "unauthorized"}',
+    403: b'{"error": "forbidden"}',
+    404: b'{"error": "not found"}',
+    405: b'{"error": "method not allowed"}',
+    408: b'{"error": "body too slow"}',
+    413: b'{"error": "body too large"}',
+    417: b'{"error": "expectation failed"}',
+    429: b'{"error": "too many requests"}',
+    503: UNAVAILABLE,
+    505: b'{"error": "HTTP version not supported"}',
+    508: b'{"error": "loop detected"}',
+}
+"""The body of each answer that turns a webhook away; the reason itself is told in the log alone."""
 
 
 def json_answer(status: int, body: bytes, *, retry_after: int | None = None, allow: str | None = None) -> web.Response:

@@ -9,6 +9,7 @@ import gc
 import os
 import signal
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import structlog
@@ -28,6 +29,8 @@ log = structlog.get_logger()
 
 def run(config: Config, *, new_store: bool = False) -> int:
     """Serve until a signal says stop; returns the exit code of the process."""
+    if sys.stdout is None:  # closed by whoever started it: the log still must go somewhere
+        sys.stdout = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lives
     pipe = start_logging(config.log.level, config.log.format, sys.stdout)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -89,6 +92,7 @@ def _heed_signals(asked: asyncio.Event, pipe: LogPipe) -> None:
     def stop(number: signal.Signals) -> None:
         if asked.is_set():
             log.warning("relay.stopping", reason=f"{number.name} again: leaving at once, what is stored is safe")
+            log.info("relay.stopped", exit_code=FAILURE)
             pipe.close(0.5)
             os._exit(FAILURE)
         log.info("relay.stopping", reason=number.name)

@@ -31,10 +31,11 @@ def health(admin: str | None, config: Path | None, *, ready: bool) -> None:
 
         url, _ = admin_url(admin, config)
     status, answer = _asked(url, "/readyz" if ready else "/healthz")
-    if status == 200:
-        click.echo("ready" if ready else "alive")
-        return
-    raise Failure(f"{url} answered {status}{_reasons(answer)}")
+    if status != 200:
+        raise Failure(f"{url} answered {status}{_told(answer, 'reasons')}")
+    if _told(answer, "status") != (": ready" if ready else ": ok"):
+        raise Failure(f"what answers at {url} is not a relay's admin API")
+    click.echo("ready" if ready else "alive")
 
 
 @click.command()
@@ -60,9 +61,10 @@ def _asked(base: str, path: str) -> tuple[int, bytes]:
         ) from None
 
 
-def _reasons(answer: bytes) -> str:
+def _told(answer: bytes, key: str) -> str:
+    """A value of the answer as it is shown after what was said; empty where there is none."""
     try:
-        reasons = json.loads(answer)["reasons"]
-        return f": {safe(', '.join(map(str, reasons)))}"
+        value = json.loads(answer)[key]
     except (ValueError, LookupError, TypeError, RecursionError):
         return ""
+    return f": {safe(', '.join(map(str, value)) if isinstance(value, list) else str(value))}"

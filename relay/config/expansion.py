@@ -30,6 +30,12 @@ class Expanded(str):
         return "Expanded(***)"
 
 
+class Escaped(str):
+    """Text of the file in which `$$` stood for a dollar sign: one that is meant."""
+
+    __slots__ = ()
+
+
 class TooLarge(Exception):
     """Aliases would make the document larger than it may be."""
 
@@ -83,7 +89,7 @@ class _Expander:
 
 
 def expand(text: str, env: Mapping[str, str], warn: Callable[[str], None]) -> str:
-    """Text with its references replaced, once; an `Expanded` when any was.
+    """Text with its references replaced, once; an `Expanded` when any was, an `Escaped` when only `$$` was.
 
     Raises `Refused` for what is unset, empty, unreadable or not closed.
     """
@@ -102,7 +108,9 @@ def expand(text: str, env: Mapping[str, str], warn: Callable[[str], None]) -> st
         return _variable(inside, env)
 
     result = _REFERENCE.sub(replaced, text)
-    return Expanded(result) if outside else result
+    if outside:
+        return Expanded(result)
+    return Escaped(result) if "$$" in text else result
 
 
 def _variable(inside: str, env: Mapping[str, str]) -> str:

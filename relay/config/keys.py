@@ -34,7 +34,7 @@ def _checked_text(secret: SecretText) -> str:
     text = secret.text
     if not text.strip():
         raise Refused("secret is empty or blank")
-    if _UNEXPANDED.fullmatch(text) or (secret.inline and _SHELL_VARIABLE.fullmatch(text)):
+    if _UNEXPANDED.fullmatch(text) or (secret.bare_dollars and _SHELL_VARIABLE.fullmatch(text)):
         raise Refused("secret looks like an unexpanded variable; write ${NAME}")
     if _PLACEHOLDER.fullmatch(text):
         raise Refused("secret is a placeholder; put the real one in its place")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from relay.config.expansion import Expanded
+from relay.config.expansion import Escaped, Expanded
 from relay.config.problems import Refused, kind, quoted, suggestion
 from relay.config.settings import Address
 from relay.model import IPNetwork, Rate, StatusSet
@@ -39,6 +39,8 @@ class SecretText:
 
     text: str = field(repr=False)
     inline: bool
+    bare_dollars: bool = True
+    """Its dollar signs are as they stand in the file, and may have been meant as a variable's."""
 
 
 def shown(value: Any) -> str:
@@ -65,7 +67,8 @@ def secret(value: Any) -> SecretText:
     """A secret's text, not judged yet."""
     if not isinstance(value, str):
         raise Refused(f"secret must be a quoted string, found {kind(value)}")
-    return SecretText(str(value), inline=not isinstance(value, Expanded))
+    bare = not isinstance(value, Expanded | Escaped)
+    return SecretText(str(value), inline=not isinstance(value, Expanded), bare_dollars=bare)
 
 
 def integer(value: Any, *, low: int, high: int) -> int:

@@ -170,6 +170,11 @@ class Source:
     revival: str = ""
 
     @property
+    def rotates(self) -> bool:
+        """Whether it has several secrets, of which an old one is to be retired some day."""
+        return not isinstance(self.check, NoCheck) and len(self.check.secrets) > 1
+
+    @property
     def key_header(self) -> str | None:
         """The header, lower case, whose value is this source's shared key itself; None where none travels."""
         if isinstance(self.check, ApiKeyCheck | BearerCheck | BasicCheck):

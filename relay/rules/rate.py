@@ -1,4 +1,4 @@
-"""How many requests a rate lets through.
+"""How many requests a rate lets through, and how many lines a second tells.
 
 Law: pure. A bucket is a value; taking from it gives the next one. It holds at most one second's worth, and at least
 one, so that `150/5m` spreads its requests instead of spending them at once.
@@ -39,3 +39,22 @@ def take(bucket: Bucket, rate: Rate, now: datetime) -> tuple[Bucket, timedelta |
         return Bucket(max(0.0, tokens - 1), now), None
     missing = (1 - tokens) * rate.span.total_seconds() / rate.count
     return Bucket(tokens, now), timedelta(microseconds=math.ceil(missing * 1_000_000))
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """Lines told in the second of a clock, and those left out since the last that was told."""
+
+    second: int = -1
+    told: int = 0
+    untold: int = 0
+
+
+def spend(quota: Quota, most: int, now: float) -> tuple[Quota, int | None]:
+    """One more line, of `most` a second: the quota that is left, and how many were left out before it, or None where
+    it is left out itself. `now` is in seconds of any clock."""
+    second = int(now)
+    told = quota.told if second == quota.second else 0
+    if told >= most:
+        return Quota(second, told, quota.untold + 1), None
+    return Quota(second, told + 1), quota.untold

@@ -229,6 +229,13 @@ def test_an_expanded_secret_may_begin_with_a_dollar_sign(build: Loader) -> None:
     assert config.sources[0].check.secrets[0].value == b"$abcdefghijklmnop"
 
 
+def test_a_dollar_sign_that_is_written_twice_is_meant(build: Loader, refused: Refuser) -> None:
+    """Written once it was probably to be a variable."""
+    config = build(source={"secrets": ["$$abcdefghijklmnop"]})
+    assert config.sources[0].check.secrets[0].value == b"$abcdefghijklmnop"
+    assert "looks like an unexpanded variable" in refused(source={"secrets": ["$abcdefghijklmnop"]})[0]
+
+
 @pytest.mark.row("C14")
 def test_a_short_secret_is_warned_about(warned: Refuser) -> None:
     """Between 8 and 16 bytes the start goes on, with a warning."""

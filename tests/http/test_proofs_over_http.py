@@ -265,6 +265,7 @@ async def test_both_keys_are_good_while_they_rotate_and_the_old_one_not_after(st
     assert (
         await relay.post("/hooks/signed", b'{"id": "e2"}', {"X-Signature": "sha256=" + digest(b'{"id": "e2"}')})
     ).json["duplicate"] is False
+    assert [line["key_index"] for line in await relay.log("event.accepted")] == [1, 0]
 
 
 @pytest.mark.row("H16", "T65", "B50")

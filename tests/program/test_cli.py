@@ -272,6 +272,24 @@ def test_the_example_runs_and_stops(tmp_path: Path) -> None:
     assert (tmp_path / "relay.db").exists()
 
 
+def test_without_standard_output_the_log_goes_to_standard_error(tmp_path: Path) -> None:
+    """Whoever starts it with its output closed (`>&-`) still gets every line."""
+    text = WHOLE + "server: {listen: 127.0.0.1:0}\nadmin: {listen: 127.0.0.1:0}\n"
+    (tmp_path / "config.yaml").write_text(text)
+    with subprocess.Popen(
+        ["/bin/sh", "-c", 'exec "$@" >&-', "sh", *command("run")],
+        cwd=tmp_path,
+        env=environment(),
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stderr is not None
+        lines = iter(process.stderr.readline, b"")
+        assert next(line for line in lines if b'"relay.started"' in line)
+        process.send_signal(signal.SIGTERM)
+        assert b'"relay.stopped"' in [*lines][-1]
+        assert process.wait(30) == 0
+
+
 def test_the_commented_example_is_refused_until_it_is_filled_in(tmp_path: Path) -> None:
     """A path that is printed in every copy of the example is no secret."""
     text = (ROOT / "config.example.yaml").read_text()

@@ -260,6 +260,27 @@ def test_unready_is_told_with_its_reasons(relay: Relay) -> None:
     assert r"answered 503: draining, \x1b[2J" in unready.stderr
 
 
+def test_what_is_no_relay_is_not_alive(relay: Relay) -> None:
+    """Another program on the port answers 200 as well; a health check must not be content with that."""
+
+    class Stranger(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<h1>It works!</h1>")
+
+        def log_request(self, *arguments: object) -> None:
+            """Say nothing."""
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Stranger) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        found = relay("health", "--admin", f"http://127.0.0.1:{server.server_port}")
+        thread.join()
+    assert found.returncode == 1
+    assert "is not a relay's admin API" in found.stderr
+
+
 @pytest.mark.slow
 def test_health_ends_in_time_and_says_who_did_not_answer(relay: Relay) -> None:
     """A container's health check: alive is exit code 0; one that hangs or is not there is 1, within the time it has."""

@@ -74,8 +74,9 @@ async def test_a_second_signal_leaves_at_once_and_loses_nothing(tmp_path: Path) 
         await until(lambda: bool(gateway.said("relay.stopping")))
         before = time.monotonic()
         gateway.signal(signal.SIGTERM)
-        await gateway.ended()
+        assert await gateway.ended() == 1
         assert time.monotonic() - before < 10  # drain_timeout is 20 s
+        assert [line["exit_code"] for line in gateway.said("relay.stopped")] == [1]
         forever.set()
         await gateway.start()
         await until(lambda: len(sink.arrivals) == 2)

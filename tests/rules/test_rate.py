@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.model import Rate
-from relay.rules.rate import Bucket, take
+from relay.rules.rate import Bucket, Quota, spend, take
 
 NOW = datetime(2026, 9, 20, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -69,3 +69,12 @@ def test_over_time_no_more_passes_than_the_rate_and_its_burst() -> None:
         bucket, wait = take(bucket, rate, NOW + tick * timedelta(milliseconds=20))
         passed += wait is None
     assert 300 <= passed <= 305
+
+
+def test_lines_beyond_a_few_a_second_are_counted_in_the_next() -> None:
+    """A new second tells again, and how many were left out; nothing is counted twice."""
+    quota, told = Quota(), []
+    for now in (7.0, 7.1, 7.2, 7.9, 8.0, 8.1, 9.9):
+        quota, untold = spend(quota, 2, now)
+        told.append(untold)
+    assert told == [0, 0, None, None, 2, 0, 0]
