@@ -206,6 +206,7 @@ async def test_a_stop_interrupts_a_hung_request_without_a_step(tmp_path: Path) -
         assert rows(tmp_path) == [("crm", "pending", 0, 1)] * 8 + [("crm", "pending", 0, 0)] * 92
 
 
+@pytest.mark.slow
 @pytest.mark.row("B38")
 async def test_an_outage_of_the_store_sends_nothing_twice(tmp_path: Path) -> None:
     """Outcomes that cannot be written are kept, no attempt begins meanwhile, and all is recorded when it is over."""

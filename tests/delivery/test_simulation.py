@@ -88,7 +88,14 @@ Disturb = Callable[[Gateway], Awaitable[None]]
 
 @pytest.mark.row("F13")
 @pytest.mark.parametrize(
-    ("rate", "away"), [(0.5, 5), (0.5, 20), (0.5, 27.9), (5, 1), (5, 20), (5, 27.9), pytest.param(50, 20, marks=slow)]
+    ("rate", "away"),
+    [
+        (0.5, 5),
+        (0.5, 20),
+        (0.5, 27.9),
+        (5, 20),
+        *(pytest.param(*one, marks=slow) for one in ((5, 1), (5, 27.9), (50, 20))),
+    ],
 )
 @virtually
 async def test_a_redeploy_does_not_disable(tmp_path: Path, rate: float, away: float) -> None:
@@ -227,7 +234,7 @@ async def test_a_restart_on_the_ramp_goes_on_from_where_it_was(tmp_path: Path, d
 
 
 @pytest.mark.row("F14", "F24")
-@pytest.mark.parametrize("disable_after", [3, None])
+@pytest.mark.parametrize("disable_after", [3, pytest.param(None, marks=slow)])
 @virtually
 async def test_timeouts_of_fifteen_seconds_pace_and_disable_as_well(tmp_path: Path, disable_after: int | None) -> None:
     """A failure counts by when its attempt began: eight that hang together are one; the other target feels nothing."""
@@ -251,7 +258,7 @@ async def test_timeouts_of_fifteen_seconds_pace_and_disable_as_well(tmp_path: Pa
 
 
 @pytest.mark.row("F18", "B67", "B70")
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=slow)])
 @virtually
 async def test_a_flapping_target_gets_everything_in_the_end(tmp_path: Path, seed: int) -> None:
     """A target that takes every fifth request is neither shut for ever nor hammered, and no event is lost."""
@@ -420,7 +427,7 @@ async def test_a_poison_event_on_the_default_schedule(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("reply", [Reply(500), Reply(400), DOWN], ids=["failed", "refused", "unreachable"])
-@pytest.mark.parametrize("disable_after", [3, None])
+@pytest.mark.parametrize("disable_after", [3, pytest.param(None, marks=slow)])
 @virtually
 async def test_an_event_alone_at_an_idle_target_is_never_given_up(
     tmp_path: Path, reply: Reply, disable_after: int | None
@@ -519,6 +526,7 @@ async def test_bad_events_do_not_hide_a_good_one_that_was_tried_before(tmp_path:
         relay.assert_sound()
 
 
+@slow
 @virtually
 async def test_only_the_next_arrival_is_tried_at_once(tmp_path: Path) -> None:
     """While it is tried, and after it failed, the others that come in are held for the probes."""
@@ -631,6 +639,7 @@ async def test_nobody_may_ask_for_more_than_a_day(tmp_path: Path) -> None:
         assert relay.health("crm").throttled_until is not None
 
 
+@slow
 @virtually
 async def test_a_throttled_probe_puts_the_next_one_off(tmp_path: Path) -> None:
     """A disabled target that asks for a silence gets it, through a restart too."""
@@ -834,7 +843,8 @@ async def test_a_short_schedule_loses_nothing_to_an_outage(
         relay.assert_sound(killed=killed)
 
 
-@pytest.mark.parametrize("rate", [0.1, pytest.param(5, marks=slow)])
+@slow
+@pytest.mark.parametrize("rate", [0.1, 5])
 @virtually
 async def test_a_target_that_is_never_disabled_is_only_paced(tmp_path: Path, rate: float) -> None:
     """`disable_after: never` keeps the pace and loses nothing; it is no quieter than a target that is probed."""

@@ -64,6 +64,7 @@ async def test_a_test_request_goes_out_and_touches_nothing(gateway: Gateway, sta
     assert gateway.app._dispatcher.health("crm") == before
 
 
+@pytest.mark.slow
 @pytest.mark.row("H62", "H55")
 async def test_steering_while_the_store_is_out_is_503(gateway: Gateway) -> None:
     """And changes nothing."""

@@ -179,6 +179,7 @@ def test_a_refused_config_is_told_in_its_own_lines(tmp_path: Path, arguments: tu
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("admin", "words"),
     [

@@ -135,6 +135,7 @@ def test_samples_are_events_of_their_own(relay: Relay) -> None:
     assert all('"duplicate": false' in line for line in lines)
 
 
+@pytest.mark.slow
 def test_given_data_is_sent_byte_for_byte(relay: Relay, home: Path, crm: Crm) -> None:
     """From a file, from stdin and from the command line alike, whatever the bytes are."""
     odd = b'{"odd": "\xff\x00"}\r\n'
@@ -187,6 +188,7 @@ def test_a_target_is_switched_off_and_on(relay: Relay) -> None:
     assert json.loads(on.stdout)["state"] == "active"
 
 
+@pytest.mark.slow
 def test_a_target_is_tested(relay: Relay) -> None:
     """The outcome decides the exit code; what the target says cannot steer the terminal."""
     good = relay("targets", "test", "crm")

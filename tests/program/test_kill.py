@@ -120,6 +120,7 @@ async def test_a_dozen_kills_under_load_lose_nothing_that_was_answered(tmp_path:
         assert len(answered) > 100
 
 
+@pytest.mark.slow
 @pytest.mark.row("B71", "P5")
 async def test_a_disabled_target_is_still_disabled_after_a_kill(tmp_path: Path) -> None:
     """Disabling survives SIGKILL, its events are held, and `enable` delivers them."""

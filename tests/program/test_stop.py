@@ -33,6 +33,7 @@ async def test_a_stop_lets_attempts_under_way_finish_and_exits_with_0(tmp_path: 
         assert len(sink.arrivals) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.row("B68", "F31")
 async def test_an_attempt_that_outlasts_the_stop_is_interrupted_and_made_again(tmp_path: Path) -> None:
     """What `drain_timeout` cuts off spends no step and is sent again after the next start."""
@@ -152,6 +153,7 @@ async def test_while_it_stops_it_says_that_it_is_not_ready(tmp_path: Path) -> No
         assert await gateway.ended() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.row("F11", "C53")
 async def test_a_second_relay_on_the_same_store_is_told_so(tmp_path: Path) -> None:
     """Exit 75, naming the process that has the store; the first goes on."""
@@ -176,6 +178,7 @@ async def test_a_port_in_use_is_named(tmp_path: Path) -> None:
         assert await gateway.ended() == 69
 
 
+@pytest.mark.slow
 @pytest.mark.row("F8", "C53")
 @pytest.mark.parametrize(
     "damage",
@@ -209,6 +212,7 @@ async def test_a_store_that_is_not_what_it_was_is_refused_and_left_alone(tmp_pat
         assert (await gateway.post(*webhook(1)))[1]["duplicate"] is False
 
 
+@pytest.mark.slow
 @pytest.mark.row("B40")
 async def test_deliveries_of_a_target_that_left_the_config_are_held_and_shown(tmp_path: Path) -> None:
     """Told at the start, shown as held, and delivered when the target is back."""

@@ -78,6 +78,7 @@ async def test_a_disk_that_hangs_is_told_as_an_outage(backend: SqliteBackend, wa
     assert await store.close()
 
 
+@pytest.mark.slow
 async def test_a_close_does_not_wait_for_a_disk_that_hangs(backend: SqliteBackend, watch: Watch) -> None:
     """It says so in time, who waits is refused, and the lock is held as long as the disk may still write."""
     store = await backend.open(watch)
@@ -201,6 +202,7 @@ async def test_a_file_that_vanishes_in_use_is_noticed_within_a_second(backend: S
     assert await store.close()
 
 
+@pytest.mark.slow
 @pytest.mark.row("F8")
 @pytest.mark.parametrize(("content", "became"), [(b"", "emptied"), (b"another", "replaced")])
 async def test_a_file_that_is_replaced_in_use_is_left_alone(

@@ -84,6 +84,7 @@ async def test_a_full_store_refuses_and_recovers_by_itself(
     assert await kept(store, "crm") == backend.counted()
 
 
+@pytest.mark.slow
 @pytest.mark.row("B38", "B56", "B1")
 async def test_a_mark_that_cannot_be_written_is_kept_and_written_first(
     store: SqliteStore, backend: SqliteBackend, watch: Watch
@@ -153,6 +154,7 @@ async def test_settlements_keep_their_order_through_an_outage(
     assert judged == ids(claims)
 
 
+@pytest.mark.slow
 async def test_a_close_in_an_outage_ends_and_tells_who_waits(backend: SqliteBackend, watch: Watch) -> None:
     """What cannot be written is not waited for; its delivery is taken back at the next start."""
     store = await backend.open(watch)
@@ -172,6 +174,7 @@ async def test_a_close_in_an_outage_ends_and_tells_who_waits(backend: SqliteBack
     await store.close()
 
 
+@pytest.mark.slow
 async def test_a_store_that_vanishes_in_an_outage_is_not_made_anew(
     store: SqliteStore, backend: SqliteBackend, watch: Watch
 ) -> None:
