@@ -171,7 +171,6 @@ def outgoing_headers(
     *,
     attempt: int,
     user_agent: str,
-    replay: bool = False,
     key_header: str | None = None,
 ) -> tuple[Headers, tuple[str, ...]]:
     """The headers of one attempt, and the names of those that could not be sent.
@@ -195,8 +194,6 @@ def outgoing_headers(
     )
     if not event.verified:
         out.append(("relay-verified", "false"))
-    if replay:
-        out.append(("relay-replay", "1"))
     if plan.webhook_id and not named:
         out.append(("webhook-id", event.id))
     return tuple(out), tuple(dropped)

@@ -24,11 +24,6 @@ def matches(route: Route, source: str, event_type: str) -> bool:
     return not route.types or any(_matcher(glob)(event_type) is not None for glob in route.types)
 
 
-def matching_routes(source: str, event_type: str, routes: Sequence[Route]) -> tuple[Route, ...]:
-    """The routes that want an event, in their order."""
-    return tuple(route for route in routes if matches(route, source, event_type))
-
-
 def matching_targets(source: str, event_type: str, routes: Sequence[Route]) -> tuple[str, ...]:
     """The targets an event goes to, each once, in the order the routes name them; none means it is unrouted."""
     wanted = (route.targets for route in routes if matches(route, source, event_type))

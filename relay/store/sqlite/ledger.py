@@ -1,6 +1,6 @@
-"""What the writer keeps in memory beside the file: target health, kept counts, and the next numbers.
+"""What the writer keeps in memory beside the file: target health, kept counts, the last events, the next number.
 
-Law: it changes only after a commit, so that a rolled-back transaction leaves no trace here.
+Law: it changes only after a commit, so that a rolled-back transaction leaves no trace here but a gap in the numbers.
 """
 
 import sqlite3
