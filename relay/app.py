@@ -248,7 +248,8 @@ class App:
 
     def _gauges(self) -> Iterable[TargetGauges]:
         for name, kept in self._backlog.items():
-            is_disabled = self._dispatcher.health(name).state is TargetState.DISABLED
+            is_known = name in self._dispatcher.targets
+            is_disabled = not is_known or self._dispatcher.health(name).state is TargetState.DISABLED
             yield TargetGauges(
                 name,
                 pending=0 if is_disabled else kept.pending,

@@ -142,7 +142,8 @@ class Admin:
         return _json({"status": "ready"})
 
     async def _metrics(self, _: web.BaseRequest) -> web.Response:
-        backlog = await self._store.backlog(list(self._dispatcher.targets))
+        names = [*self._dispatcher.targets, *self._gone()]
+        backlog = await self._store.backlog(names)
         text = self._render_metrics(backlog)
         return web.Response(body=text, headers=_SAFE | {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
@@ -150,11 +151,14 @@ class Admin:
         names = list(self._dispatcher.targets)
         backlog = await self._store.backlog(names)
         views = [target_view(self._dispatcher.health(one.target), one, self._now()) for one in backlog]
-        return _json({"targets": [*views, *await self._strangers(names)]})
+        return _json({"targets": [*views, *await self._strangers()]})
 
-    async def _strangers(self, known: list[str]) -> list[dict[str, Any]]:
+    def _gone(self) -> list[str]:
         """Targets that the config no longer names and whose deliveries are held until it does."""
-        gone = [name for name in self._waiting() if name not in known]
+        return [name for name in self._waiting() if name not in self._dispatcher.targets]
+
+    async def _strangers(self) -> list[dict[str, Any]]:
+        gone = self._gone()
         reason = "not in the config: held until it is back"
         health = {name: TargetHealth(name, state=TargetState.DISABLED, reason=reason) for name in gone}
         return [target_view(health[one.target], one, self._now()) for one in await self._store.backlog(gone)]

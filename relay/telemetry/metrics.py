@@ -71,7 +71,7 @@ class _Kept(Collector):
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        """The kept numbers, for every configured target and for no other."""
+        """The kept numbers, for every configured target, and for one that left the config and still has deliveries."""
         kept = {gauges.target: gauges for gauges in self.gauges()}
         deliveries = GaugeMetricFamily("relay_deliveries", "Deliveries by state.", labels=("target", "state"))
         oldest = GaugeMetricFamily(
@@ -81,7 +81,7 @@ class _Kept(Collector):
         )
         disabled = GaugeMetricFamily("relay_target_disabled", "1 while a target is disabled.", labels=("target",))
         now = self.now()
-        for target in self.targets:
+        for target in dict.fromkeys((*self.targets, *kept)):  # the config may have lost one that still has deliveries
             gauges = kept.get(target) or TargetGauges(target)
             deliveries.add_metric((target, DeliveryState.PENDING), max(0, gauges.pending))
             deliveries.add_metric((target, "held"), max(0, gauges.held))

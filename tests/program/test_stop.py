@@ -226,6 +226,8 @@ async def test_deliveries_of_a_target_that_left_the_config_are_held_and_shown(tm
         assert [(line["target"], line["held"]) for line in gateway.said("target.unknown")] == [("crm", 1)]
         shown = (await gateway.targets())["crm"]
         assert (shown["state"], shown["held"]) == ("disabled", 1)
+        async with aiohttp.ClientSession() as session, session.get(f"{gateway.admin}/metrics") as answer_:
+            assert 'relay_deliveries{state="held",target="crm"} 1.0' in await answer_.text()
         await gateway.kill()
         write_config(gateway.config, sink, targets={"crm": ""})
         await gateway.start()

@@ -95,12 +95,18 @@ def test_labels_come_from_the_config_alone(metrics: Metrics) -> None:
     metrics.source_seen("evil", NOW)
     metrics.attempted("evil", OutcomeKind.FAILED, 1)
     metrics.delivered("evil", 1)
-    metrics.watch(gauges=lambda: [TargetGauges("evil", pending=3)])
     after = scraped(metrics)
     moving = {key for key in before if key[0].startswith("process_")}
     assert {key: number for key, number in after.items() if key not in moving} == {
         key: number for key, number in before.items() if key not in moving
     }
+
+
+def test_a_target_that_left_the_config_is_shown_while_it_has_deliveries(metrics: Metrics) -> None:
+    """What is held for it is not to be forgotten; it is the store that names it."""
+    metrics.watch(gauges=lambda: [TargetGauges("gone", held=3, disabled=True)])
+    assert value(metrics, "relay_deliveries", target="gone", state="held") == 3
+    assert value(metrics, "relay_deliveries", target="crm", state="held") == 0
 
 
 def test_a_reload_keeps_what_stays_and_forgets_what_is_gone(metrics: Metrics) -> None:
