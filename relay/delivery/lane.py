@@ -153,10 +153,9 @@ class Lane:
                 broken, self._broken = self._broken, None
                 raise broken
             self._changed.clear()
-            wait = self._pump()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(wait.total_seconds()):
-                    await self._changed.wait()
+            alarm = self._loop.call_later(self._pump().total_seconds(), self._changed.set)
+            await self._changed.wait()
+            alarm.cancel()
 
     async def drain(self, patience: timedelta) -> None:
         """Begin nothing more, let what is under way finish within `patience`, interrupt the rest and record it."""

@@ -4,6 +4,8 @@ import json
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from relay.model import Event, TargetHealth
@@ -41,8 +43,7 @@ class Transaction:
         while done < len(rows):
             number = min(ROWS, 1 << ((len(rows) - done).bit_length() - 1))
             part = rows[done : done + number]
-            text = statement.format(rows=", ".join([f"({marks(len(part[0]))})"] * number))
-            self.db.execute(text, [value for row in part for value in row])
+            self.db.execute(_with_rows(statement, number, len(part[0])), list(chain.from_iterable(part)))
             done += number
 
     def rest(self, target: str) -> Rest | None:
@@ -61,6 +62,11 @@ def in_one_row(db: sqlite3.Connection, query: str, columns: int, values: Any) ->
     ((text,),) = db.execute(f"{table} SELECT json_group_array(json_array({parts})) FROM rows", values)
     rows: list[list[Any]] = json.loads(text)
     return rows
+
+
+@lru_cache(maxsize=256)
+def _with_rows(statement: str, rows: int, columns: int) -> str:
+    return statement.format(rows=", ".join([f"({marks(columns)})"] * rows))
 
 
 def marks(number: int) -> str:
