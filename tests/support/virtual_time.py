@@ -66,6 +66,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """The virtual wall clock."""
         return EPOCH + timedelta(seconds=self._jumping.clock)
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """Wait for the threads however long it really takes: a span of virtual time would be over at once."""
+        await super().shutdown_default_executor()
+
     def waits_for(self, works: Callable[[], bool]) -> Callable[[], None]:
         """Really wait while a predicate holds; returns what takes it off again."""
         self._jumping.busy.append(works)
