@@ -9,6 +9,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
+from typing import Any
 
 from aiohttp import HttpVersion11, http_parser, web
 from aiohttp.web_protocol import RequestHandler
@@ -37,6 +38,25 @@ class PlainAnswers(RequestHandler):
 
     refuse: Refuse
     _stalled: asyncio.TimerHandle | None = None
+    _under_way: Any = None
+    """The body of the request that is under way, from its head to its answer."""
+    _is_half_closed = False
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's own always closes
+        """The client will send no more. What has come whole is still answered: True keeps the connection for that."""
+        last = self._messages[-1][1] if self._messages else self._under_way
+        is_plain = self.transport is not None and self.transport.get_extra_info("sslcontext") is None
+        self._is_half_closed = is_plain and last is not None and last.is_eof()
+        return self._is_half_closed
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send an answer; the last one to a client that sends no more ends the connection."""
+        if self._is_half_closed and not self._messages:
+            resp.force_close()
+        self._under_way = None
+        return await super().finish_response(request, resp, start_time)
 
     @property
     def busy(self) -> bool:
@@ -91,6 +111,10 @@ class PlainServer(web.Server):
         connection = PlainAnswers(self, loop=self._loop, **self._kwargs)
         connection.refuse = self.refuse
         return connection
+
+    def _make_request(self, message: Any, payload: Any, protocol: Any, *rest: Any) -> web.BaseRequest:
+        protocol._under_way = payload  # noqa: SLF001 - our own connection
+        return super()._make_request(message, payload, protocol, *rest)
 
     def _is_busy(self) -> bool:
         return any(isinstance(one, PlainAnswers) and one.busy for one in self.connections)

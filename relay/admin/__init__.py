@@ -168,6 +168,8 @@ class Admin:
         if verb == "enable":
             return await self._shown(await self._dispatcher.enable(name))
         if verb == "disable":
+            if set(body) - {"reason"}:
+                raise Problem(422, "unknown key; known: reason")
             reason = body.get("reason") or "by hand"
             if not isinstance(reason, str) or len(reason) > 200:
                 raise Problem(422, "reason must be a string of at most 200 characters")

@@ -1,6 +1,7 @@
 """What spans sections: names, paths, listeners, limits of the process, and the whole `Config` in the end."""
 
 import ipaddress
+import os
 import resource
 import stat
 from collections.abc import Collection, Mapping
@@ -142,14 +143,17 @@ def _check_listeners(server: Address, admin: Address, report: Report) -> None:
 
 def _store(section: StoreSection, report: Report) -> StoreSettings:
     try:
-        _check_store_url(section.url)
+        home = _check_store_url(section.url)
+        if not os.access(home, os.W_OK):
+            report.warn(("store", "url"), f"directory {home} cannot be written by this user")
     except Refused as refused:
         report.refuse(("store", "url"), str(refused))
     return StoreSettings(section.url, Retention(delivered=section.retention.delivered, dead=section.retention.dead))
 
 
-def _check_store_url(url: str) -> None:
-    """Raises `Refused` unless the URL names a file in a directory that exists. The store itself checks the rest."""
+def _check_store_url(url: str) -> Path:
+    """The directory of the file that the URL names. Raises `Refused` unless it names one in a directory that exists.
+    The store itself checks the rest."""
     if url.startswith(("postgresql:", "postgres:")):
         raise Refused("postgresql is not built yet in this version; write sqlite:///relay.db")
     if not url.startswith(_SQLITE):
@@ -160,10 +164,12 @@ def _check_store_url(url: str) -> None:
     try:
         if Path(name).is_dir():
             raise Refused(f"{name} is a directory; name a file in it")
-        if not Path(name).absolute().parent.is_dir():
+        home = Path(name).absolute().parent
+        if not home.is_dir():
             raise Refused(f"directory {Path(name).parent} does not exist")
     except OSError as error:
         raise Refused(f"cannot look at {name}: {error.strerror}") from None
+    return home
 
 
 def _sources(document: DocumentSection, report: Report) -> tuple[Source, ...]:

@@ -53,7 +53,7 @@ def event_type(content: Content) -> str | None:
 
 
 def dedupe_key(content: Content) -> str | None:
-    """A text of (id, order id, status), so that a retry is known again; None where the id is absent or inexact.
+    """A text of (id, order id, status), so that a retry is known again; None without an id, or where one is inexact.
 
     `id` alone would not do: an older page prints the order id in its place, and one order has several statuses. It is
     a Number(20), beyond 64 bits, so its digits are kept as text.
@@ -65,7 +65,10 @@ def dedupe_key(content: Content) -> str | None:
     order = "" if given is None else _exact(given)
     if order is None:
         return None
-    return json.dumps([hook, order, _status(content) or ""], separators=(",", ":"))
+    status = _status(content)
+    if status is None and _member(_member(content.json, "data"), "deliveryStatus") is not None:
+        return None
+    return json.dumps([hook, order, status or ""], separators=(",", ":"))
 
 
 def _sample(now: datetime, serial: int) -> bytes:

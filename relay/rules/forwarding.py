@@ -43,7 +43,7 @@ _WITHHELD = frozenset({"accept-encoding", "authorization", "cookie", "forwarded"
 _CALL_NAMES = frozenset({"webhook-id", "webhook-signature"})
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _UNSENDABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
-_DIGITS = re.compile(r"[0-9]{1,9}")
+_DIGITS = re.compile(r"[0-9]+")
 _PLAIN_ASCII = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
 
@@ -122,7 +122,7 @@ def incoming_hops(headers: Headers) -> int | None:
     values = [value.strip() for name, value in headers if name.lower() == "relay-hops"]
     if any(_DIGITS.fullmatch(value) is None for value in values):
         return None
-    return max(map(int, values), default=0)
+    return max((int(value) if len(value) < 10 else MOST_HOPS + 1 for value in values), default=0)
 
 
 @lru_cache(maxsize=1024)

@@ -11,7 +11,7 @@ from datetime import timedelta
 import structlog
 
 from relay.delivery.lane import Attempted
-from relay.model import GiveUp, OutcomeKind, RetryAt, TargetHealth, TargetState
+from relay.model import DisabledBy, GiveUp, OutcomeKind, RetryAt, TargetHealth, TargetState
 from relay.rules.forwarding import rfc3339
 from relay.telemetry.lines import compact_traceback
 from relay.telemetry.metrics import Metrics
@@ -71,8 +71,9 @@ class Reporter:
             log.error("delivery.dead", **fields)
 
     def disabled(self, health: TargetHealth) -> None:
-        """Tell once that a target holds from now on."""
-        log.error(
+        """Tell once that a target holds from now on; that a hand did it is no error."""
+        tell = log.warning if health.disabled_by is DisabledBy.HAND else log.error
+        tell(
             "target.disabled",
             target=health.name,
             disabled_by=health.disabled_by,

@@ -231,8 +231,9 @@ def test_an_expanded_secret_may_begin_with_a_dollar_sign(build: Loader) -> None:
 
 def test_a_dollar_sign_that_is_written_twice_is_meant(build: Loader, refused: Refuser) -> None:
     """Written once it was probably to be a variable."""
-    config = build(source={"secrets": ["$$abcdefghijklmnop"]})
-    assert config.sources[0].check.secrets[0].value == b"$abcdefghijklmnop"
+    for written in ("$$abcdefghijklmnop", "$${V}abcdefghijklmnop"):
+        config = build(source={"secrets": [written]})
+        assert config.sources[0].check.secrets[0].value == written.removeprefix("$").encode()
     assert "looks like an unexpanded variable" in refused(source={"secrets": ["$abcdefghijklmnop"]})[0]
 
 

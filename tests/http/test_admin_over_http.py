@@ -208,6 +208,7 @@ async def test_there_are_no_other_calls(gateway: Gateway, path: str) -> None:
         ({"Content-Type": "application/json"}, b"[]", 422),
         ({"Content-Type": "application/json"}, b"null", 422),
         ({"Content-Type": "application/json"}, b'{"reason": 7}', 422),
+        ({"Content-Type": "application/json"}, b'{"raeson": "typo"}', 422),
         ({"Content-Type": "application/json"}, b'{"reason": "' + b"x" * 201 + b'"}', 422),
         ({"Content-Type": "application/json"}, b" " * 70_000, 413),
         ({"Content-Type": "application/json", "Expect": "something"}, b"{}", 417),

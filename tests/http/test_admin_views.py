@@ -35,7 +35,7 @@ async def test_a_target_is_shown_disabled_and_enabled(gateway: Gateway) -> None:
     answer = await gateway.call(f"{TARGETS}/crm/disable", method="POST", headers=JSON, body=body)
     assert answer.json.items() >= {"state": "disabled", "disabled_by": "by hand", "reason": "they move house"}.items()
     line = await gateway.told("target.disabled")
-    assert (line["target"], line["reason"], line["held"]) == ("crm", "they move house", 0)
+    assert (line["level"], line["target"], line["reason"], line["held"]) == ("warning", "crm", "they move house", 0)
     assert (await gateway.post("/hooks/open")).status == 200
     (shown,) = (await gateway.call(TARGETS, headers=AUTH)).json["targets"]
     assert (shown["state"], shown["held"], shown["pending"]) == ("disabled", 1, 0)

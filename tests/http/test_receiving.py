@@ -179,7 +179,7 @@ async def test_another_status_may_stand_for_accepted_but_a_duplicate_gets_200(st
 
 
 @pytest.mark.parametrize(
-    ("hops", "status"), [("5", 200), ("6", 508), ("999999999", 508)], ids=["last", "one more", "far more"]
+    ("hops", "status"), [("5", 200), ("6", 508), ("9" * 5000, 508)], ids=["last", "one more", "far more"]
 )
 @pytest.mark.row("H50", "T55")
 async def test_a_webhook_that_goes_in_circles_is_stopped(gateway: Gateway, hops: str, status: int) -> None:
@@ -191,7 +191,7 @@ async def test_a_webhook_that_goes_in_circles_is_stopped(gateway: Gateway, hops:
         await gateway.turned_away(answer, 508, "loop", source="open")
 
 
-@pytest.mark.parametrize("hops", ["many", "-1", "1.5", "\xb2", "9" * 10])
+@pytest.mark.parametrize("hops", ["many", "-1", "1.5", "\xb2"])
 @pytest.mark.row("H50")
 async def test_hops_that_are_no_number_count_as_none_and_are_told(gateway: Gateway, hops: str) -> None:
     """Somebody in between is not a relay."""

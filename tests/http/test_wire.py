@@ -282,6 +282,25 @@ async def test_extensions_and_trailers_say_nothing(gateway: Gateway) -> None:
     assert (await gateway.raw(signed)).status == 401
 
 
+@pytest.mark.parametrize("number", [1, 3])
+async def test_a_client_that_sends_no_more_still_gets_its_answers(gateway: Gateway, number: int) -> None:
+    """Some senders and proxies close their side as soon as they have sent; then the connection ends."""
+    async with wired(gateway.hooks) as wire:
+        await wire.send(request("/hooks/open", b'{"id": "e1"}') * number)
+        wire.writer.write_eof()
+        assert [(await wire.answer()).json["duplicate"] for _ in range(number)] == [n > 0 for n in range(number)]
+        assert await wire.rest() == b""
+
+
+async def test_half_a_request_of_a_client_that_sends_no_more_is_not_waited_for(gateway: Gateway) -> None:
+    """What is missing will never come."""
+    async with wired(gateway.hooks) as wire:
+        await wire.send(request("/hooks/open", b"{}" * 50)[:-50])
+        wire.writer.write_eof()
+        await wire.rest()
+    assert gateway.stored() == []
+
+
 @pytest.mark.row("H45", "T22")
 async def test_pipelined_requests_are_answered_in_order(gateway: Gateway) -> None:
     """A thousand at once, some of them webhooks."""

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.model import Event, Headers, Target
-from relay.rules.forwarding import header_text, incoming_hops, outgoing_headers, rfc3339, storable_headers
+from relay.rules.forwarding import MOST_HOPS, header_text, incoming_hops, outgoing_headers, rfc3339, storable_headers
 
 AT = datetime(2026, 9, 20, 10, 15, 31, 42_999, UTC)
 TARGET = Target("crm", "https://crm.example/hooks")
@@ -167,7 +167,8 @@ def test_hops_are_counted_up_and_read_with_suspicion() -> None:
     assert incoming_hops(()) == 0
     assert incoming_hops((("Relay-Hops", " 6 "),)) == 6
     assert incoming_hops((("relay-hops", "1"), ("relay-hops", "9"))) == 9
-    for value in ("x", "-1", "", "٣", "1" * 5000):
+    assert (incoming_hops((("relay-hops", "9" * 5000),)) or 0) > MOST_HOPS
+    for value in ("x", "-1", "", "٣"):
         assert incoming_hops((("relay-hops", value),)) is None
 
 

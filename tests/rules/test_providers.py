@@ -113,6 +113,10 @@ def test_xoxodays_calls_are_known_by_id_order_and_status() -> None:
         b'{"id":""}',
         b'{"id":[1]}',
         b'{"id":1,"data":{"orderId":1.5}}',
+        b'{"id":1,"data":{"orderId":2,"deliveryStatus":5}}',
+        b'{"id":1,"data":{"orderId":2,"deliveryStatus":["delivered"]}}',
+        b'{"id":1,"data":{"orderId":2,"deliveryStatus":""}}',
+        b'{"id":1,"data":{"orderId":2,"deliveryStatus":"' + b"a" * 5000 + b'"}}',
         b'{"id":' + b"1" * 5000 + b"}",
         b'{"id":' + b"1" * 300 + b"}",
         b"[]",
@@ -120,8 +124,8 @@ def test_xoxodays_calls_are_known_by_id_order_and_status() -> None:
         b"",
     ],
 )
-def test_a_xoxoday_call_without_an_exact_id_is_never_taken_for_another(body: bytes) -> None:
-    """Without an id there is no dedupe key: an event may come twice, but none is swallowed."""
+def test_a_xoxoday_call_without_exact_names_is_never_taken_for_another(body: bytes) -> None:
+    """Without them there is no dedupe key: an event may come twice, but none is swallowed."""
     assert XOXODAY.dedupe_key(content(body)) is None
 
 

@@ -124,13 +124,18 @@ async def test_a_log_without_its_database_is_not_thrown_away(file: Path, tmp_pat
 
 
 @pytest.mark.row("F8")
-async def test_a_log_that_vanished_after_a_kill_is_missed(file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("became", ["gone", "emptied"])
+async def test_a_log_that_vanished_after_a_kill_is_missed(file: Path, tmp_path: Path, became: str) -> None:
     """What was stored last may have stood in it alone; the next start, which is whole again, has nothing to say."""
     lost = await abandoned(file, tmp_path / "killed")
-    lost.with_name("relay.db-wal").unlink()
+    log = lost.with_name("relay.db-wal")
+    if became == "gone":
+        log.unlink()
+    else:
+        os.truncate(log, 0)
     store = await SqliteStore.open(lost, Watch())
     assert store.missing is not None
-    assert "relay.db-wal is gone although relay was killed" in store.missing
+    assert f"relay.db-wal is {became} although relay was killed" in store.missing
     await store.close()
     again = await SqliteStore.open(lost, Watch())
     assert again.missing is None
@@ -141,6 +146,14 @@ async def test_a_log_that_vanished_after_a_kill_is_missed(file: Path, tmp_path: 
 async def test_a_log_that_is_there_is_not_missed(file: Path, tmp_path: Path) -> None:
     """A kill alone is nothing to speak of."""
     store = await SqliteStore.open(await abandoned(file, tmp_path / "killed"), Watch())
+    assert store.missing is None
+    await store.close()
+    with child(file, "hold") as unused:  # killed before it has stored anything
+        assert unused.stdout is not None
+        unused.stdout.readline()
+        unused.kill()
+        unused.wait(timeout=20)
+    store = await SqliteStore.open(file, Watch())
     assert store.missing is None
     await store.close()
 

@@ -38,6 +38,7 @@ from relay.store.sqlite.connection import in_words, is_damage, open_reader, open
 from relay.store.sqlite.file import Guard, durability_warning, set_aside, sync_directory
 from relay.store.sqlite.ledger import Ledger
 from relay.store.sqlite.rows import headers_from, millis, moment_if_sound
+from relay.store.sqlite.schema import MIGRATIONS
 from relay.store.sqlite.transaction import Transaction
 from relay.store.sqlite.writer import Writer
 
@@ -314,6 +315,7 @@ def _take_over(db: sqlite3.Connection, ledger: Ledger) -> None:
     tx = Transaction(db, ledger)
     db.execute("BEGIN IMMEDIATE")
     batch.reclaim(tx, lease_before=None, alive=frozenset())
+    db.execute(f"PRAGMA user_version={len(MIGRATIONS)}")  # writes, so that an empty log is never a used one
     db.execute("COMMIT")
     ledger.apply(tx.changes)
 

@@ -4,10 +4,11 @@ Law: what is found is judged on a connection that cannot write, so that a file t
 `synchronous=FULL` and WAL are not asked for but verified; a store that cannot have them is refused.
 """
 
+import asyncio
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -101,7 +102,7 @@ async def open_writer(database: Path) -> WritingConnection:
     try:
         connect = partial(sqlite3.connect, database, isolation_level=None, timeout=BUSY_TIMEOUT_S)
         connection = WritingConnection(connect, iter_chunk_size=64)
-        await connection
+        await _opened(connection)
     except sqlite3.Error as error:
         raise in_words(database, error) from None
     finally:
@@ -119,12 +120,24 @@ async def open_reader(database: Path) -> aiosqlite.Connection:
     """
     uri = f"{database.resolve().as_uri()}?mode=ro"
     try:
-        connection = await aiosqlite.connect(uri, uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S)
+        connection = aiosqlite.connect(uri, uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S)
+        await _opened(connection)
     except sqlite3.Error as error:
         raise in_words(database, error) from None
     async with _closed_on_failure(connection, database):
         await connection.execute("PRAGMA query_only=ON")
     return connection
+
+
+async def _opened(connection: aiosqlite.Connection) -> None:
+    """Open a connection; where that is given up meanwhile, it is opened to its end and closed."""
+    opening = asyncio.ensure_future(connection)
+    try:
+        await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        with suppress(sqlite3.Error):
+            await (await opening).close()
+        raise
 
 
 @asynccontextmanager

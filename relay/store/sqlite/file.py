@@ -22,6 +22,8 @@ from relay.store.sqlite.schema import APPLICATION_ID
 
 _MAGIC = b"SQLite format 3\0"
 _SIDE_FILES = ("", "-wal", "-shm")
+_LOG_HEADER = 32
+"""Bytes before the first frame of a log (sqlite.org/fileformat2.html, section 4.1)."""
 _NOTE_BYTES = 64
 """The guard's note always has this length: a kill while it is written leaves no tail of the one before."""
 _VOLATILE = frozenset({"tmpfs", "ramfs", "nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p"})
@@ -117,11 +119,13 @@ class Guard:
         It is no reason to refuse: SQLite's own shell tidies the log up when it leaves, and then nothing is lost.
         """
         log = database.with_name(database.name + "-wal")
-        if not _read(self._fd).get("log") or log.exists():
+        is_there = log.exists() and log.stat().st_size >= _LOG_HEADER
+        if not _read(self._fd).get("log") or is_there:
             return None
+        became = "emptied" if log.exists() else "gone"
         return (
-            f"{log} is gone although relay was killed: another program that had the store open has tidied it up, or "
-            "what was stored last is lost"
+            f"{log} is {became} although relay was killed: another program that had the store open has tidied it up, "
+            "or what was stored last is lost"
         )
 
     def pin(self, database: Path) -> None:

@@ -271,7 +271,7 @@ class Writer:
 
     def _fall_out(self, error: Exception) -> None:
         """Keep the settlements, in order; refuse the rest until the store is back."""
-        reason = str(in_words(self._path, error))
+        reason = str(error if isinstance(error, StoreError) else in_words(self._path, error))
         if not isinstance(error, sqlite3.Error | StoreError | OSError) and not is_fault(error):
             reason = f"{self._path}: the writer failed: {type(error).__name__}: {error}"
         if self._outage is None:
