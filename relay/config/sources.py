@@ -276,8 +276,8 @@ def _check_openness(
     if not is_guarded and not report.is_broken((*path, "allow_ips")):
         report.refuse(
             (*path, "path"),
-            f"{provider.title} signs nothing: name its addresses under allow_ips, or give a path with a random part of "
-            f"{RANDOM_PART} letters and digits or more (openssl rand -hex 16)",
+            f"{provider.title} signs nothing: name its addresses under allow_ips, or give a path with a part drawn at "
+            f"random, {RANDOM_PART} letters and digits or more (openssl rand -hex 16)",
         )
 
 

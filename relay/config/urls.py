@@ -8,7 +8,7 @@ in their path, so no message repeats more than the host.
 import ipaddress
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from yarl import URL
 
@@ -126,7 +126,9 @@ def refuse_forbidden(url: TargetUrl, egress: EgressPolicy) -> None:
     opened = EgressPolicy(policy="private", allow=(ipaddress.ip_network(literal),))
     if refusal(literal, opened) is not None:
         raise Refused(f"{reason}, never allowed")
-    raise Refused(f"{url.host} is forbidden ({reason}); name it under egress.allow if it is meant")
+    is_denied = refusal(literal, replace(egress, deny=())) is None
+    advice = "take it out of there" if is_denied else "name it under egress.allow"
+    raise Refused(f"{url.host} is forbidden ({reason}); {advice} if it is meant")
 
 
 def _literal(host: str) -> str | None:

@@ -108,6 +108,14 @@ def test_private_targets_need_leave_under_public(refused: Refuser, build: Loader
     assert only(build(target={"url": "http://10.0.0.5/"})).url == "http://10.0.0.5/"
 
 
+def test_a_target_that_the_config_itself_denies_is_told_so(refused: Refuser) -> None:
+    """`deny` wins over `allow`, so only taking it out helps."""
+    denied = {"deny": ["10.0.0.0/8"], "allow": ["10.0.0.5/32"]}
+    assert refused(target={"url": "http://10.0.0.5/"}, egress=denied) == [
+        "targets.crm.url: 10.0.0.5 is forbidden (closed by egress.deny); take it out of there if it is meant"
+    ]
+
+
 @pytest.mark.row("C40")
 def test_link_local_and_unspecified_targets_are_refused(refused: Refuser) -> None:
     """Under the default policy too."""
