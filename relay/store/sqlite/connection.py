@@ -76,11 +76,15 @@ def in_words(database: Path, error: BaseException) -> StoreError:
     return StoreUnusable(f"{database}: {error}")
 
 
-class WritingConnection(aiosqlite.Connection):
-    """A connection that also runs a function in its thread, whole.
+class StoreConnection(aiosqlite.Connection):
+    """A connection that also runs a function in its thread, whole, and whose thread keeps no process alive.
 
     A transaction of a dozen statements, awaited one by one, would wait for a turn of a busy event loop as often.
     """
+
+    def __init__(self, connector: Callable[[], sqlite3.Connection]) -> None:
+        super().__init__(connector, iter_chunk_size=64)
+        self._thread.daemon = True
 
     async def run(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
         """Call `work` with the connection, in its thread."""
@@ -88,7 +92,7 @@ class WritingConnection(aiosqlite.Connection):
         return result
 
 
-async def open_writer(database: Path) -> WritingConnection:
+async def open_writer(database: Path) -> StoreConnection:
     """The one connection that writes and checkpoints.
 
     Raises:
@@ -101,7 +105,7 @@ async def open_writer(database: Path) -> WritingConnection:
     before = os.umask(0o077)
     try:
         connect = partial(sqlite3.connect, database, isolation_level=None, timeout=BUSY_TIMEOUT_S)
-        connection = WritingConnection(connect, iter_chunk_size=64)
+        connection = StoreConnection(connect)
         await _opened(connection)
     except sqlite3.Error as error:
         raise in_words(database, error) from None
@@ -120,7 +124,8 @@ async def open_reader(database: Path) -> aiosqlite.Connection:
     """
     uri = f"{database.resolve().as_uri()}?mode=ro"
     try:
-        connection = aiosqlite.connect(uri, uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S)
+        connect = partial(sqlite3.connect, uri, uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S)
+        connection = StoreConnection(connect)
         await _opened(connection)
     except sqlite3.Error as error:
         raise in_words(database, error) from None

@@ -24,7 +24,7 @@ from tenacity import RetryCallState, Retrying, wait_exponential
 from relay.store import Condition, Settled, Settlement, StoreError, StoreUnavailable, StoreUnusable, Watcher
 from relay.store.sqlite.batch import AcceptWish
 from relay.store.sqlite.claiming import ClaimWish
-from relay.store.sqlite.connection import NO_CONNECTION, WritingConnection, in_words, is_fault, open_writer
+from relay.store.sqlite.connection import NO_CONNECTION, StoreConnection, in_words, is_fault, open_writer
 from relay.store.sqlite.ledger import Ledger
 from relay.store.sqlite.operations import Batch, Operation, Wish, Work, drain, next_release
 
@@ -55,7 +55,7 @@ class Writer:
     def __init__(
         self,
         path: Path,
-        connection: WritingConnection,
+        connection: StoreConnection,
         ledger: Ledger,
         watcher: Watcher,
         *,
@@ -69,7 +69,7 @@ class Writer:
         self._check_presence = check_presence
         self._seen_at = time.monotonic()
         self._path = path
-        self._db: WritingConnection | None = connection
+        self._db: StoreConnection | None = connection
         self._watcher = watcher
         self._settlements: deque[Operation[Settlement]] = deque()
         self._works: deque[Operation[Work]] = deque()
@@ -259,7 +259,7 @@ class Writer:
             operation.resolve(result)
         return time.perf_counter() - began
 
-    def _connection(self) -> WritingConnection:
+    def _connection(self) -> StoreConnection:
         if self._db is None:
             raise sqlite3.ProgrammingError(NO_CONNECTION)
         return self._db
