@@ -184,15 +184,18 @@ class Ingress:
         return json_answer(200, b'{"status": "ok"}')
 
     def _stray(self, request: web.BaseRequest, path: str) -> web.Response:
-        """Refuse a path that is no source's. Who posts to it may have mistyped one, which is worth a line; the path
-        itself is not told, as it may be most of a secret."""
-        near = difflib.get_close_matches(path[:256], self._desks, 1, 0.8)
-        turned = _Turned(404, "unknown_path", f"like that of source {self._desks[near[0]].source.name}" if near else "")
+        """Refuse a path that is no source's. Who posts may have mistyped one; it may be most of a secret, so is not told."""
+        turned = _Turned(404, "unknown_path")
         if request.method == "POST":
-            self._strays.tell("request.refused", lambda: self._why(turned, request))
+            self._strays.tell("request.refused", lambda: self._why(turned, request) | self._near(path))
         else:
             log.debug("request.refused", source=NOBODY, status=404, reason="unknown_path", remote=peer_of(request))
         return _turned_away(turned)
+
+    def _near(self, path: str) -> dict[str, object]:
+        """The source whose path is like one that is none's, for the lines that are told: the search is not cheap."""
+        near = difflib.get_close_matches(path[:256], self._desks, 1, 0.8)
+        return {"detail": f"like that of source {self._desks[near[0]].source.name}"} if near else {}
 
     async def _receive(self, request: web.BaseRequest, desk: _Desk) -> web.Response | _Turned:
         """The path of one webhook, in order."""

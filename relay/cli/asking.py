@@ -32,8 +32,10 @@ def health(admin: str | None, config: Path | None, *, ready: bool) -> None:
         url, _ = admin_url(admin, config)
     status, answer = _asked(url, "/readyz" if ready else "/healthz")
     if status != 200:
-        raise Failure(f"{url} answered {status}{_told(answer, 'reasons')}")
-    if _told(answer, "status") != (": ready" if ready else ": ok"):
+        reasons = _told(answer, "reasons")
+        shown = f": {safe(', '.join(map(str, reasons)))}" if isinstance(reasons, list) else ""
+        raise Failure(f"{url} answered {status}{shown}")
+    if _told(answer, "status") != ("ready" if ready else "ok"):
         raise Failure(f"what answers at {url} is not a relay's admin API")
     click.echo("ready" if ready else "alive")
 
@@ -61,10 +63,9 @@ def _asked(base: str, path: str) -> tuple[int, bytes]:
         ) from None
 
 
-def _told(answer: bytes, key: str) -> str:
-    """A value of the answer as it is shown after what was said; empty where there is none."""
+def _told(answer: bytes, key: str) -> object:
+    """A value of a relay's answer, None where there is none."""
     try:
-        value = json.loads(answer)[key]
+        return json.loads(answer)[key]
     except (ValueError, LookupError, TypeError, RecursionError):
-        return ""
-    return f": {safe(', '.join(map(str, value)) if isinstance(value, list) else str(value))}"
+        return None

@@ -24,7 +24,7 @@ _PLACEHOLDER = re.compile(
     r"([-_ ]?here)?|placeholder|password[0-9]*|secret[-_ ]?(key|token)|\*+|<.*>",
     re.IGNORECASE,
 )
-_UNEXPANDED = re.compile(r"\$\{[^{}]*\}|\$\(.*\)|\{\{.*\}\}|%[A-Za-z_][A-Za-z0-9_]*%")
+_UNEXPANDED = re.compile(r"\$\{[^{}]*\}?|\$\(.*\)|\{\{.*\}\}|%[A-Za-z_][A-Za-z0-9_]*%")
 _SHELL_VARIABLE = re.compile(r"\$[A-Za-z_][A-Za-z0-9_]*")
 """Meant as a variable where the file says it so; what `$$` or an expansion has made may well begin with a dollar."""
 _VISIBLE = re.compile(r"[\x21-\x7e]+")
