@@ -184,7 +184,7 @@ class Ingress:
         return json_answer(200, b'{"status": "ok"}')
 
     def _stray(self, request: web.BaseRequest, path: str) -> web.Response:
-        """Refuse a path that is no source's. Who posts may have mistyped one; it may be most of a secret, so is not told."""
+        """Refuse a path that is no source's; it may be a mistyped one and most of a secret, so it is not told."""
         turned = _Turned(404, "unknown_path")
         if request.method == "POST":
             self._strays.tell("request.refused", lambda: self._why(turned, request) | self._near(path))
