@@ -16,6 +16,7 @@ The map. Imports point down only, siblings on a floor do not import each other, 
 | 3 | `delivery/` sender, wire, deadlines, egress | Each does a part of an attempt; none raises for what a target did. |
 | 3 | `store/` | The storage port: the verbs, what each guarantees, its errors. |
 | 3 | `store/sqlite/` | The verbs in SQL; the only SQL in the package. |
+| 3 | `ids` | Fresh ids that sort by time. |
 | 2 | `rules/` | Pure decisions. No clock, no chance, no I/O: `now` and `rng` are arguments. |
 | 2 | `providers/` | One file a provider, as data: its check, event type, dedupe key, a genuine sample. |
 | 1 | `model/` | The nouns, frozen, and the two transition tables. |

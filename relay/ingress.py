@@ -7,9 +7,8 @@ parser nor the store. Faults of our own are 503, never a 4xx, because some sende
 import asyncio
 import difflib
 import json
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -18,12 +17,13 @@ import structlog
 from aiohttp import HttpVersion10, HttpVersion11, web
 from aiohttp.client_exceptions import ClientError
 
+from relay.ids import fresh_id
 from relay.listener import REFUSALS, invite_body, json_answer, peer_of
 from relay.model import Content, Event, Headers, IPNetwork, ReceivedRequest, Route, Source, VerifiedRequest
 from relay.rules.addresses import AddressRefusal, allowed, client_address, looks_like_a_proxy
 from relay.rules.forwarding import MOST_HOPS, incoming_hops, storable_headers
 from relay.rules.rate import Bucket, Quota, spend, take
-from relay.rules.routing import matching_targets
+from relay.rules.routing import taking, targets_of
 from relay.rules.verification import Refusal, prove_headers, unproven, verify
 from relay.store import Accepted, Store, StoreUnavailable
 
@@ -41,26 +41,7 @@ LINES_A_SECOND = 20
 RETRY_SOON = 2
 """Seconds that a sender is asked to wait when we are at fault."""
 
-_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-_PAIRS = [a + b for a in _ALPHABET for b in _ALPHABET]
-
 log = structlog.get_logger()
-
-
-def _random_numbers() -> Iterator[int]:
-    """Endless 80-bit numbers from the system's source, a page at a time: one call for each costs more than the rest."""
-    while True:
-        page = os.urandom(10 * 256)
-        yield from (int.from_bytes(page[start : start + 10]) for start in range(0, len(page), 10))
-
-
-_chance = _random_numbers()
-
-
-def new_event_id(now: datetime) -> str:
-    """A fresh event id: `evt_` and a ULID, so that ids sort by the time of receipt."""
-    number = (int(now.timestamp() * 1000) << 80) | next(_chance)
-    return "evt_" + "".join(_PAIRS[(number >> shift) & 1023] for shift in range(120, -1, -10))
 
 
 class Counters(Protocol):
@@ -218,8 +199,7 @@ class Ingress:
             return _Turned(508, "loop", f"relay-hops is {hops}")
         if hops is None:
             desk.lines.tell("request.bad_hops", lambda: {"reason": "relay-hops is no number and counts as 0"})
-        event = self._name(verified, desk, hops or 0)
-        targets = matching_targets(event.source, event.type, desk.routes)
+        event, targets = self._name(verified, desk, hops or 0)
         accepted = await self._store.accept(event, targets)
         if not accepted.duplicate:
             self._wake(targets)
@@ -308,20 +288,25 @@ class Ingress:
             return unproven(request)
         return found
 
-    def _name(self, request: VerifiedRequest, desk: _Desk, hops: int) -> Event:
+    def _name(self, request: VerifiedRequest, desk: _Desk, hops: int) -> tuple[Event, tuple[str, ...]]:
+        """The event that a request becomes, and the targets it goes to."""
         now = self._now()
         content = Content(request.headers, request.body)
-        return Event(
-            id=new_event_id(now),
+        type_ = desk.source.event_type(content) or NO_TYPE
+        routes = taking(desk.source.name, type_, desk.routes)
+        event = Event(
+            id=fresh_id("evt", now),
             source=desk.source.name,
-            type=desk.source.event_type(content) or NO_TYPE,
+            type=type_,
             received_at=now,
             headers=storable_headers(request.headers, key_header=desk.source.key_header, forwarded=desk.forwarded),
             body=request.body,
             verified=request.proven,
             hops=hops,
             dedupe_key=desk.source.dedupe_key(content),
+            routes=tuple(route.name for route in routes),
         )
+        return event, targets_of(routes)
 
     def _accepted(
         self,

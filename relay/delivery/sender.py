@@ -132,6 +132,7 @@ class Sender:
             attempt=claim.attempt,
             user_agent=self._user_agent,
             key_header=self._key_headers.get(claim.event.source),
+            replayed=claim.replayed,
         )
         return Sent(await self.post(headers, body), dropped)
 

@@ -8,6 +8,9 @@ from relay.model.delivering import (
     DELIVERY_MOVES as DELIVERY_MOVES,
 )
 from relay.model.delivering import (
+    ENDED as ENDED,
+)
+from relay.model.delivering import (
     TARGET_MOVES as TARGET_MOVES,
 )
 from relay.model.delivering import (

@@ -18,16 +18,20 @@ class DeliveryState(StrEnum):
     SKIPPED = "skipped"
 
 
+ENDED = frozenset({DeliveryState.DELIVERED, DeliveryState.DEAD, DeliveryState.SKIPPED})
+"""The states in which nothing more happens to a delivery by itself."""
+
 DELIVERY_MOVES: Mapping[DeliveryState, frozenset[DeliveryState]] = {
-    DeliveryState.PENDING: frozenset({DeliveryState.IN_FLIGHT}),
+    DeliveryState.PENDING: frozenset({DeliveryState.IN_FLIGHT, DeliveryState.DEAD}),
     DeliveryState.IN_FLIGHT: frozenset(
         {DeliveryState.PENDING, DeliveryState.DELIVERED, DeliveryState.DEAD, DeliveryState.SKIPPED}
     ),
-    DeliveryState.DELIVERED: frozenset(),
-    DeliveryState.DEAD: frozenset(),
-    DeliveryState.SKIPPED: frozenset(),
+    DeliveryState.DELIVERED: frozenset({DeliveryState.PENDING}),
+    DeliveryState.DEAD: frozenset({DeliveryState.PENDING}),
+    DeliveryState.SKIPPED: frozenset({DeliveryState.PENDING}),
 }
-"""The legal moves of a delivery: it is claimed before it is tried, and only a claim may end it."""
+"""The legal moves of a delivery: it is claimed before it is tried, only a claim ends it by what a target said, a hand
+may let go of what is held, and a replay begins anew what had ended."""
 
 
 class TargetState(StrEnum):
@@ -139,6 +143,8 @@ class Claim:
     took_at: datetime | None = None
     body_deferred: bool = False
     """The body is large and left in the store; it is fetched when it is sent."""
+    replayed: bool = False
+    """The delivery was asked for again by hand."""
 
     @property
     def delivery_id(self) -> str:

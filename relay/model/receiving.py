@@ -216,6 +216,8 @@ class Event:
     verified: bool = True
     hops: int = 0
     dedupe_key: str | None = None
+    routes: tuple[str, ...] = ()
+    """Names of the routes that took it when it was received."""
 
 
 @dataclass(frozen=True, slots=True)

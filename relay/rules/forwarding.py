@@ -172,6 +172,7 @@ def outgoing_headers(
     attempt: int,
     user_agent: str,
     key_header: str | None = None,
+    replayed: bool = False,
 ) -> tuple[Headers, tuple[str, ...]]:
     """The headers of one attempt, and the names of those that could not be sent.
 
@@ -194,6 +195,8 @@ def outgoing_headers(
     )
     if not event.verified:
         out.append(("relay-verified", "false"))
+    if replayed:
+        out.append(("relay-replay", "1"))
     if plan.webhook_id and not named:
         out.append(("webhook-id", event.id))
     return tuple(out), tuple(dropped)

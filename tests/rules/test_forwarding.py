@@ -237,3 +237,10 @@ def test_whatever_came_in_what_goes_out_is_sound(
     assert not {"host", "connection", "te", "relay-x"} & set(names)
     assert all(names.count(name) == 1 for name in names if name.startswith("relay-"))
     assert set(dropped) <= {name for name, _ in headers}
+
+
+def test_a_replayed_delivery_says_so() -> None:
+    """A target can tell a delivery that somebody asked for again from one that is retried."""
+    replayed, _ = outgoing_headers(event(), TARGET, attempt=4, user_agent="relay/1", replayed=True)
+    plain, _ = outgoing_headers(event(), TARGET, attempt=4, user_agent="relay/1")
+    assert set(replayed) - set(plain) == {("relay-replay", "1")}

@@ -1,18 +1,25 @@
 """Where an event goes."""
 
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.model import Route
-from relay.rules.routing import matching_targets
+from relay.rules.routing import taking, targets_of, unwanted_because
 
 ROUTES = (
     Route("rewards", frozenset({"xoxoday"}), ("crm", "books"), ("delivered", "canceled")),
     Route("orders", frozenset({"plugandpay", "xoxoday"}), ("books", "slack"), ("order_*", "d*")),
     Route("all", frozenset({"plugandpay"}), ("log",)),
 )
+
+
+def matching_targets(source: str, event_type: str, routes: Sequence[Route]) -> tuple[str, ...]:
+    """Where an event goes."""
+    return targets_of(taking(source, event_type, routes))
 
 
 def test_a_target_is_named_once_in_the_order_of_the_routes() -> None:
@@ -38,3 +45,17 @@ def test_a_glob_means_what_the_standard_library_says(glob: str, event_type: str)
     """Routing and fnmatchcase agree on every pattern."""
     route = Route("r", frozenset({"s"}), ("t",), (glob,))
     assert bool(matching_targets("s", event_type, [route])) == fnmatchcase(event_type, glob)
+
+
+@pytest.mark.parametrize(
+    ("source", "event_type", "why"),
+    [
+        ("xoxoday", "canceled", None),
+        ("xoxoday", "expired", "no glob of its match.type (delivered, canceled) fits the type"),
+        ("partner", "delivered", "takes events from xoxoday only"),
+    ],
+)
+def test_a_route_says_why_it_does_not_want_an_event(source: str, event_type: str, why: str | None) -> None:
+    """The reason is there exactly when the route does not take the event."""
+    assert unwanted_because(ROUTES[0], source, event_type) == why
+    assert (why is None) == bool(taking(source, event_type, ROUTES[:1]))

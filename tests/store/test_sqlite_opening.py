@@ -1,6 +1,7 @@
 """What an opening does: afresh on purpose, durability read back, nothing left behind, and migrations."""
 
 import asyncio
+import hashlib
 import json
 import os
 import sqlite3
@@ -244,3 +245,32 @@ async def test_a_killed_process_keeps_every_promise(file: Path, round_: int) -> 
         assert promised <= got
         assert len(got) - len(promised) <= 8 * 2
     await store.close()
+
+
+async def test_a_store_of_the_first_schema_is_taken_over_whole(file: Path) -> None:
+    """Events, waiting deliveries and recorded attempts of an earlier version are all there after the first start."""
+    with closing(sqlite3.connect(file)) as db:
+        db.executescript(f"{MIGRATIONS[0]} PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version=1;")
+        event = ("evt_1", "partner", "paid", 1, 1, 0, "[]", 2, sqlite3.Binary(hashlib.sha256(b"{}").digest()), b"{}")
+        db.execute(
+            "INSERT INTO event (id, source, type, received_at, verified, hops, headers, size, sha256, body)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            event,
+        )
+        db.execute(
+            "INSERT INTO delivery (event_seq, target, state, due_at, attempts) VALUES (1, 'crm', 'pending', 1, 2)"
+        )
+        for number in (2, 1):
+            db.execute(
+                "INSERT INTO attempt VALUES (1, 'crm', ?, ?, 5, 'failed', 500, 'status 500', '')", (number, number)
+            )
+        db.commit()
+    store = await SqliteStore.open(file, Watch())
+    (claim,) = await taken(store)
+    await store.close()
+    assert (claim.event.id, claim.attempt, claim.event.body) == ("evt_1", 3, b"{}")
+    with closing(sqlite3.connect(file)) as db:
+        assert db.execute("SELECT seq, number, status FROM attempt ORDER BY seq").fetchall() == [
+            (1, 1, 500),
+            (2, 2, 500),
+        ]

@@ -6,6 +6,7 @@ from random import Random
 
 from relay.model import (
     DELIVERY_MOVES,
+    ENDED,
     TARGET_MOVES,
     Claim,
     DeliveryState,
@@ -257,7 +258,7 @@ class Model:
             if event.dedupe_key:
                 del self.keys[event.source, event.dedupe_key]
         for key in [key for key in self.deliveries if key[0] in event_ids]:
-            assert not DELIVERY_MOVES[self.deliveries[key].state], "only what has ended is deleted"
+            assert self.deliveries[key].state in ENDED, "only what has ended is deleted"
             del self.deliveries[key]
         self.lost = [claim for claim in self.lost if claim.event.id in self.events]
 

@@ -6,6 +6,7 @@ Law: every function here runs inside the writer's transaction, returns its resul
 
 import hashlib
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -26,8 +27,10 @@ from relay.store import Accepted, Ruling, Settled, Settlement
 from relay.store.sqlite.ledger import INLINE_BODY
 from relay.store.sqlite.releasing import release_held
 from relay.store.sqlite.rows import (
+    ATTEMPT_INSERT,
     EVENT_INSERT,
     HEALTH_UPSERT,
+    TALLY_UPSERT,
     dedupe_digest,
     event_row,
     health_row,
@@ -57,6 +60,7 @@ def accept(tx: Transaction, wishes: Sequence[AcceptWish]) -> list[Accepted]:
         sha256 = hashlib.sha256(wish.event.body).digest()
         first = known.get(key) if key else None
         if first is not None:
+            tx.changes.tell("source", wish.event.source, "duplicate", wish.event.received_at)
             results.append(Accepted(first[0], duplicate=True, same_body=first[1] == sha256))
             continue
         if key:
@@ -70,6 +74,7 @@ def accept(tx: Transaction, wishes: Sequence[AcceptWish]) -> list[Accepted]:
         for target in wish.targets:
             deliveries.append((seq, target, _PENDING.value, received_at))
             tx.changes.moved(target, None, _PENDING)
+        tx.changes.tell("source", wish.event.source, "accepted" if wish.targets else "unrouted", wish.event.received_at)
         results.append(Accepted(wish.event.id, duplicate=False))
     tx.write(EVENT_INSERT, events)
     tx.write("INSERT INTO delivery (event_seq, target, state, due_at) VALUES {rows}", deliveries)
@@ -105,6 +110,9 @@ def settle(tx: Transaction, settlements: Sequence[Settlement]) -> list[Settled]:
             tx.changes.health[claim.target] = ruling.health
         state, *row = _delivery_row(settlement, ruling)
         tx.changes.moved(claim.target, _IN_FLIGHT, state)
+        tx.changes.tell("target", claim.target, settlement.outcome.kind.value, settlement.ended_at)
+        if state is DeliveryState.DEAD:
+            tx.changes.tell("target", claim.target, state.value, settlement.ended_at)
         updates.append((state.value, *row, seq, claim.target, claim.token))
         attempts.append(_attempt_row(seq, settlement))
         results.append(Settled(ruling, was_disabled=before.state is TargetState.DISABLED))
@@ -115,7 +123,7 @@ def settle(tx: Transaction, settlements: Sequence[Settlement]) -> list[Settled]:
         elif state is _PENDING and (rest := tx.rest(claim.target)) is not None:
             rest.spared.add(seq)
     tx.write(_SETTLE, updates)
-    tx.write("INSERT INTO attempt VALUES {rows}", attempts)
+    tx.write(ATTEMPT_INSERT, attempts)
     return results
 
 
@@ -222,6 +230,15 @@ def write_health(tx: Transaction) -> None:
     """Write the health of every target that this transaction touched, once each."""
     if tx.changes.health:
         tx.write(HEALTH_UPSERT, [health_row(health) for health in tx.changes.health.values()])
+
+
+def write_tally(tx: Transaction) -> None:
+    """Add what this transaction has counted to the tally of its minutes, and to that of all time."""
+    ever: Counter[tuple[str, str, str]] = Counter()
+    for (_, kind, name, what), number in tx.changes.tally.items():
+        ever[kind, name, what] += number
+    rows = [(*key, number) for key, number in tx.changes.tally.items()]
+    tx.write(TALLY_UPSERT, rows + [(0, *key, number) for key, number in ever.items()])
 
 
 def erase(tx: Transaction, seqs: Sequence[int]) -> int:

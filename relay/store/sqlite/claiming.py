@@ -72,16 +72,17 @@ def claim(tx: Transaction, wishes: Sequence[ClaimWish]) -> list[Claimed]:
 
 
 def _take(tx: Transaction, wish: ClaimWish) -> list[list[Any]]:
-    """Mark what goes next; returns (due_at, event_seq, attempts before, step, first_try_at) of each, in order."""
+    """Mark what goes next; returns (due_at, event_seq, attempts before, step, first_try_at, replays) of each, in
+    order."""
     values = {
         "target": wish.target,
         "now": millis(wish.now),
         "limit": wish.limit,
         "since": millis(wish.since) if wish.since else 0,
     }
-    chosen = f"""SELECT due_at, event_seq, attempts, step, first_try_at FROM delivery
+    chosen = f"""SELECT due_at, event_seq, attempts, step, first_try_at, replays FROM delivery
         WHERE target = :target AND state = 'pending' AND event_seq IN ({_CHOICE[wish.turn]})"""
-    rows = sorted(in_one_row(tx.db, chosen, 5, values), key=_turn_of)
+    rows = sorted(in_one_row(tx.db, chosen, 6, values), key=_turn_of)
     if rows:
         tx.db.execute(
             """UPDATE delivery SET state = 'in_flight', attempts = attempts + 1, claim = ?, lease_until = ?
@@ -104,7 +105,7 @@ def _claims(
     target for ever."""
     claims: list[Claim] = []
     for row in rows:
-        _, seq, attempts, step, first_try_at = row
+        _, seq, attempts, step, first_try_at, _ = row
         found = events.get(seq)
         if found is None:
             _bury(tx, wish, seq, DAMAGED if seq in events else MISSING)
@@ -130,7 +131,7 @@ def _are_integers(*values: object) -> bool:
 
 
 def _claim_from(row: Any, wish: ClaimWish, found: tuple[Event, bool], took_at: datetime | None) -> Claim:
-    _, _, attempts, step, first_try_at = row
+    _, _, attempts, step, first_try_at, replays = row
     event, deferred = found
     return Claim(
         event=event,
@@ -143,6 +144,7 @@ def _claim_from(row: Any, wish: ClaimWish, found: tuple[Event, bool], took_at: d
         first_try_at=moment(first_try_at),
         took_at=took_at,
         body_deferred=deferred,
+        replayed=bool(replays),
     )
 
 

@@ -7,6 +7,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from relay.model import DeliveryState, Event, TargetHealth
 from relay.store.sqlite.rows import HEALTH_SELECT, health_from
@@ -40,6 +41,12 @@ class Changes:
     health: dict[str, TargetHealth] = field(default_factory=dict)
     rests: dict[str, Rest | None] = field(default_factory=dict)
     events: dict[int, Event] = field(default_factory=dict)
+    tally: Counter[tuple[int, str, str, str]] = field(default_factory=Counter)
+    """How often what happened to whom, by (minute since 1970, kind of whom, name, what)."""
+
+    def tell(self, kind: str, name: str, what: str, at: datetime, number: int = 1) -> None:
+        """Something happened so often to a source or a target."""
+        self.tally[int(at.timestamp()) // 60, kind, name, what] += number
 
     def moved(self, target: str, before: DeliveryState | None, after: DeliveryState | None, number: int = 1) -> None:
         """So many deliveries of a target went from one state to another; None is outside the store."""

@@ -40,8 +40,14 @@ def dedupe_digest(source: str, key: str) -> bytes:
     return hashlib.blake2b(text, digest_size=16).digest()
 
 
-EVENT_COLUMNS = "seq, id, source, type, received_at, verified, hops, dedupe, headers, size, sha256, body"
+EVENT_COLUMNS = "seq, id, source, type, received_at, verified, hops, dedupe, headers, size, sha256, body, routes"
 EVENT_INSERT = f"INSERT INTO event ({EVENT_COLUMNS}) VALUES {{rows}}"
+
+
+ATTEMPT_COLUMNS = "event_seq, target, number, began_at, duration_ms, outcome, status, reason, excerpt"
+ATTEMPT_INSERT = f"INSERT INTO attempt ({ATTEMPT_COLUMNS}) VALUES {{rows}}"
+TALLY_UPSERT = """INSERT INTO tally (minute, kind, name, what, number) VALUES {rows}
+    ON CONFLICT DO UPDATE SET number = number + excluded.number"""
 
 
 def event_row(seq: int, event: Event, dedupe: bytes | None, sha256: bytes) -> Row:
@@ -59,6 +65,7 @@ def event_row(seq: int, event: Event, dedupe: bytes | None, sha256: bytes) -> Ro
         len(event.body),
         sha256,
         event.body,
+        json.dumps(event.routes, separators=(",", ":")),
     )
 
 

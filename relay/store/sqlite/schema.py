@@ -3,6 +3,9 @@
 Law: a migration that has been released is never edited. Each runs in one transaction with its number, so a kill in
 the middle leaves the schema as it was.
 
+Attempts are numbered in the order in which they were recorded, as events are, so that whoever follows them can go on
+after any one. `tally` counts what became of events and attempts, by minute and, as minute 0, over all time.
+
 Times are integers of milliseconds since 1970, UTC. Bodies stand last in their row and apart from the narrow rows of
 deliveries, so that claiming never reads past them. What waits is found by partial indexes alone: their size is that
 of the backlog, not of the history.
@@ -86,6 +89,70 @@ MIGRATIONS: tuple[str, ...] = (
         url_digest TEXT NOT NULL,
         settings_digest TEXT NOT NULL,
         CHECK ((state = 'disabled') = (disabled_by IS NOT NULL))
+    ) WITHOUT ROWID;
+    """,
+    """
+    ALTER TABLE event ADD COLUMN routes TEXT;
+    ALTER TABLE delivery ADD COLUMN replays INTEGER NOT NULL DEFAULT 0;
+
+    CREATE TABLE recorded (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        event_seq INTEGER NOT NULL REFERENCES event (seq),
+        target TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        began_at INTEGER NOT NULL,
+        duration_ms INTEGER NOT NULL,
+        outcome TEXT NOT NULL,
+        status INTEGER,
+        reason TEXT NOT NULL,
+        excerpt TEXT NOT NULL
+    );
+    INSERT INTO recorded (event_seq, target, number, began_at, duration_ms, outcome, status, reason, excerpt)
+        SELECT event_seq, target, number, began_at, duration_ms, outcome, status, reason, excerpt
+        FROM attempt ORDER BY began_at + duration_ms;
+    DROP TABLE attempt;
+    ALTER TABLE recorded RENAME TO attempt;
+    CREATE UNIQUE INDEX attempt_of ON attempt (event_seq, target, number);
+
+    CREATE TABLE refusal (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        received_at INTEGER NOT NULL,
+        source TEXT NOT NULL,
+        remote TEXT,
+        status INTEGER NOT NULL,
+        reason TEXT NOT NULL,
+        detail TEXT NOT NULL,
+        size INTEGER,
+        headers TEXT NOT NULL
+    );
+
+    CREATE TABLE tally (
+        minute INTEGER NOT NULL,
+        kind TEXT NOT NULL,
+        name TEXT NOT NULL,
+        what TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        PRIMARY KEY (minute, kind, name, what)
+    ) WITHOUT ROWID;
+
+    CREATE TABLE replay (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        state TEXT NOT NULL CHECK (state IN ('running', 'paused', 'done', 'cancelled')),
+        filter TEXT NOT NULL,
+        rate TEXT NOT NULL,
+        total INTEGER NOT NULL,
+        done INTEGER NOT NULL DEFAULT 0,
+        skipped INTEGER NOT NULL DEFAULT 0,
+        created_at INTEGER NOT NULL,
+        ended_at INTEGER,
+        reason TEXT NOT NULL DEFAULT ''
+    );
+    CREATE TABLE replay_item (
+        replay_seq INTEGER NOT NULL REFERENCES replay (seq),
+        event_seq INTEGER NOT NULL,
+        target TEXT NOT NULL,
+        PRIMARY KEY (replay_seq, event_seq, target)
     ) WITHOUT ROWID;
     """,
 )
