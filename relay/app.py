@@ -17,7 +17,7 @@ from random import SystemRandom
 import structlog
 
 from relay import __version__
-from relay.admin import Admin, refuse
+from relay.admin import Admin, TargetCalls, refuse
 from relay.config import Address, Config, TlsFiles
 from relay.delivery.dispatcher import Dispatcher
 from relay.delivery.lane import Attempted, Observer
@@ -175,12 +175,11 @@ class App:
         calls = Admin(
             self._dispatcher,
             self._store,
+            TargetCalls(self._dispatcher, self._store, waiting=self._store.waiting, now=_now),
             token=admin.token,
             hosts=_names_of(admin.listen),
             unready=self.unready,
             render_metrics=self._render_metrics,
-            waiting=self._store.waiting,
-            now=_now,
         )
         self._admin = await Listener.open(
             calls.handle, admin.listen.host, admin.listen.port, header_timeout=server.header_timeout, refuse=refuse
