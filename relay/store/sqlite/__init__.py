@@ -13,9 +13,6 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import aiosqlite
 
 from relay.model import Claim, DeliveryState, Event, TargetHealth, Turn
 from relay.store import (
@@ -27,16 +24,17 @@ from relay.store import (
     Settled,
     Settlement,
     StoreError,
-    StoreUnavailable,
     StoreUnusable,
     Watcher,
 )
 from relay.store.sqlite import batch
+from relay.store.sqlite.archive import SqliteArchive, forget_minutes
 from relay.store.sqlite.batch import AcceptWish
 from relay.store.sqlite.claiming import ClaimWish
-from relay.store.sqlite.connection import in_words, is_damage, open_reader, open_writer
+from relay.store.sqlite.connection import in_words, open_reader, open_writer
 from relay.store.sqlite.file import Guard, durability_warning, set_aside, sync_directory
 from relay.store.sqlite.ledger import Ledger
+from relay.store.sqlite.reading import Reading
 from relay.store.sqlite.rows import headers_from, millis, moment_if_sound
 from relay.store.sqlite.schema import MIGRATIONS
 from relay.store.sqlite.transaction import Transaction
@@ -56,13 +54,14 @@ CLOSE_S = 3.0
 class SqliteStore:
     """The port on one SQLite file."""
 
-    def __init__(self, path: Path, guard: Guard, writer: Writer, reader: aiosqlite.Connection) -> None:
+    def __init__(self, path: Path, guard: Guard, writer: Writer, reading: Reading) -> None:
         self._path = path
         self._guard = guard
         self._writer = writer
-        self._reader = reader
+        self._reading = reading
         self._tokens = itertools.count(time.time_ns())
         self._pruned_to = 0
+        self.archive = SqliteArchive(reading, writer)
         self._closing: asyncio.Task[None] | None = None
         self.aside: Path | None = None
         """Where a start that was to begin afresh has put what was there."""
@@ -115,7 +114,7 @@ class SqliteStore:
             check=lambda: guard.check(path),
             check_presence=lambda: guard.check_presence(path),
         )
-        store = cls(path, guard, writer, reader)
+        store = cls(path, guard, writer, Reading(path, reader))
         store.aside, store.missing = aside, missing
         return store
 
@@ -169,7 +168,7 @@ class SqliteStore:
     async def body(self, event_id: str) -> bytes:
         """See `Store.body`."""
         query = "SELECT sha256, body, CAST(headers AS BLOB) FROM event WHERE id = ?"
-        rows = await self._read(query, (event_id,))
+        rows = await self._reading.rows(query, (event_id,))
         if not rows:
             raise StoreUnusable(f"event {event_id} is not in the store")
         sha256, body, headers = rows[0]
@@ -180,15 +179,6 @@ class SqliteStore:
         except ValueError:
             raise StoreUnusable(f"the stored headers of event {event_id} are damaged") from None
         return bytes(body)
-
-    async def _read(self, query: str, values: Any) -> list[Any]:
-        """The rows of a query on the reading connection."""
-        try:
-            return list(await self._reader.execute_fetchall(query, values))
-        except sqlite3.Error as error:
-            if is_damage(error):
-                raise in_words(self._path, error) from None
-            raise StoreUnavailable(f"{self._path}: {error}") from None
 
     async def backlog(self, targets: Sequence[str]) -> list[Backlog]:
         """See `Store.backlog`."""
@@ -214,7 +204,7 @@ class SqliteStore:
         return self._writer.ledger.counts[target, DeliveryState.PENDING]
 
     async def _oldest(self, target: str) -> datetime | None:
-        rows = await self._read(
+        rows = await self._reading.rows(
             """SELECT e.received_at FROM delivery d INDEXED BY delivery_open JOIN event e ON e.seq = d.event_seq
             WHERE d.target = ? AND d.state IN ('pending', 'in_flight') ORDER BY d.event_seq LIMIT 1""",
             (target,),
@@ -223,7 +213,7 @@ class SqliteStore:
 
     async def last_received(self) -> dict[str, datetime]:
         """See `Store.last_received`."""
-        rows = await self._read(
+        rows = await self._reading.rows(
             f"""SELECT CAST(source AS BLOB), max(received_at) FROM
                 (SELECT source, received_at FROM event ORDER BY seq DESC LIMIT {LAST_SCAN})
             WHERE typeof(received_at) = 'integer' GROUP BY source""",
@@ -240,6 +230,7 @@ class SqliteStore:
             if seqs:
                 return await self._erase(seqs)
             if last is None:
+                await self._writer.work(lambda tx: forget_minutes(tx, now))
                 return 0
 
     async def _erase(self, seqs: Sequence[int]) -> int:
@@ -263,7 +254,7 @@ class SqliteStore:
             "dead": millis(now - retention.dead),
             "delivered": millis(now - retention.delivered),
         }
-        rows = await self._read(query, values)
+        rows = await self._reading.rows(query, values)
         over = [seq for seq, _, is_over in rows if is_over][:PRUNE_BATCH]
         if len(over) == PRUNE_BATCH:
             return over[-1], over
@@ -296,7 +287,7 @@ class SqliteStore:
 
     async def _close(self) -> None:
         try:
-            await self._reader.close()
+            await self._reading.close()
             await self._writer.finish()
             await self._remember()  # before SQLite deletes the log: a kill in between must not look like a loss
             await self._writer.close()
@@ -314,6 +305,7 @@ def _take_over(db: sqlite3.Connection, ledger: Ledger) -> None:
     ledger.load(db)
     tx = Transaction(db, ledger)
     db.execute("BEGIN IMMEDIATE")
+    db.execute("INSERT OR IGNORE INTO tally VALUES (0, '', '', 'began', ?)", (int(time.time()) // 60,))
     batch.reclaim(tx, lease_before=None, alive=frozenset())
     db.execute(f"PRAGMA user_version={len(MIGRATIONS)}")  # writes, so that an empty log is never a used one
     db.execute("COMMIT")

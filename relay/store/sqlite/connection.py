@@ -116,7 +116,7 @@ async def open_writer(database: Path) -> StoreConnection:
     return connection
 
 
-async def open_reader(database: Path) -> aiosqlite.Connection:
+async def open_reader(database: Path) -> StoreConnection:
     """A connection for views, which cannot write and so never holds up an answer.
 
     Raises:

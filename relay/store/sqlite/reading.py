@@ -1,0 +1,45 @@
+"""The reading side: queries on a connection that cannot write, so that no view holds up an answer.
+
+Law: a view sees what is committed and nothing else. What the disk has damaged is told as damage, all else that bars a
+read as an outage.
+"""
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from relay.store import StoreUnavailable
+from relay.store.sqlite.connection import StoreConnection, in_words, is_damage
+
+Result = TypeVar("Result")
+
+
+class Reading:
+    """The reading connection of one file."""
+
+    def __init__(self, path: Path, connection: StoreConnection) -> None:
+        self._path = path
+        self._connection = connection
+
+    async def rows(self, query: str, values: Any = ()) -> list[Any]:
+        """The rows of one query."""
+        return await self.run(lambda db: db.execute(query, values).fetchall())
+
+    async def run(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
+        """Call `work` with the connection, in its thread.
+
+        Raises:
+            StoreUnusable: what is read is damaged.
+            StoreUnavailable: it cannot be read now.
+        """
+        try:
+            return await self._connection.run(work)
+        except (sqlite3.Error, ValueError) as error:
+            if is_damage(error):
+                raise in_words(self._path, error) from None
+            raise StoreUnavailable(f"{self._path}: {error}") from None
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._connection.close()
