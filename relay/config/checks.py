@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from relay.config import certificates, keys, sources, targets, values
+from relay.config.fingerprints import fingerprint_of
 from relay.config.problems import KeyPath, Refused, Report, quoted
 from relay.config.schema import DocumentSection, EgressSection, ServerSection, StoreSection
 from relay.config.settings import (
@@ -68,6 +69,7 @@ def config(document: DocumentSection, plain: Mapping[str, Any], path: Path, repo
         targets=read_targets,
         routes=routes,
         warnings=report.warnings,
+        files=report.files,
     )
 
 
@@ -108,6 +110,7 @@ def _tls(section: ServerSection, report: Report) -> TlsFiles | None:
     if section.tls is None:
         return None
     files = TlsFiles(Path(section.tls.cert), Path(section.tls.key))
+    report.files |= {file: fingerprint_of(file) for file in (files.cert, files.key)}
     try:
         certificates.checked(files, warn=lambda message: report.warn(("server", "tls", "cert"), message))
     except Refused as refused:

@@ -8,12 +8,13 @@ no message repeats input that may be a secret.
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from relay.config.fingerprints import Fingerprint, fingerprint
 from relay.config.problems import KeyPath, Place, Problem, key_text, quoted
 
 LARGEST_FILE = 1024 * 1024
@@ -71,6 +72,8 @@ class Document:
 
     root: Node | None
     problems: tuple[Problem, ...]
+    fingerprint: Fingerprint | None = None
+    """Of the file's content; None where it could not be read."""
 
     def locate(self, path: KeyPath) -> Place | None:
         """The place of the key or item at `path`, or of the nearest one above it that was written."""
@@ -98,7 +101,8 @@ class _Broken(Exception):
 def read(path: Path) -> Document:
     """Read and compose a file; total: what is wrong is in `problems`."""
     try:
-        return compose(_bytes(path))
+        content = _bytes(path)
+        return replace(compose(content), fingerprint=fingerprint(content))
     except _Broken as error:
         return Document(None, (error.problem,))
 

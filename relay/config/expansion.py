@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from relay.config.document import DEEPEST, Listing, Node, Scalar, Table
+from relay.config.fingerprints import Fingerprint, fingerprint
 from relay.config.problems import KeyPath, Refused, Report
 
 MOST_NODES = 20_000
@@ -82,14 +83,17 @@ class _Expander:
         if not isinstance(node.value, str) or "$" not in node.value:
             return node.value
         try:
-            return expand(node.value, self._env, lambda warning: self._report.warn(path, warning))
+            return expand(node.value, self._env, lambda warning: self._report.warn(path, warning), self._report.files)
         except Refused as refused:
             self._report.refuse(path, str(refused))
             return _LEFT_OUT
 
 
-def expand(text: str, env: Mapping[str, str], warn: Callable[[str], None]) -> str:
-    """Text with its references replaced, once; an `Expanded` when any was, an `Escaped` when only `$$` was.
+def expand(
+    text: str, env: Mapping[str, str], warn: Callable[[str], None], files: dict[Path, Fingerprint | None]
+) -> str:
+    """Text with its references replaced, once; an `Expanded` when any was, an `Escaped` when only `$$` was. Which files
+    were read for it is noted in `files`.
 
     Raises `Refused` for what is unset, empty, unreadable or not closed.
     """
@@ -104,7 +108,7 @@ def expand(text: str, env: Mapping[str, str], warn: Callable[[str], None]) -> st
         outside = True
         inside = match.group(1)
         if inside.startswith("file:"):
-            return _file(inside.removeprefix("file:"), warn)
+            return _file(inside.removeprefix("file:"), warn, files)
         return _variable(inside, env)
 
     result = _REFERENCE.sub(replaced, text)
@@ -136,9 +140,10 @@ def _unicode(value: str, what: str) -> str:
     return value
 
 
-def _file(name: str, warn: Callable[[str], None]) -> str:
+def _file(name: str, warn: Callable[[str], None], files: dict[Path, Fingerprint | None]) -> str:
     """The file's text without one trailing line break."""
     what = f"file {name}"
+    files[Path(name)] = None
     try:
         # without O_NONBLOCK a named pipe would hold the start up for ever
         descriptor = os.open(Path(name), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -151,6 +156,7 @@ def _file(name: str, warn: Callable[[str], None]) -> str:
         raise Refused(f"cannot read {what}: {error.strerror}") from None
     except ValueError as error:
         raise error if isinstance(error, Refused) else Refused("not a usable file name") from None
+    files[Path(name)] = fingerprint(content)
     if len(content) > LARGEST_SECRET_FILE:
         raise Refused(f"{what} is larger than 4 KiB")
     if status.st_mode & stat.S_IROTH:

@@ -51,23 +51,24 @@ def load(path: Path, env: Mapping[str, str]) -> Config:
     Binds nothing and creates nothing. Raises `ConfigRefused` with every problem of the file.
     """
     read = document.read(path)
+    report = Report(read.locate)
+    report.files[path] = read.fingerprint
     if read.root is None:
-        raise ConfigRefused(path, read.problems or [_empty()])
+        raise ConfigRefused(path, read.problems or [_empty()], report.files)
     if not isinstance(read.root, document.Table):
         if isinstance(read.root, document.Scalar) and read.root.value is None:
-            raise ConfigRefused(path, [_empty()])
-        raise ConfigRefused(path, [*read.problems, _not_a_mapping(read.root)])
-    report = Report(read.locate)
+            raise ConfigRefused(path, [_empty()], report.files)
+        raise ConfigRefused(path, [*read.problems, _not_a_mapping(read.root)], report.files)
     try:
         plain = plain_values(read.root, env, report)
     except TooLarge as error:
-        raise ConfigRefused(path, [Problem(None, None, "", str(error))]) from None
+        raise ConfigRefused(path, [Problem(None, None, "", str(error))], report.files) from None
     plain = {key: value for key, value in plain.items() if value is not None}
     if not plain and not report.problems and not read.problems:
-        raise ConfigRefused(path, [_empty()])
+        raise ConfigRefused(path, [_empty()], report.files)
     config = checks.config(_validated(plain, report), plain, path, report)
     if problems := (*read.problems, *report.problems):
-        raise ConfigRefused(path, problems)
+        raise ConfigRefused(path, problems, report.files)
     return config
 
 

@@ -1,12 +1,14 @@
 """The rules that name an event: JMESPath into the body, or a header.
 
 Law: compiled once, when the config is read; afterwards total. No content makes a namer raise: what cannot be read is
-no name, because an authentic request is never refused for its content.
+no name, because an authentic request is never refused for its content. A namer is a value: two of one rule are equal,
+so that a reload sees which sources have changed.
 """
 
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -36,23 +38,25 @@ def nameless(_content: Content) -> None:
     """Names nothing."""
 
 
-def event_type_namer(rule: str, *, form: bool) -> Namer:
-    """A namer of event types; a name that is empty, too long or not printable is none. Raises `Refused`."""
-    read = _reader(rule, form=form)
+@dataclass(frozen=True, slots=True)
+class _EventType:
+    """Names events; a name that is empty, too long or not printable is none."""
 
-    def event_type(content: Content) -> str | None:
-        name = read(content)
+    read: Namer
+
+    def __call__(self, content: Content) -> str | None:
+        name = self.read(content)
         return name if name and len(name) <= LONGEST_TYPE and name.isprintable() else None
 
-    return event_type
 
+@dataclass(frozen=True, slots=True)
+class _DedupeKey:
+    """Keys events; an empty key is none, a long one is hashed."""
 
-def dedupe_key_namer(rule: str, *, form: bool) -> Namer:
-    """A namer of dedupe keys; an empty one is none, a long one is hashed. Raises `Refused`."""
-    read = _reader(rule, form=form)
+    read: Namer
 
-    def dedupe_key(content: Content) -> str | None:
-        key = read(content)
+    def __call__(self, content: Content) -> str | None:
+        key = self.read(content)
         if not key:
             return None
         octets = key.encode("utf-8", "surrogatepass")
@@ -60,34 +64,46 @@ def dedupe_key_namer(rule: str, *, form: bool) -> Namer:
             return f"sha256:{hashlib.sha256(octets).hexdigest()}"
         return key
 
-    return dedupe_key
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """Reads a header."""
+
+    name: str
+
+    def __call__(self, content: Content) -> str | None:
+        return content.header(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Expression:
+    """Reads by JMESPath out of the document that `document` makes of a request."""
+
+    rule: str
+    document: Callable[[Content], Any]
+    compiled: Any = field(compare=False)
+
+    def __call__(self, content: Content) -> str | None:
+        try:
+            return _rendered(self.compiled.search(self.document(content)))
+        except _EVALUATION_FAULTS:
+            return None
+
+
+def event_type_namer(rule: str, *, form: bool) -> Namer:
+    """A namer of event types; a name that is empty, too long or not printable is none. Raises `Refused`."""
+    return _EventType(_reader(rule, form=form))
+
+
+def dedupe_key_namer(rule: str, *, form: bool) -> Namer:
+    """A namer of dedupe keys; an empty one is none, a long one is hashed. Raises `Refused`."""
+    return _DedupeKey(_reader(rule, form=form))
 
 
 def _reader(rule: str, *, form: bool) -> Namer:
     if rule.startswith(_HEADER):
-        return _header_reader(rule.removeprefix(_HEADER).strip())
-    return _expression_reader(rule, _form if form else _json)
-
-
-def _header_reader(name: str) -> Namer:
-    values.header_name(name)
-
-    def read(content: Content) -> str | None:
-        return content.header(name)
-
-    return read
-
-
-def _expression_reader(rule: str, document: Callable[[Content], Any]) -> Namer:
-    expression = _compiled(rule)
-
-    def read(content: Content) -> str | None:
-        try:
-            return _rendered(expression.search(document(content)))
-        except _EVALUATION_FAULTS:
-            return None
-
-    return read
+        return _Header(values.header_name(rule.removeprefix(_HEADER).strip()))
+    return _Expression(rule, _form if form else _json, _compiled(rule))
 
 
 def _compiled(rule: str) -> Any:

@@ -7,9 +7,11 @@ that only follows from another one (its key could not be read) is left out.
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from relay.config.fingerprints import Fingerprint
 
 KeyPath = tuple[str | int, ...]
 """Where a value stands in the document: mapping keys and list indexes from the top."""
@@ -46,18 +48,24 @@ class Problem:
 
 
 class ConfigRefused(Exception):
-    """The config is not fit to run. `problems` has every reason, by line; `str()` is one line a problem."""
+    """The config is not fit to run. `problems` has every reason, by line; `str()` is one line a problem. `files` are
+    those it was read from, each with its content's fingerprint, as far as they are known."""
 
-    def __init__(self, path: Path, problems: Iterable[Problem]) -> None:
+    def __init__(
+        self, path: Path, problems: Iterable[Problem], files: Mapping[Path, Fingerprint | None] | None = None
+    ) -> None:
         self.path = path
+        self.files = dict(files or {})
         self.problems = tuple(sorted(problems, key=_by_place))
         super().__init__("\n".join(problem.at(path) for problem in self.problems))
 
 
 class Report:
-    """Gathers the problems and warnings of one document."""
+    """Gathers the problems and warnings of one document, and which files it was read from."""
 
     def __init__(self, locate: Callable[[KeyPath], Place | None]) -> None:
+        self.files: dict[Path, Fingerprint | None] = {}
+        """Fingerprints of the contents that were read; None where a file could not be."""
         self._locate = locate
         self._problems: list[Problem] = []
         self._warnings: list[Problem] = []

@@ -1,10 +1,12 @@
 """The whole configuration as frozen values, ready to run: nothing in it needs another check."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
+from relay.config.fingerprints import Fingerprint
 from relay.config.problems import Problem
 from relay.model import IPNetwork, Route, Secret, Source, Target
 from relay.rules.egress import EgressPolicy
@@ -82,3 +84,5 @@ class Config:
     targets: tuple[Target, ...]
     routes: tuple[Route, ...]
     warnings: tuple[Problem, ...] = ()
+    files: Mapping[Path, Fingerprint | None] = field(default_factory=dict, compare=False)
+    """What it was read from: the YAML itself, files of secrets, the certificate; as they were then."""
