@@ -19,8 +19,8 @@ import structlog
 from relay import __version__
 from relay.admin import Admin, TargetCalls, refuse
 from relay.config import Address, Config, TlsFiles
+from relay.delivery.carrying import Attempted, Observer
 from relay.delivery.dispatcher import Dispatcher
-from relay.delivery.lane import Attempted, Observer
 from relay.delivery.sender import Sender
 from relay.ingress import Ingress, Limits
 from relay.listener import Listener

@@ -1,18 +1,20 @@
-"""All lanes: started, woken, watched over, and taken down together.
+"""All lanes: started, woken, changed, watched over, and taken down together.
 
 Law: a lane that fails is restarted with growing waits and loudly; one that keeps failing ends the process, because a
-delivery loop that is silently dead is the worst fault of all.
+delivery loop that is silently dead is the worst fault of all. A target has one lane at any time: one that comes back
+while its lane still drains is taken up by that lane.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
 from random import Random
 from typing import Protocol
 
-from relay.delivery.lane import Lane, Observer, SendsOne
+from relay.delivery.carrying import Observer, SendsOne
+from relay.delivery.lane import Lane
 from relay.model import Claim, Event, Outcome, Target, TargetHealth, TargetState
 from relay.rules.health import Enable, at_start, disabled_by_hand, enabled_by_hand
 from relay.store import Store, StoreUnavailable
@@ -39,6 +41,10 @@ class UnknownTarget(LookupError):
     """No target of that name is configured."""
 
 
+class Stopping(Exception):
+    """The relay is being taken down: nothing is changed any more."""
+
+
 class Dispatcher:
     """Delivers to all targets. Build inside a running loop, `start`, and `stop` once."""
 
@@ -61,6 +67,9 @@ class Dispatcher:
         self._now = now
         self._rng = rng
         self._lanes: dict[str, Lane] = {}
+        self._leaving: dict[str, tuple[Lane, asyncio.Task[None]]] = {}
+        self._loops: dict[str, asyncio.Task[None]] = {}
+        """The loop of each lane."""
         self._tasks: list[asyncio.Task[None]] = []
         self._failures: deque[float] = deque(maxlen=FATAL_FAILURES)
         self._stopping = False
@@ -76,38 +85,111 @@ class Dispatcher:
         Args:
             digests: each target's digests of its URL and of its other settings, to see what has changed since.
         """
+        healths = await self._take_up(self._targets.values(), digests)
         for name, target in self._targets.items():
-            health = await self._take_up(target, *digests[name])
-            self._lanes[name] = Lane(
-                target,
-                self._store,
-                self._make_sender(target),
-                self._observer,
-                health=health,
-                now=self._now,
-                rng=self._rng,
-            )
-        for name, lane in self._lanes.items():
-            self.look_after(name, lane.run)
+            self._open_lane(target, self._make_sender(target), healths[name])
         self.look_after("every target", self._reclaim_for_ever)
 
     def look_after(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
         """Run a loop until the stop: restarted loudly where it fails, the end of the process where it keeps failing."""
         self._tasks.append(asyncio.create_task(self._watch_over(name, run), name=f"loop of {name}"))
 
-    async def _take_up(self, target: Target, url_digest: str, settings_digest: str) -> TargetHealth:
-        enabled = False
+    async def change(
+        self,
+        targets: Iterable[Target],
+        digests: Mapping[str, tuple[str, str]],
+        *,
+        sender: Callable[[Target], SendsOne],
+        rewired: Collection[str] = (),
+        patience: timedelta,
+    ) -> None:
+        """Deliver to these targets from now on: new ones are taken up, changed ones go on in their lanes, those that
+        are gone drain in the background and keep what waits for them. All of it happens at once when this returns.
 
-        def change(health: TargetHealth) -> TargetHealth:
-            nonlocal enabled
-            verdict = at_start(health, target, url_digest=url_digest, settings_digest=settings_digest, now=self._now())
-            enabled = isinstance(verdict, Enable)
-            return verdict.health
+        Args:
+            digests: as in `start`.
+            sender: makes the senders of targets that are new or changed.
+            rewired: names of targets that need a new sender although they are the same.
+            patience: how long attempts under way may take at a target that is gone.
 
-        health = await self._store.change_health(target.name, change)
-        if enabled:
-            self._observer.enabled(health)
-        return health
+        Raises:
+            StoreUnavailable, Stopping: nothing has changed.
+        """
+        wanted = {target.name: target for target in targets}
+        judged = [target for name, target in wanted.items() if self._targets.get(name) != target]
+        senders: dict[str, SendsOne] = {}
+        try:
+            for target in (*judged, *(wanted[name] for name in rewired)):
+                senders[target.name] = senders.get(target.name) or sender(target)
+            healths = await self._take_up(judged, digests)
+            if self._stopping:
+                raise Stopping
+        except BaseException:
+            for one in senders.values():
+                await one.close()
+            raise
+        for name in self._targets.keys() - wanted.keys():
+            self._close_lane(name, patience)
+        self._targets = wanted
+        for name, new in senders.items():
+            self._open_lane(wanted[name], new, healths.get(name))
+
+    async def _take_up(
+        self, targets: Iterable[Target], digests: Mapping[str, tuple[str, str]]
+    ) -> dict[str, TargetHealth]:
+        """The health of each target under today's config, stored."""
+        enabled: set[str] = set()
+
+        def change(target: Target) -> Callable[[TargetHealth], TargetHealth]:
+            def judged(health: TargetHealth) -> TargetHealth:
+                url, settings = digests[target.name]
+                verdict = at_start(health, target, url_digest=url, settings_digest=settings, now=self._now())
+                if isinstance(verdict, Enable):
+                    enabled.add(target.name)
+                return verdict.health
+
+            return judged
+
+        changes = {target.name: change(target) for target in targets}
+        healths = await self._store.change_healths(changes) if changes else {}
+        for name in enabled:
+            self._observer.enabled(healths[name])
+        return healths
+
+    def _open_lane(self, target: Target, sender: SendsOne, health: TargetHealth | None) -> None:
+        """Deliver to a target, in its old lane where it has one; without `health` that is what the lane knows."""
+        name = target.name
+        lane = self._lanes.get(name)
+        if lane is None and name in self._leaving:
+            lane, drain = self._leaving.pop(name)
+            drain.cancel()
+        if lane is not None:
+            lane.change(target, sender, health or lane.health)
+        else:
+            lane = Lane(
+                target,
+                self._store,
+                sender,
+                self._observer,
+                health=health or TargetHealth(name),
+                now=self._now,
+                rng=self._rng,
+            )
+        self._lanes[name] = lane
+        if name not in self._loops:
+            self._loops[name] = asyncio.create_task(self._watch_over(name, lane.run), name=f"loop of {name}")
+
+    def _close_lane(self, name: str, patience: timedelta) -> None:
+        """Begin nothing more at a target; attempts under way may finish."""
+        lane = self._lanes.pop(name)
+        self._loops.pop(name).cancel()
+        drain = asyncio.create_task(lane.drain(patience, why="the target was removed"), name=f"drain of {name}")
+        self._leaving[name] = lane, drain
+        drain.add_done_callback(lambda _: self._forget(name, drain))
+
+    def _forget(self, name: str, drain: "asyncio.Task[None]") -> None:
+        if name in self._leaving and self._leaving[name][1] is drain:
+            del self._leaving[name]
 
     def wake(self, targets: Iterable[str]) -> None:
         """Something has become due at these targets; a hint."""
@@ -135,8 +217,7 @@ class Dispatcher:
         body = b'{"type": "relay.test", "message": "A test by hand. No event stands behind it."}'
         event = Event("evt_test", "relay", "relay.test", now, (("Content-Type", "application/json"),), body)
         claim = Claim(event, name, attempt=1, step=0, token=0, lease_until=now + lane.target.timeout)
-        sent = await lane.sender.send(claim, body)
-        return sent.outcome
+        return (await lane.try_out(claim, body)).outcome
 
     async def enable(self, name: str) -> TargetHealth:
         """Switch a target on: what it holds is due, oldest first; a throttle is lifted.
@@ -190,10 +271,15 @@ class Dispatcher:
     async def stop(self, patience: timedelta) -> None:
         """Begin nothing more, give attempts under way `patience`, then interrupt them; record all of it."""
         self._stopping = True
-        await asyncio.gather(*(lane.drain(patience) for lane in self._lanes.values()))
-        for task in self._tasks:
+        leaving = dict(self._leaving)
+        for _, drain in leaving.values():
+            drain.cancel()
+        lanes = (*self._lanes.values(), *(lane for lane, _ in leaving.values()))
+        await asyncio.gather(*(lane.drain(patience, why="relay is stopping") for lane in lanes))
+        tasks = (*self._tasks, *self._loops.values())
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _watch_over(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
         loop = asyncio.get_running_loop()
@@ -217,7 +303,8 @@ class Dispatcher:
         """Take back what a lost task has left claimed; on a healthy day there is nothing."""
         while True:
             await asyncio.sleep(RECLAIM_EVERY.total_seconds())
-            alive = frozenset[int]().union(*(lane.alive for lane in self._lanes.values()))
+            lanes = (*self._lanes.values(), *(lane for lane, _ in self._leaving.values()))
+            alive = frozenset[int]().union(*(lane.alive for lane in lanes))
             with suppress(StoreUnavailable):
                 if await self._store.reclaim(self._now(), alive=alive):
                     self.wake(self._lanes)

@@ -1,4 +1,4 @@
-"""One target's lane: claims its due deliveries and carries each through send, decide and settle.
+"""One target's lane: claims its due deliveries and says when each may begin.
 
 Law: the due query is the truth and a wake-up is only a hint; what may begin is asked of `permit` each time, on the
 health that the last settlement has stored. Claims are made ahead while a target is well, so that neither claiming nor
@@ -6,19 +6,16 @@ settling holds up a slot, and are given back unused as soon as it is not.
 """
 
 import asyncio
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from random import Random
-from typing import Protocol
 
+from relay.delivery.carrying import LAST_WORDS, Carrier, Observer, SendsOne
 from relay.delivery.sender import Sent
-from relay.model import Claim, DisabledBy, Outcome, OutcomeKind, Target, TargetHealth, TargetState, Turn
-from relay.rules.health import Enable, Go, Permit, Wait, judge, permit
-from relay.rules.retry import decide
-from relay.store import Ruling, Settled, Settlement, Store, StoreUnavailable, StoreUnusable
+from relay.model import Claim, Target, TargetHealth, TargetState, Turn
+from relay.rules.health import Go, Permit, Wait, permit
+from relay.store import Settled, Store, StoreUnavailable
 
 LEASE_MARGIN = timedelta(seconds=10)
 """A lease outlasts the longest attempt by this."""
@@ -30,44 +27,8 @@ UNSETTLED = 1000
 """Attempts that may wait for the store to record them before no more are begun."""
 LOOK_AGAIN = timedelta(seconds=10)
 """However quiet it is, the store is asked so often."""
-LAST_WORDS = timedelta(seconds=2)
-"""At a stop, how long the record of interrupted attempts may take."""
 BREATH = timedelta(seconds=1)
 """Pause after a fault of our own: a shortage of resources, or a store that takes nothing."""
-
-
-class SendsOne(Protocol):
-    """The outermost edge: what makes one request."""
-
-    async def send(self, claim: Claim, body: bytes) -> Sent:
-        """Make one request for a claim; never raise for what the target did."""
-
-    async def close(self) -> None:
-        """Let go of its connections."""
-
-
-@dataclass(frozen=True, slots=True)
-class Attempted:
-    """One attempt as it was recorded: what the log and the counters are told."""
-
-    claim: Claim
-    sent: Sent
-    began_at: datetime
-    ended_at: datetime
-    settled: Settled
-
-
-class Observer(Protocol):
-    """Who is told of attempts; called on the event loop after the commit, must not block."""
-
-    def attempted(self, attempt: Attempted) -> None:
-        """An attempt was recorded."""
-
-    def disabled(self, health: TargetHealth) -> None:
-        """A target was disabled by what was recorded."""
-
-    def enabled(self, health: TargetHealth) -> None:
-        """A target was enabled by what was recorded."""
 
 
 class Lane:
@@ -84,26 +45,18 @@ class Lane:
         now: Callable[[], datetime],
         rng: Random,
     ) -> None:
-        self.target = target
         self.beat = 0.0
         self._store = store
-        self._sender = sender
-        self._observer = observer
-        self._health = health
         self._now = now
-        self._rng = rng
+        self._carrier = Carrier(target, store, sender, observer, health=health, now=now, rng=rng, owner=self)
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
         self._ready: deque[Claim] = deque()
-        self._attempts: set[asyncio.Task[None]] = set()
-        self._alive: Counter[int] = Counter()
         self._fetch: asyncio.Task[None] | None = None
-        self._under_way = 0
         self._used = 0
         self._ahead = 0
         self._at_once = False
         self._arrivals = True
-        self._arrival_under_way = False
         self._due_at: datetime | None = now()
         self._asked_at = now()
         self._paused_until: datetime | None = None
@@ -111,26 +64,30 @@ class Lane:
         self._broken: BaseException | None = None
 
     @property
+    def target(self) -> Target:
+        """The target as the config has it now."""
+        return self._carrier.target
+
+    @property
     def health(self) -> TargetHealth:
         """The target's health as last stored."""
-        return self._health
+        return self._carrier.health
 
     @property
     def alive(self) -> frozenset[int]:
         """The tokens of the claims that this lane still holds."""
-        return frozenset(+self._alive)
+        return self._carrier.alive
 
-    @property
-    def sender(self) -> SendsOne:
-        """What sends to this target."""
-        return self._sender
+    async def try_out(self, claim: Claim, body: bytes) -> Sent:
+        """Send once for a claim that no delivery stands behind; nothing is recorded."""
+        return await self._carrier.try_out(claim, body)
 
     def neglected_since(self, moment: datetime) -> bool:
         """Whether something has been due since before a moment although a slot is free and no wait is left."""
         if self._due_at is None or self._due_at > moment or self._ready:
             return False
         allowed = self._permit(self._now())
-        return self._health.state is TargetState.ACTIVE and isinstance(allowed, Go) and self._asked_at < moment
+        return self._carrier.health.state is TargetState.ACTIVE and isinstance(allowed, Go) and self._asked_at < moment
 
     def wake(self) -> None:
         """Something has become due."""
@@ -141,8 +98,16 @@ class Lane:
 
     def health_changed(self, health: TargetHealth) -> None:
         """An operator has changed the target's health in the store."""
-        self._health = health
+        self._carrier.health = health
         self._at_once = False
+        self.wake()
+
+    def change(self, target: Target, sender: SendsOne, health: TargetHealth) -> None:
+        """Go on with another config of the same target, and with its health as stored under that; also where the lane
+        was draining. What is under way counts on and ends with what it began with."""
+        self._carrier.change(target, sender)
+        self._carrier.health = health
+        self._draining = False
         self.wake()
 
     async def run(self) -> None:
@@ -157,33 +122,28 @@ class Lane:
             await self._changed.wait()
             alarm.cancel()
 
-    async def drain(self, patience: timedelta) -> None:
-        """Begin nothing more, let what is under way finish within `patience`, interrupt the rest and record it."""
+    async def drain(self, patience: timedelta, *, why: str) -> None:
+        """Begin nothing more, let what is under way finish within `patience`, interrupt the rest and record it. May be
+        cancelled where `change` takes the lane up again."""
         self._draining = True
         self._changed.set()
         if self._fetch is not None:
             await asyncio.wait([self._fetch], timeout=LAST_WORDS.total_seconds())
         self._give_back()
-        if self._attempts:
-            _, late = await asyncio.wait(self._attempts, timeout=patience.total_seconds())
-            for task in late:
-                task.cancel()
-            if late:
-                await asyncio.wait(late, timeout=LAST_WORDS.total_seconds())
-        await self._sender.close()
+        await self._carrier.finish(patience, why=why)
 
     def _pump(self) -> timedelta:
         """Begin what may begin, fetch what can be had, and say how long nothing will change by itself."""
         now = self._now()
         if self._paused_until is not None and now < self._paused_until:
             return self._paused_until - now
-        if not self._store.condition().writable or len(self._attempts) > UNSETTLED:
+        if not self._store.condition().writable or self._carrier.busy > UNSETTLED:
             return BREATH
         allowed = self._permit(now)
         if isinstance(allowed, Go) and allowed.turn is Turn.DUE:
             self._begin_ready(allowed.count, now)
             allowed = self._permit(now)
-        if self._flows(now):
+        if self.flows(now):
             self._top_up(now)
             return self._until(None, now)
         if isinstance(allowed, Wait) or allowed.turn is not Turn.DUE:
@@ -195,19 +155,13 @@ class Lane:
 
     def _permit(self, now: datetime) -> Permit:
         return permit(
-            self._health,
+            self._carrier.health,
             concurrency=self.target.concurrency,
-            under_way=self._under_way,
+            under_way=self._carrier.under_way,
             at_once=self._at_once,
-            arrivals=self._arrivals and not self._arrival_under_way,
+            arrivals=self._arrivals and not self._carrier.arrival_under_way,
             now=now,
         )
-
-    def _flows(self, now: datetime) -> bool:
-        """Whether the target is well, so that claims may be made ahead."""
-        health = self._health
-        throttled = health.throttled_until is not None and now < health.throttled_until
-        return health.state is TargetState.ACTIVE and not health.paced and health.ramp is None and not throttled
 
     def _until(self, permitted: datetime | None, now: datetime) -> timedelta:
         waits = [at - now for at in (permitted, self._due_at) if at is not None and at > now]
@@ -224,10 +178,10 @@ class Lane:
             self._begin(claim)
             count -= 1
         if stale:
-            self._release(stale)
+            self._carrier.give_back(stale)
 
     def _top_up(self, now: datetime) -> None:
-        free = max(0, self.target.concurrency - self._under_way)
+        free = max(0, self.target.concurrency - self._carrier.under_way)
         wanted = min(WINDOW, max(self._ahead, 3 * self._used // 2)) + free
         if len(self._ready) <= wanted // 2:
             self._fetch_some(wanted - len(self._ready), Turn.DUE, now)
@@ -253,7 +207,7 @@ class Lane:
                 turn=turn,
                 now=now,
                 lease=AHEAD + self.target.timeout + LEASE_MARGIN,
-                since=self._health.since,
+                since=self._carrier.health.since,
             )
         except StoreUnavailable:
             self._due_at = self._due_at or now
@@ -274,7 +228,7 @@ class Lane:
             full = True
         known = [at for at in (self._due_at, next_due_at) if at is not None]
         self._due_at = self._now() if full else min(known, default=None)
-        self._alive.update(claim.token for claim in claims)
+        self._carrier.hold(claims)
         self._ready.extend(claims)
         if self._draining:
             self._give_back()
@@ -285,7 +239,6 @@ class Lane:
         """Begin the probe or arrival that was claimed, unless the target's state has changed meanwhile."""
         allowed = self._permit(self._now())
         if isinstance(allowed, Go) and allowed.turn is turn and self._ready:
-            self._arrival_under_way = self._arrival_under_way or turn is Turn.ARRIVAL
             self._begin(self._ready.popleft())
         self._give_back()
 
@@ -293,107 +246,46 @@ class Lane:
         if self._ready:
             claims = list(self._ready)
             self._ready.clear()
-            self._release(claims)
+            self._carrier.give_back(claims)
             self._due_at = self._now()
 
-    def _release(self, claims: list[Claim]) -> None:
-        task = asyncio.create_task(self._release_all(claims), name=f"release {self.target.name}")
-        self._attempts.add(task)
-        task.add_done_callback(self._attempts.discard)
-
-    async def _release_all(self, claims: list[Claim]) -> None:
-        try:
-            with suppress(StoreUnavailable):  # then the lease ends, and they are reclaimed
-                await self._store.release(claims)
-        finally:
-            for claim in claims:
-                self._let_go(claim)
-            self._changed.set()
-
     def _begin(self, claim: Claim) -> None:
-        self._under_way += 1
         self._at_once = False
-        task = asyncio.create_task(self._attempt(claim), name=f"attempt {claim.delivery_id}")
-        self._attempts.add(task)
-        task.add_done_callback(self._attempt_over)
+        self._carrier.begin(claim)
 
-    def _attempt_over(self, task: "asyncio.Task[None]") -> None:
-        self._attempts.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self._broken = task.exception()
-        self._changed.set()
+    def flows(self, now: datetime) -> bool:
+        """Whether the target is well, so that claims may be made ahead."""
+        health = self._carrier.health
+        throttled = health.throttled_until is not None and now < health.throttled_until
+        return health.state is TargetState.ACTIVE and not health.paced and health.ramp is None and not throttled
 
-    async def _attempt(self, claim: Claim) -> None:
-        """Send, decide, settle, tell."""
-        began_at = self._now()
-        frees_at_once = False
-        try:
-            sent = await self._send(claim)
-            ended_at = self._now()
-            frees_at_once = sent.outcome.kind is OutcomeKind.DELIVERED and self._flows(ended_at)
-            if frees_at_once:
-                self._slot_free()
-            if sent.outcome.kind is OutcomeKind.INTERRUPTED:
-                self._paused_until = ended_at + BREATH
-            settled = await self._store.settle(
-                Settlement(claim, sent.outcome, began_at, ended_at, self._rule(claim, sent.outcome, began_at))
-            )
-        finally:
-            self._let_go(claim)
-            self._arrival_under_way = self._arrival_under_way and claim.turn is not Turn.ARRIVAL
-            if not frees_at_once:
-                self._slot_free()
-        was = self._health.disabled_by
-        self._learn(settled)
-        self._observer.attempted(Attempted(claim, sent, began_at, ended_at, settled))
-        self._tell(was)
-
-    def _let_go(self, claim: Claim) -> None:
-        self._alive[claim.token] -= 1
-        if self._alive[claim.token] <= 0:
-            del self._alive[claim.token]
-
-    def _slot_free(self) -> None:
-        self._under_way -= 1
+    def slot_freed(self) -> None:
+        """An attempt needs its slot no more."""
         self._used += 1
         self._changed.set()
 
-    async def _send(self, claim: Claim) -> Sent:
-        try:
-            body = await self._store.body(claim.event.id) if claim.body_deferred else claim.event.body
-            return await self._sender.send(claim, body)
-        except asyncio.CancelledError:
-            if not self._draining:
-                raise
-            return Sent(Outcome(OutcomeKind.INTERRUPTED, reason="relay is stopping"))
-        except (StoreUnavailable, StoreUnusable) as error:
-            is_short = isinstance(error, StoreUnavailable)
-            return Sent(Outcome(OutcomeKind.INTERRUPTED if is_short else OutcomeKind.UNPREPARED, reason=str(error)))
+    def changed(self) -> None:
+        """Something has ended."""
+        self._changed.set()
 
-    def _rule(self, claim: Claim, outcome: Outcome, began_at: datetime) -> Callable[[TargetHealth], Ruling]:
-        def rule(health: TargetHealth) -> Ruling:
-            now = self._now()
-            verdict = judge(health, outcome, claim, target=self.target, began_at=began_at, now=now, rng=self._rng)
-            decision = decide(outcome, claim, schedule=self.target.schedule, began_at=began_at, now=now, rng=self._rng)
-            return Ruling(decision, verdict.health, releases_held=isinstance(verdict, Enable))
+    def interrupted(self, at: datetime) -> None:
+        """An attempt came to nothing by a fault of ours."""
+        self._paused_until = at + BREATH
 
-        return rule
+    def broke(self, error: BaseException) -> None:
+        """An attempt ended by a bug."""
+        self._broken = error
 
-    def _learn(self, settled: Settled) -> None:
+    def learned(self, settled: Settled) -> None:
         """Take over the stored health, and look when the delivery itself is due again."""
         if settled.ruling is None:
             return
-        if settled.ruling.health.failures > self._health.failures:
-            self._at_once = settled.ruling.health.paced
-        self._health = settled.ruling.health
+        health = settled.ruling.health
+        if health.failures > self._carrier.health.failures:
+            self._at_once = health.paced
+        self._carrier.health = health
         at = getattr(settled.ruling.decision, "at", None)
-        if settled.ruling.releases_held or self._health.state is TargetState.DISABLED:
+        if settled.ruling.releases_held or health.state is TargetState.DISABLED:
             at = self._now()
         if at is not None:
             self._due_at = at if self._due_at is None else min(self._due_at, at)
-
-    def _tell(self, was: DisabledBy | None) -> None:
-        """Tell when the target was disabled, for another reason than before, or enabled."""
-        if self._health.disabled_by is not was:
-            is_active = self._health.state is TargetState.ACTIVE
-            (self._observer.enabled if is_active else self._observer.disabled)(self._health)

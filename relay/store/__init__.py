@@ -159,6 +159,11 @@ class Store(Protocol):
         """Apply a pure change to a target's health in one transaction and return the result; where it enables the
         target, what it held is due, oldest first; of very much the younger part a moment later."""
 
+    async def change_healths(
+        self, changes: Mapping[str, Callable[[TargetHealth], TargetHealth]]
+    ) -> dict[str, TargetHealth]:
+        """As `change_health` for several targets by name, in one transaction: all of them or none."""
+
     async def body(self, event_id: str) -> bytes:
         """The body of an event, checked against its checksum; raises `StoreUnusable` where the event is damaged or
         gone, `StoreUnavailable` where it cannot be read now."""

@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import structlog
 
-from relay.delivery.lane import Attempted
+from relay.delivery.carrying import Attempted
 from relay.model import DisabledBy, GiveUp, OutcomeKind, RetryAt, TargetHealth, TargetState
 from relay.rules.forwarding import rfc3339
 from relay.telemetry.lines import compact_traceback

@@ -10,8 +10,8 @@ from random import Random
 
 import pytest
 
+from relay.delivery.carrying import Attempted
 from relay.delivery.dispatcher import Dispatcher, UnknownTarget
-from relay.delivery.lane import Attempted
 from relay.delivery.sender import Sender
 from relay.model import Event, OutcomeKind, Target, TargetHealth, TargetState, Turn
 from relay.rules.egress import EgressPolicy

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from dataclasses import replace
 
 import pytest
 
@@ -135,6 +136,23 @@ async def test_a_change_of_health_that_raises_fails_alone(store: Store) -> None:
     assert [type(result) for result in results[:1]] == [Poison]
     assert not any(isinstance(result, BaseException) for result in results[1:])
     assert await store.target_health("crm") == TargetHealth("crm")
+
+
+async def test_several_healths_change_together_or_not_at_all(store: Store) -> None:
+    """One transaction for all: where one of them cannot be changed, none is."""
+
+    def fails(health: TargetHealth) -> TargetHealth:
+        return replace(health, failures=1)
+
+    def raises(_: TargetHealth) -> TargetHealth:
+        raise Poison
+
+    with pytest.raises(Poison):
+        await store.change_healths({"crm": fails, "books": raises})
+    assert await store.target_health("crm") == TargetHealth("crm")
+    changed = await store.change_healths({"crm": fails, "books": fails})
+    assert changed == {name: TargetHealth(name, failures=1) for name in ("crm", "books")}
+    assert await store.target_health("books") == changed["books"]
 
 
 @pytest.mark.parametrize("words", ["the account is closed", "no active connection to the bank", "closed"])

@@ -14,8 +14,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from random import Random
 
+from relay.delivery.carrying import Attempted
 from relay.delivery.dispatcher import Dispatcher
-from relay.delivery.lane import LEASE_MARGIN, Attempted
+from relay.delivery.lane import LEASE_MARGIN
 from relay.model import DisabledBy, Event, OutcomeKind, Target, TargetHealth, TargetState, Turn
 from relay.store.sqlite import SqliteStore
 from tests.support.virtual_time import Request, Script, ScriptedTarget, virtual_loop

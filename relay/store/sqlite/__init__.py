@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -163,6 +163,15 @@ class SqliteStore:
     async def change_health(self, name: str, change: Callable[[TargetHealth], TargetHealth]) -> TargetHealth:
         """See `Store.change_health`."""
         result: TargetHealth = await self._writer.work(lambda tx: batch.change_health(tx, name, change))
+        return result
+
+    async def change_healths(
+        self, changes: Mapping[str, Callable[[TargetHealth], TargetHealth]]
+    ) -> dict[str, TargetHealth]:
+        """See `Store.change_healths`."""
+        result: dict[str, TargetHealth] = await self._writer.work(
+            lambda tx: {name: batch.change_health(tx, name, change) for name, change in changes.items()}
+        )
         return result
 
     async def body(self, event_id: str) -> bytes:
