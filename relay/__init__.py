@@ -11,8 +11,9 @@ The map. Imports point down only, siblings on a floor do not import each other, 
 | 5 | `admin/` | Shows and steers: health, metrics, the API of the targets. |
 | 5 | `config/` | Reads the YAML into frozen, fully checked values; every refusal names its place. |
 | 5 | `telemetry/` | Logs and metrics: set-up, redaction, the bounded writer, who is told what. |
+| 4 | `intake` | Judges a request's head and reads its body, within our limits. |
 | 4 | `listener` | A listening socket with our limits around aiohttp's server. |
-| 4 | `delivery/dispatcher`, `delivery/lane` | Claims due deliveries and carries each through send, decide and settle. |
+| 4 | `delivery/` dispatcher, lane, carrying | Claims due deliveries and carries each through send, decide and settle. |
 | 3 | `delivery/` sender, wire, deadlines, egress | Each does a part of an attempt; none raises for what a target did. |
 | 3 | `store/` | The storage port: the verbs, what each guarantees, its errors. |
 | 3 | `store/sqlite/` | The verbs in SQL; the only SQL in the package. |

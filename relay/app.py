@@ -22,7 +22,8 @@ from relay.config import Address, Config, TlsFiles
 from relay.delivery.carrying import Attempted, Observer
 from relay.delivery.dispatcher import Dispatcher
 from relay.delivery.sender import Sender
-from relay.ingress import Ingress, Limits
+from relay.ingress import Ingress
+from relay.intake import Limits
 from relay.listener import Listener
 from relay.model import Target, TargetHealth, TargetState
 from relay.rules.secrets import log_secrets

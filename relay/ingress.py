@@ -9,18 +9,16 @@ import difflib
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
 import structlog
-from aiohttp import HttpVersion10, HttpVersion11, web
-from aiohttp.client_exceptions import ClientError
+from aiohttp import web
 
 from relay.ids import fresh_id
-from relay.listener import REFUSALS, invite_body, json_answer, peer_of
-from relay.model import Content, Event, Headers, IPNetwork, ReceivedRequest, Route, Source, VerifiedRequest
-from relay.rules.addresses import AddressRefusal, allowed, client_address, looks_like_a_proxy
+from relay.intake import RETRY_SOON, Intake, Limits, Turned, speaks_http_1
+from relay.listener import REFUSALS, json_answer, peer_of
+from relay.model import Content, Event, Headers, ReceivedRequest, Route, Source, VerifiedRequest
 from relay.rules.forwarding import MOST_HOPS, incoming_hops, storable_headers
 from relay.rules.rate import Bucket, Quota, spend, take
 from relay.rules.routing import taking, targets_of
@@ -34,12 +32,8 @@ NOBODY = "_unknown"
 """The source, in lines, of a request whose path is none's."""
 HEAVY_BODY = 256 * 1024
 """Bodies beyond this are verified in a thread, so that they do not hold up the others."""
-MEMORY = 64 * 1024 * 1024
-"""Bytes of bodies that may be in hand at once, over all connections."""
 LINES_A_SECOND = 20
 """Warnings of a kind, a second and source; the rest is counted in the next."""
-RETRY_SOON = 2
-"""Seconds that a sender is asked to wait when we are at fault."""
 
 log = structlog.get_logger()
 
@@ -52,26 +46,6 @@ class Counters(Protocol):
 
     def ingested(self, source: str, seconds: float) -> None:
         """A request took so long, from its head to its answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one request may take."""
-
-    max_body: int
-    body_timeout: timedelta
-    trusted_proxies: tuple[IPNetwork, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Turned:
-    """A request that is turned away: the answer, and the reason that only the log is told."""
-
-    status: int
-    reason: str
-    detail: str = ""
-    retry_after: int | None = None
-    closes: bool = False
 
 
 class _Lines:
@@ -89,16 +63,23 @@ class _Lines:
             log.warning(event, source=self._source, **fields(), **suppressed)
 
 
-class _Desk:
-    """One source with what is remembered between its requests."""
+class _Memory:
+    """What is remembered of a source between its requests, also when its config changes."""
 
-    def __init__(self, source: Source, routes: Sequence[Route], forwarded: frozenset[str]) -> None:
+    def __init__(self, source: str) -> None:
+        self.bucket = Bucket()
+        self.other_than_200 = 0
+        self.lines = _Lines(source)
+
+
+class _Desk:
+    """One source as its config has it; a request under way keeps the desk that it came to."""
+
+    def __init__(self, source: Source, routes: Sequence[Route], forwarded: frozenset[str], memory: _Memory) -> None:
         self.source = source
         self.routes = tuple(route for route in routes if source.name in route.sources)
         self.forwarded = forwarded
-        self.bucket = Bucket()
-        self.other_than_200 = 0
-        self.lines = _Lines(source.name)
+        self.memory = memory
 
 
 class Ingress:
@@ -116,19 +97,32 @@ class Ingress:
         limits: Limits,
         now: Callable[[], datetime],
     ) -> None:
-        self._desks = {source.path: _Desk(source, routes, forwarded) for source in sources}
+        self._memories: dict[str, _Memory] = {}
+        self._desks: dict[str, _Desk] = {}
+        self._intake = Intake(limits)
         self._store = store
         self._wake = wake
         self._counters = counters
-        self._limits = limits
         self._now = now
         self._strays = _Lines(NOBODY)
-        self._in_hand = 0
-        self._draining = False
+        self.change(sources, routes, forwarded=forwarded, limits=limits)
+
+    def change(
+        self, sources: Iterable[Source], routes: Sequence[Route], *, forwarded: frozenset[str], limits: Limits
+    ) -> None:
+        """Receive by this config from the next request on; those under way finish with what they began with.
+
+        Args:
+            forwarded: what any target asks for of the headers that are left out by default.
+        """
+        sources = tuple(sources)
+        self._memories = {source.name: self._memories.get(source.name) or _Memory(source.name) for source in sources}
+        self._desks = {source.path: _Desk(source, routes, forwarded, self._memories[source.name]) for source in sources}
+        self._intake.limits = limits
 
     def drain(self) -> None:
         """Turn every further request away."""
-        self._draining = True
+        self._intake.draining = True
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
@@ -140,11 +134,11 @@ class Ingress:
         try:
             answer = await self._receive(request, desk)
         except StoreUnavailable as error:
-            answer = _Turned(503, "store_unavailable", str(error), RETRY_SOON)
+            answer = Turned(503, "store_unavailable", str(error), RETRY_SOON)
         except Exception as error:  # a bug of ours: told, counted, and answered like an outage
             log.error("request.failed", source=desk.source.name, exc_info=error)
-            answer = _Turned(503, "internal", type(error).__name__, RETRY_SOON)
-        if isinstance(answer, _Turned):
+            answer = Turned(503, "internal", type(error).__name__, RETRY_SOON)
+        if isinstance(answer, Turned):
             self._refused(desk, answer, request)
             response = _turned_away(answer)
             if "Expect" in request.headers and not request.content.is_eof():
@@ -156,8 +150,8 @@ class Ingress:
         return response
 
     def _elsewhere(self, request: web.BaseRequest, path: str) -> web.Response:
-        if request.version not in (HttpVersion10, HttpVersion11):
-            return _turned_away(_Turned(505, "http_version", closes=True))
+        if not speaks_http_1(request):
+            return _turned_away(Turned(505, "http_version", closes=True))
         if path != HEALTH_PATH:
             return self._stray(request, path)
         if request.method not in ("GET", "HEAD"):
@@ -166,7 +160,7 @@ class Ingress:
 
     def _stray(self, request: web.BaseRequest, path: str) -> web.Response:
         """Refuse a path that is no source's; it may be a mistyped one and most of a secret, so it is not told."""
-        turned = _Turned(404, "unknown_path")
+        turned = Turned(404, "unknown_path")
         if request.method == "POST":
             self._strays.tell("request.refused", lambda: self._why(turned, request) | self._near(path))
         else:
@@ -178,104 +172,38 @@ class Ingress:
         near = difflib.get_close_matches(path[:256], self._desks, 1, 0.8)
         return {"detail": f"like that of source {self._desks[near[0]].source.name}"} if near else {}
 
-    async def _receive(self, request: web.BaseRequest, desk: _Desk) -> web.Response | _Turned:
+    async def _receive(self, request: web.BaseRequest, desk: _Desk) -> web.Response | Turned:
         """The path of one webhook, in order."""
         began = time.perf_counter()
         headers: Headers = tuple(request.headers.items())
-        remote = self._check_head(request, desk)
-        if isinstance(remote, _Turned):
+        remote = self._intake.check_head(request, desk.source)
+        if isinstance(remote, Turned):
             return remote
         refusal = prove_headers(headers, desk.source.check)
         if refusal is not None and desk.source.enforce:
-            return _Turned(401, refusal.reason, refusal.detail)
-        body = self._check_room(request, desk) or await self._read(request)
-        if isinstance(body, _Turned):
+            return Turned(401, refusal.reason, refusal.detail)
+        body = self._intake.check_room(request) or self._check_rate(desk) or await self._intake.read(request)
+        if isinstance(body, Turned):
             return body
         verified = await self._verify(ReceivedRequest(headers, body, remote), desk)
         if isinstance(verified, Refusal):
-            return _Turned(401, verified.reason, verified.detail)
+            return Turned(401, verified.reason, verified.detail)
         hops = incoming_hops(headers)
         if hops is not None and hops > MOST_HOPS:
-            return _Turned(508, "loop", f"relay-hops is {hops}")
+            return Turned(508, "loop", f"relay-hops is {hops}")
         if hops is None:
-            desk.lines.tell("request.bad_hops", lambda: {"reason": "relay-hops is no number and counts as 0"})
+            desk.memory.lines.tell("request.bad_hops", lambda: {"reason": "relay-hops is no number and counts as 0"})
         event, targets = self._name(verified, desk, hops or 0)
         accepted = await self._store.accept(event, targets)
         if not accepted.duplicate:
             self._wake(targets)
         return self._accepted(desk.source, event, accepted, targets, verified, began)
 
-    def _check_head(self, request: web.BaseRequest, desk: _Desk) -> str | _Turned:
-        """What the head alone decides; returns the client's address."""
-        if request.version not in (HttpVersion10, HttpVersion11):
-            return _Turned(505, "http_version", closes=True)
-        if request.method != "POST":
-            return _Turned(405, "method")
-        if self._draining:
-            return _Turned(503, "draining", retry_after=RETRY_SOON, closes=True)
-        remote = self._client(request)
-        if isinstance(remote, AddressRefusal):
-            return _Turned(remote.status, remote.reason)
-        if desk.source.allow_ips and not allowed(remote, desk.source.allow_ips):
-            return _Turned(403, "ip_not_allowed", self._whence(remote))
-        return remote
-
-    def _whence(self, client: str) -> str:
-        """The address that is not allowed, and the usual reason why a genuine sender's is not."""
-        if self._limits.trusted_proxies or not looks_like_a_proxy(client):
-            return f"client {client}"
-        return f"client {client} looks like a proxy of yours: name its network in server.trusted_proxies"
-
-    def _client(self, request: web.BaseRequest) -> str | AddressRefusal:
-        lines = request.headers.getall("X-Forwarded-For", ())
-        return client_address(peer_of(request), lines, self._limits.trusted_proxies)
-
-    def _check_room(self, request: web.BaseRequest, desk: _Desk) -> _Turned | None:
-        """Whether the body may come: its coding, its declared length, the source's rate, our memory."""
-        coding = request.headers.get("Transfer-Encoding")
-        if coding is not None and coding.strip().lower() != "chunked":
-            return _Turned(400, "transfer_encoding", closes=True)
-        length = request.content_length or 0
-        if length > self._limits.max_body:
-            return self._too_large()
-        if desk.source.rate is not None:
-            desk.bucket, wait = take(desk.bucket, desk.source.rate, self._now())
-            if wait is not None:
-                return _Turned(429, "rate", retry_after=-(-wait // timedelta(seconds=1)))
-        if self._in_hand + length > MEMORY:
-            return _Turned(503, "memory", retry_after=RETRY_SOON, closes=True)
-        return None
-
-    async def _read(self, request: web.BaseRequest) -> bytes | _Turned:
-        """The body, within its deadline and size; more is not read. It is asked for where the sender waits for that."""
-        parts: list[bytes] = []
-        size = 0
-        try:
-            if not await invite_body(request):
-                return _Turned(417, "expect", closes=True)
-            if request.content.is_eof():  # it came whole with its head, as nearly all do
-                body = request.content.read_nowait()
-                is_small = len(body) <= self._limits.max_body
-                return body if is_small else self._too_large()
-            async with asyncio.timeout(self._limits.body_timeout.total_seconds()):
-                while part := await request.content.readany():
-                    size += len(part)
-                    self._in_hand += len(part)
-                    if size > self._limits.max_body:
-                        return self._too_large()
-                    if self._in_hand > MEMORY:
-                        return _Turned(503, "memory", retry_after=RETRY_SOON, closes=True)
-                    parts.append(part)
-        except TimeoutError:
-            return _Turned(408, "body_timeout", f"{size} bytes came", closes=True)
-        except (web.RequestPayloadError, ClientError, OSError) as error:
-            return _Turned(400, "broken_body", type(error).__name__, closes=True)
-        finally:
-            self._in_hand -= size
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def _too_large(self) -> _Turned:
-        return _Turned(413, "too_large", f"limit {self._limits.max_body}", closes=True)
+    def _check_rate(self, desk: _Desk) -> Turned | None:
+        if desk.source.rate is None:
+            return None
+        desk.memory.bucket, wait = take(desk.memory.bucket, desk.source.rate, self._now())
+        return None if wait is None else Turned(429, "rate", retry_after=-(-wait // timedelta(seconds=1)))
 
     async def _verify(self, request: ReceivedRequest, desk: _Desk) -> VerifiedRequest | Refusal:
         source = desk.source
@@ -284,7 +212,7 @@ class Ingress:
         else:
             found = verify(request, source.check, self._now())
         if isinstance(found, Refusal) and not source.enforce:
-            desk.lines.tell("request.unproven", lambda: {"reason": found.reason, "detail": found.detail})
+            desk.memory.lines.tell("request.unproven", lambda: {"reason": found.reason, "detail": found.detail})
             return unproven(request)
         return found
 
@@ -346,14 +274,14 @@ class Ingress:
         answer = {"id": accepted.event_id, "duplicate": accepted.duplicate}
         return json_answer(200 if accepted.duplicate else source.status, json.dumps(answer).encode())
 
-    def _refused(self, desk: _Desk, turned: _Turned, request: web.BaseRequest) -> None:
+    def _refused(self, desk: _Desk, turned: Turned, request: web.BaseRequest) -> None:
         """Count a refusal and tell of it."""
         self._counters.event_received(desk.source.name, "refused")
-        desk.lines.tell("request.refused", lambda: self._why(turned, request))
+        desk.memory.lines.tell("request.refused", lambda: self._why(turned, request))
 
-    def _why(self, turned: _Turned, request: web.BaseRequest) -> dict[str, object]:
+    def _why(self, turned: Turned, request: web.BaseRequest) -> dict[str, object]:
         """What a line says of a refusal."""
-        client = self._client(request)
+        client = self._intake.client(request)
         why: dict[str, object] = {"detail": turned.detail} if turned.detail else {}
         remote = client if isinstance(client, str) else peer_of(request)
         return {"status": turned.status, "reason": turned.reason, "remote": remote, **why}
@@ -363,17 +291,18 @@ class Ingress:
         is somebody with a browser."""
         if status == 405:
             return
-        desk.other_than_200 = 0 if status == 200 else desk.other_than_200 + 1
-        if desk.source.gives_up_after is not None and desk.other_than_200 == desk.source.gives_up_after:
+        memory, source = desk.memory, desk.source
+        memory.other_than_200 = 0 if status == 200 else memory.other_than_200 + 1
+        if source.gives_up_after is not None and memory.other_than_200 == source.gives_up_after:
             log.error(
                 "source.may_be_switched_off",
-                source=desk.source.name,
-                reason=f"{desk.other_than_200} answers other than 200 in a row: the sender may have disabled the URL",
-                advice=desk.source.revival,
+                source=source.name,
+                reason=f"{memory.other_than_200} answers other than 200 in a row: the sender may have disabled the URL",
+                advice=source.revival,
             )
 
 
-def _turned_away(turned: _Turned) -> web.Response:
+def _turned_away(turned: Turned) -> web.Response:
     answer = json_answer(
         turned.status,
         REFUSALS[turned.status],
