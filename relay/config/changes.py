@@ -8,8 +8,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from relay.config.checks import is_loopback
+from relay.config.problems import KeyPath, key_text
 from relay.config.settings import Config
 from relay.model import Route, Source, Target
+
+_TLS: KeyPath = ("server", "tls")
+_TOKEN: KeyPath = ("admin", "token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ def changes(running: Config, wanted: Config) -> Changes:
         sources=_named(running.sources, wanted.sources),
         targets=_named(running.targets, wanted.targets),
         routes=_named(running.routes, wanted.routes),
-        needs_restart=_needs_restart(running, wanted),
+        needs_restart=tuple(key_text(path) for path in _needs_restart(running, wanted)),
     )
 
 
@@ -62,32 +66,29 @@ def runnable(running: Config, wanted: Config) -> Config:
         server=replace(
             wanted.server,
             listen=running.server.listen,
-            tls=running.server.tls if "server.tls" in kept else wanted.server.tls,
+            tls=running.server.tls if _TLS in kept else wanted.server.tls,
         ),
         admin=replace(
             wanted.admin,
             listen=running.admin.listen,
-            token=running.admin.token if "admin.token" in kept else wanted.admin.token,
+            token=running.admin.token if _TOKEN in kept else wanted.admin.token,
         ),
         store=replace(wanted.store, url=running.store.url),
     )
 
 
-def _needs_restart(running: Config, wanted: Config) -> tuple[str, ...]:
+def _needs_restart(running: Config, wanted: Config) -> list[KeyPath]:
     """The keys whose wanted value cannot be taken up now. A token is taken away only from an admin listener that only
     this machine can reach: where the listener stays open until a restart, so does its lock."""
-    differs = {
-        "server.listen": running.server.listen != wanted.server.listen,
-        "server.tls": (running.server.tls is None) is not (wanted.server.tls is None),
-        "admin.listen": running.admin.listen != wanted.admin.listen,
-        "admin.token": (
-            running.admin.token is not None
-            and wanted.admin.token is None
-            and not is_loopback(running.admin.listen.host)
-        ),
-        "store.url": running.store.url != wanted.store.url,
+    is_unlocked = running.admin.token is not None and wanted.admin.token is None
+    differs: dict[KeyPath, bool] = {
+        ("server", "listen"): running.server.listen != wanted.server.listen,
+        _TLS: (running.server.tls is None) is not (wanted.server.tls is None),
+        ("admin", "listen"): running.admin.listen != wanted.admin.listen,
+        _TOKEN: is_unlocked and not is_loopback(running.admin.listen.host),
+        ("store", "url"): running.store.url != wanted.store.url,
     }
-    return tuple(key for key, does in differs.items() if does)
+    return [path for path, does in differs.items() if does]
 
 
 def _named(running: Iterable[Source | Target | Route], wanted: Iterable[Source | Target | Route]) -> NameChanges:

@@ -147,7 +147,7 @@ async def test_a_request_under_way_at_a_stop_is_finished(start: Start) -> None:
         await wire.send(request("/hooks/open", BODY, {"Expect": "100-continue"})[: -len(BODY)])
         assert (await wire.answer()).status == 100
         stopping = asyncio.create_task(relay.app.stop())
-        await until(lambda: relay.app._ingress._draining)
+        await until(lambda: relay.app._ingress._intake.draining)
         await wire.send(BODY)
         answer = await wire.answer()
         await stopping
