@@ -7,8 +7,10 @@ The map. Imports point down only, siblings on a floor do not import each other, 
 | 7 | `cli/` | Turns argv into a call; one module a family of verbs. |
 | 6 | `process` | Runs the app as a process: its log, its signals, its exit code. |
 | 6 | `app` | Builds every object once, starts it, takes it down in order. |
+| 6 | `watching` | Has the config reloaded when its files hold another content. |
+| 6 | `reloading` | Takes up another config while everything runs, whole or not at all. |
 | 5 | `ingress` | Receives a webhook: read, verify, route, accept, answer. |
-| 5 | `admin/` | Shows and steers: health, metrics, the API of the targets. |
+| 5 | `admin/` | Shows and steers: health, metrics, the API of the targets, the reload. |
 | 5 | `config/` | Reads the YAML into frozen, fully checked values; every refusal names its place. |
 | 5 | `telemetry/` | Logs and metrics: set-up, redaction, the bounded writer, who is told what. |
 | 4 | `intake` | Judges a request's head and reads its body, within our limits. |

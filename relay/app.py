@@ -6,10 +6,8 @@ leaves nothing behind and never hangs; a stop loses nothing, whether it is asked
 
 import asyncio
 import contextlib
-import hashlib
-import json
-import ssl
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import SystemRandom
@@ -17,21 +15,31 @@ from random import SystemRandom
 import structlog
 
 from relay import __version__
-from relay.admin import Admin, TargetCalls, refuse
-from relay.config import Address, Config, TlsFiles
+from relay.admin import Admin, TargetCalls, refuse, reload_calls
+from relay.config import Address, Config
 from relay.delivery.carrying import Attempted, Observer
 from relay.delivery.dispatcher import Dispatcher
 from relay.delivery.sender import Sender
 from relay.ingress import Ingress
-from relay.intake import Limits
-from relay.listener import Listener
+from relay.listener import Certificate, Listener, tls_context
 from relay.model import Target, TargetHealth, TargetState
-from relay.rules.secrets import log_secrets
+from relay.reloading import (
+    Parts,
+    Reloading,
+    digests,
+    forwarded,
+    hide_secrets,
+    key_headers,
+    limits,
+    tell_unknown,
+)
+from relay.rules.egress import EgressPolicy
 from relay.store import Backlog, StoreUnavailable
 from relay.store.sqlite import SqliteStore
 from relay.telemetry.logs import LogPipe
 from relay.telemetry.metrics import Metrics, TargetGauges
 from relay.telemetry.reporter import Reporter
+from relay.watching import Watch
 
 FINE, FAILURE = 0, 1
 """Exit codes of a relay that was asked to stop, and of one that could not go on."""
@@ -49,8 +57,19 @@ log = structlog.get_logger()
 class App:
     """One relay. `start`, then `stop` once; both inside one event loop."""
 
-    def __init__(self, config: Config, *, new_store: bool = False, observer: Observer | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        new_store: bool = False,
+        observer: Observer | None = None,
+        environ: Mapping[str, str] = os.environ,
+    ) -> None:
+        """`environ` is where a reload finds the variables that the config names."""
         self._config = config
+        self._environ = environ
+        self._pipe: LogPipe | None = None
+        self._key_headers = key_headers(config.sources)
         self._new_store = new_store
         self._also = observer
         self._metrics = Metrics(__version__)
@@ -67,6 +86,7 @@ class App:
         self._hooks: Listener | None = None
         self._stuck = False
         self._admin: Listener | None = None
+        self._reloading: Reloading
 
     @property
     def hooks_address(self) -> tuple[str, int]:
@@ -87,8 +107,8 @@ class App:
 
     def watch_log(self, pipe: LogPipe) -> None:
         """Count what the log drops, and keep every secret of the config out of it."""
-        config = self._config
-        pipe.hide(log_secrets(config.sources, config.targets, config.admin.token))
+        self._pipe = pipe
+        hide_secrets(pipe, self._config)
         self._metrics.watch(log_dropped=lambda: pipe.dropped, http_malformed=lambda: pipe.malformed)
 
     async def start(self) -> None:
@@ -114,7 +134,7 @@ class App:
         self._dispatcher = Dispatcher(
             config.targets,
             self._store,
-            sender=self._sender,
+            sender=lambda target: self._sender(target, config.egress),
             observer=_Both(self._reporter, self._also) if self._also else self._reporter,
             supervisor=self._reporter,
             now=_now,
@@ -126,11 +146,11 @@ class App:
         self._ingress = Ingress(
             config.sources,
             config.routes,
-            forwarded=frozenset().union(*(target.forward_headers for target in config.targets)),
+            forwarded=forwarded(config.targets),
             store=self._store,
             wake=self._dispatcher.wake,
             counters=self._metrics,
-            limits=Limits(config.server.max_body, config.server.body_timeout, config.server.trusted_proxies),
+            limits=limits(config.server),
             now=_now,
         )
         self._metrics.watch(gauges=self._gauges, store_bytes=self._store.size)
@@ -150,7 +170,7 @@ class App:
         configured = {target.name for target in self._config.targets}
         for name, held in self._store.waiting().items():
             if name not in configured:
-                log.warning("target.unknown", target=name, held=held, reason="not in the config: held until it is back")
+                tell_unknown(name, held)
         for source, at in (await self._store.last_received()).items():
             self._metrics.source_seen(source, at)
 
@@ -160,18 +180,19 @@ class App:
             log.critical("store.unavailable", reason="the writing task has ended by a fault of ours")
             self._fail()
 
-    def _sender(self, target: Target) -> Sender:
-        key_headers = {source.name: source.key_header for source in self._config.sources}
-        return Sender(target, self._config.egress, key_headers=key_headers, user_agent=f"relay/{__version__}", now=_now)
+    def _sender(self, target: Target, egress: EgressPolicy) -> Sender:
+        return Sender(target, egress, key_headers=self._key_headers, user_agent=f"relay/{__version__}", now=_now)
 
     async def _listen(self) -> None:
         server, admin = self._config.server, self._config.admin
+        files = server.tls
+        certificate = None if files is None else Certificate(tls_context(files.cert, files.key))
         self._hooks = await Listener.open(
             self._ingress.handle,
             server.listen.host,
             server.listen.port,
             header_timeout=server.header_timeout,
-            tls=None if server.tls is None else tls_context(server.tls),
+            tls=None if certificate is None else certificate.context,
         )
         calls = Admin(
             self._dispatcher,
@@ -181,10 +202,39 @@ class App:
             hosts=_names_of(admin.listen),
             unready=self.unready,
             render_metrics=self._render_metrics,
+            calls=reload_calls(self._reload),
         )
         self._admin = await Listener.open(
             calls.handle, admin.listen.host, admin.listen.port, header_timeout=server.header_timeout, refuse=refuse
         )
+        parts = Parts(
+            self._dispatcher,
+            self._ingress,
+            calls,
+            (self._hooks, self._admin),
+            certificate,
+            self._metrics,
+            self._pipe,
+            self._key_headers,
+            self._store.waiting,
+        )
+        self._reloading = Reloading(self._config, parts, environ=self._environ, sender=self._sender, adopt=self._adopt)
+
+    def _adopt(self, config: Config) -> None:
+        """What is read of the config when it is needed, as retention and `drain_timeout`, is the new one's."""
+        self._config = config
+
+    async def _reload(self) -> dict[str, object]:
+        return await self._reloading.reload_for_api()
+
+    def heed_reloads(self, asked: asyncio.Event) -> None:
+        """Reload each time that it is asked; what is asked while one is under way is one more."""
+        self._dispatcher.look_after("config reload", lambda: self._reloading.reload_whenever(asked))
+
+    def watch_config(self) -> None:
+        """Reload by itself when the content of the config's files changes."""
+        watch = Watch(self._reloading, is_ready=lambda: self._store.condition().writable)
+        self._dispatcher.look_after("config watch", watch.run)
 
     async def stop(self) -> None:
         """Close the port, finish requests, give attempts under way `drain_timeout`, record it all, close the store."""
@@ -301,19 +351,6 @@ def _now() -> datetime:
 def store_path(url: str) -> Path:
     """The file of a `sqlite:///` URL, whole, so that every message says where it is."""
     return Path(url.removeprefix("sqlite:///")).absolute()
-
-
-def tls_context(files: TlsFiles) -> ssl.SSLContext:
-    """The server side of TLS, 1.2 or newer."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(files.cert, files.key)
-    return context
-
-
-def digests(target: Target) -> tuple[str, str]:
-    """Digests of a target's URL and of its headers: a change of either is worth a probe."""
-    headers = json.dumps(target.headers)
-    return tuple(hashlib.blake2b(text.encode(), digest_size=16).hexdigest() for text in (target.url, headers))  # type: ignore[return-value]
 
 
 def _names_of(address: Address) -> frozenset[str]:

@@ -9,6 +9,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from aiohttp import HttpVersion11, http_parser, web
@@ -112,6 +113,10 @@ class PlainServer(web.Server):
         connection.refuse = self.refuse
         return connection
 
+    def change(self, **settings: Any) -> None:
+        """Use these of aiohttp's settings for connections that are made from now on."""
+        self._kwargs.update(settings)
+
     def _make_request(self, message: Any, payload: Any, protocol: Any, *rest: Any) -> web.BaseRequest:
         protocol._under_way = payload  # noqa: SLF001 - our own connection
         return super()._make_request(message, payload, protocol, *rest)
@@ -125,6 +130,39 @@ class PlainServer(web.Server):
         end = self._loop.time() + patience
         while self._loop.time() < end and self._is_busy():  # noqa: ASYNC110 - an event would cost every request
             await asyncio.sleep(0.01)
+
+
+class Certificate:
+    """What a listener proves itself with; it can be exchanged while the listener serves.
+
+    One context cannot take another pair safely: where the second file fails, the first is in already. So the listener
+    keeps one context, and each handshake is handed to the one that was loaded last, whole.
+    """
+
+    def __init__(self, served: ssl.SSLContext) -> None:
+        self.context = tls_context()
+        self.context.sni_callback = self._choose
+        self._served = served
+
+    def exchange(self, served: ssl.SSLContext) -> None:
+        """Prove with this one from the next handshake on."""
+        self._served = served
+
+    def _choose(self, connection: ssl.SSLSocket | ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        """Called in every handshake, also where the client names no host."""
+        connection.context = self._served
+
+
+def tls_context(cert: Path | None = None, key: Path | None = None) -> ssl.SSLContext:
+    """The server side of TLS, 1.2 or newer.
+
+    Raises:
+        OSError: the pair cannot be read or does not fit.
+    """
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    if cert is not None:
+        context.load_cert_chain(cert, key)
+    return context
 
 
 MALFORMED = b'{"error": "malformed request"}'
@@ -226,6 +264,10 @@ class Listener:
             await runner.cleanup()
             raise CannotListen(_why(host, port, error)) from None
         return cls(runner, server)
+
+    def change(self, *, header_timeout: timedelta) -> None:
+        """Give connections that are made from now on another deadline."""
+        self._server.change(keepalive_timeout=header_timeout.total_seconds())
 
     @property
     def addresses(self) -> list[tuple[str, int]]:

@@ -1,7 +1,7 @@
 """Runs the app as a process: its log, its event loop, its signals, its exit code.
 
 Law: the first signal stops tidily, the second leaves at once, and both lose nothing; a refused start says why in
-one line and ends.
+one line and ends. SIGHUP has the config read again, and ends the process at no time.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from relay import __version__
 from relay.app import FAILURE, App
 from relay.config import Config
 from relay.listener import CannotListen, has_native_parser
+from relay.reloading import tell_warnings
 from relay.store import StoreError, StoreInUse
 from relay.telemetry.logs import LogPipe, start_logging
 
@@ -27,14 +28,15 @@ CANNOT_LISTEN, STORE_UNUSABLE, STORE_IN_USE = 69, 74, 75
 log = structlog.get_logger()
 
 
-def run(config: Config, *, new_store: bool = False) -> int:
-    """Serve until a signal says stop; returns the exit code of the process."""
+def run(config: Config, *, new_store: bool = False, watch: bool = False) -> int:
+    """Serve until a signal says stop; returns the exit code of the process. `watch` has the config reloaded when the
+    content of its files changes."""
     if sys.stdout is None:  # closed by whoever started it: the log still must go somewhere
         sys.stdout = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lives
     pipe = start_logging(config.log.level, config.log.format, sys.stdout)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(_serve(config, pipe, new_store=new_store))
+            return runner.run(_serve(config, pipe, new_store=new_store, watch=watch))
     except StoreError as error:
         return _refuse_start(error, STORE_IN_USE if isinstance(error, StoreInUse) else STORE_UNUSABLE)
     except CannotListen as error:
@@ -43,14 +45,23 @@ def run(config: Config, *, new_store: bool = False) -> int:
         pipe.close()
 
 
-async def _serve(config: Config, pipe: LogPipe, *, new_store: bool) -> int:
-    asked = asyncio.Event()
-    _heed_signals(asked, pipe)
+async def _serve(config: Config, pipe: LogPipe, *, new_store: bool, watch: bool) -> int:
+    asked, hung_up = asyncio.Event(), asyncio.Event()
+    _heed_signals(asked, hung_up, pipe)
+    try:
+        return await _serve_until(asked, hung_up, config, pipe, new_store=new_store, watch=watch)
+    finally:
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+async def _serve_until(
+    asked: asyncio.Event, hung_up: asyncio.Event, config: Config, pipe: LogPipe, *, new_store: bool, watch: bool
+) -> int:
     if not has_native_parser():
         log.critical("relay.start_refused", reason="aiohttp lacks its native parser; install a wheel of it")
         return FAILURE
-    for warning in config.warnings:
-        log.warning("config.warning", reason=warning.at(config.path))
+    tell_warnings(config)
     app = App(config, new_store=new_store)
     app.watch_log(pipe)
     await app.start()
@@ -66,6 +77,9 @@ async def _serve(config: Config, pipe: LogPipe, *, new_store: bool) -> int:
         store=config.store.url,
         pid=os.getpid(),
     )
+    app.heed_reloads(hung_up)
+    if watch:
+        app.watch_config()
     code = await app.run_until(asked)
     log.info("relay.stopped", exit_code=code)
     if app.is_stuck:
@@ -85,8 +99,9 @@ def _settle_memory() -> None:
     gc.set_threshold(50_000, 20, 50)
 
 
-def _heed_signals(asked: asyncio.Event, pipe: LogPipe) -> None:
-    """The first signal asks to stop, the second leaves at once: what is in the store is safe."""
+def _heed_signals(asked: asyncio.Event, hung_up: asyncio.Event, pipe: LogPipe) -> None:
+    """The first signal asks to stop, the second leaves at once: what is in the store is safe. SIGHUP asks for a reload,
+    which a start under way makes when it is done."""
     loop = asyncio.get_running_loop()
 
     def stop(number: signal.Signals) -> None:
@@ -100,10 +115,7 @@ def _heed_signals(asked: asyncio.Event, pipe: LogPipe) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
-    loop.add_signal_handler(
-        signal.SIGHUP,
-        lambda: log.warning("config.reload_refused", reason="this version takes a new config at a restart only"),
-    )
+    loop.add_signal_handler(signal.SIGHUP, hung_up.set)
 
 
 def _loop_factory() -> "type[asyncio.AbstractEventLoop] | None":

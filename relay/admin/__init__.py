@@ -13,12 +13,13 @@ from aiohttp import HttpVersion10, HttpVersion11, web
 
 from relay.admin.answers import SAFE, Problem, shown
 from relay.admin.calls import Call, Calls
+from relay.admin.reload import reload_calls
 from relay.admin.targets import TargetCalls
 from relay.delivery.dispatcher import Dispatcher, UnknownTarget
 from relay.model import Secret
 from relay.store import Backlog, Store, StoreUnavailable
 
-__all__ = ["Admin", "Call", "TargetCalls", "refuse"]
+__all__ = ["Admin", "Call", "Problem", "TargetCalls", "refuse", "reload_calls"]
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
@@ -53,6 +54,10 @@ class Admin:
         self._denied = 0
         self._open: dict[str, Callable[[], web.Response]] = {"/healthz": self._healthz, "/readyz": self._readyz}
         self._calls = Calls((Call("GET", "/metrics", self._metrics), *targets.calls(), *calls))
+
+    def change(self, *, token: Secret | None) -> None:
+        """Let in by this token from the next call on."""
+        self._token = token
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one call."""

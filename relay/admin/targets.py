@@ -48,9 +48,9 @@ class TargetCalls:
         return [name for name in self._waiting() if name not in self._dispatcher.targets]
 
     async def _list(self, _: web.BaseRequest) -> web.Response:
-        names = list(self._dispatcher.targets)
-        backlog = await self._store.backlog(names)
-        views = [target_view(self._dispatcher.health(one.target), one, self._now()) for one in backlog]
+        healths = {name: self._dispatcher.health(name) for name in self._dispatcher.targets}
+        backlog = await self._store.backlog(list(healths))
+        views = [target_view(healths[one.target], one, self._now()) for one in backlog]
         return shown({"targets": [*views, *await self._strangers()]})
 
     async def _strangers(self) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import IO, Any
 
@@ -20,7 +21,7 @@ from aiohttp.web import RequestPayloadError
 from relay.telemetry.lines import Entry, Renderer, clip, console_lines, describe, json_lines
 from relay.telemetry.pipe import LogPipe
 
-__all__ = ["FORMATS", "LEVELS", "LogPipe", "RelayLogger", "clip", "set_level", "start_logging"]
+__all__ = ["FORMATS", "LEVELS", "LogPipe", "RelayLogger", "clip", "set_format", "set_level", "start_logging"]
 
 LEVELS: Mapping[str, int] = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 FORMATS = ("auto", "json", "console")
@@ -33,6 +34,7 @@ class _Outlet:
         self.threshold = 0
         self.pipe: LogPipe | None = None
         self.render: Renderer = json_lines(time.time)
+        self.renderer: Callable[[str], Renderer] = lambda _: self.render
 
     def msg(self, line: str) -> None:
         if self.pipe is not None:
@@ -107,6 +109,11 @@ def set_level(level: str) -> None:
     if level not in LEVELS:
         raise ValueError(f"unknown log level {level!r}")
     _OUTLET.threshold = LEVELS[level]
+
+
+def set_format(format: str) -> None:  # noqa: A002 - the YAML's word
+    """Change the format of every logger, as a reload does. Raises ValueError for a format that is not in `FORMATS`."""
+    _OUTLET.render = _OUTLET.renderer(format)
 
 
 def _message(record: logging.LogRecord) -> str:
@@ -216,10 +223,9 @@ def _take_hooks() -> Callable[[], None]:
     return undo
 
 
-def _renderer(format: str, stream: IO[Any], now: Callable[[], float], environ: Mapping[str, str]) -> Renderer:  # noqa: A002
+def _renderer(format: str, *, terminal: bool, now: Callable[[], float], environ: Mapping[str, str]) -> Renderer:  # noqa: A002
     if format not in FORMATS:
         raise ValueError(f"unknown log format {format!r}")
-    terminal = stream.isatty()
     if format == "json" or (format == "auto" and not terminal):
         return json_lines(now)
     return console_lines(now, colours=terminal and not environ.get("NO_COLOR"))
@@ -239,10 +245,11 @@ def start_logging(
     `format` is `json`, `console`, or `auto`: console on a terminal, else JSON. Colours need a terminal and obey
     NO_COLOR. Raises ValueError for an unknown level or format.
     """
-    render = _renderer(format, stream, now, environ)
+    renderer = partial(_renderer, terminal=stream.isatty(), now=now, environ=environ)
+    render = renderer(format)
     set_level(level)
     pipe = LogPipe(stream)
-    _OUTLET.pipe, _OUTLET.render = pipe, render
+    _OUTLET.pipe, _OUTLET.render, _OUTLET.renderer = pipe, render, renderer
     structlog.configure(
         processors=_PROCESSORS,
         wrapper_class=RelayLogger,

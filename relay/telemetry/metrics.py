@@ -134,6 +134,8 @@ class Metrics:
         self._commit = Histogram(
             "relay_store_commit_seconds", "Length of a commit of the store.", buckets=_FAST, registry=registry
         )
+        self._reload = Gauge("relay_config_reload_success", "1 unless the last reload was refused.", registry=registry)
+        self._reload.set(1)
         Gauge("relay_build_info", "The running version.", ("version",), registry=registry).labels(version).set(1)
         ProcessCollector(registry=registry)
         self._kept = _Kept(now)
@@ -219,6 +221,14 @@ class Metrics:
     def committed(self, seconds: float) -> None:
         """Note how long the store took for a commit."""
         self._commit.observe(seconds)
+
+    def config_taken(self) -> None:
+        """The config runs as it was last asked to."""
+        self._reload.set(1)
+
+    def config_refused(self) -> None:
+        """A reload was refused: what runs is not what the file says."""
+        self._reload.set(0)
 
     def render(self) -> bytes:
         """Everything in Prometheus' text format, version 0.0.4."""

@@ -213,8 +213,9 @@ class Target:
 class Gateway:
     """A running relay."""
 
-    def __init__(self, app: App, log: io.BytesIO, store: Path, target: Target) -> None:
+    def __init__(self, app: App, log: io.BytesIO, store: Path, target: Target, config: Path) -> None:
         self.app = app
+        self.config = config
         self.store = store
         self.target = target
         self._log = log
@@ -243,6 +244,11 @@ class Gateway:
     ) -> Answer:
         """Call the admin listener."""
         return await self.raw(request(path, body, headers, method=method, host=host), at=self.admin)
+
+    async def reload(self, text: str, *, headers: Headers = AUTH) -> Answer:
+        """Put another text into the config file and ask for a reload."""
+        self.config.write_text(text)
+        return await self.call("/api/v1/reload", method="POST", headers=headers)
 
     async def log(self, event: str | None = None) -> list[dict[str, Any]]:
         """All lines so far (of one event); everything that was told before this call is among them."""
@@ -309,15 +315,16 @@ async def running(directory: Path, text: str, target: Target, **env: str) -> Asy
     path = directory / "config.yaml"
     path.write_text(text)
     path.chmod(0o600)
-    config = load(path, ENV | {"TARGET": target.url, "STORE": f"sqlite:///{directory}/relay.db"} | env)
+    environ = ENV | {"TARGET": target.url, "STORE": f"sqlite:///{directory}/relay.db"} | env
+    config = load(path, environ)
     log = io.BytesIO()
     pipe = start_logging("debug", "json", log)
     try:
-        app = App(config)
+        app = App(config, environ=environ)
         app.watch_log(pipe)
         await app.start()
         try:
-            yield Gateway(app, log, directory / "relay.db", target)
+            yield Gateway(app, log, directory / "relay.db", target, path)
         finally:
             await app.stop()
     finally:

@@ -1,0 +1,274 @@
+"""Takes up another config while everything runs.
+
+Law: a reload happens whole or not at all. What can fail comes first: the file is read and checked, the certificate
+loaded, the senders made, the targets' healths stored. The rest happens within one turn of the loop and cannot fail, so
+no request and no attempt ever sees half of a config. A refused one changes nothing and is told in one line.
+"""
+
+import asyncio
+import concurrent.futures
+import hashlib
+import json
+import ssl
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from threading import Thread
+from typing import TypeVar
+
+import structlog
+
+from relay.admin import Admin, Problem
+from relay.config import Changes, Config, ConfigRefused, Fingerprint, ServerSettings, changes, load, runnable
+from relay.delivery.carrying import SendsOne
+from relay.delivery.dispatcher import Dispatcher, Stopping
+from relay.ingress import Ingress
+from relay.intake import Limits
+from relay.listener import Certificate, Listener, tls_context
+from relay.model import Source, Target
+from relay.rules.egress import EgressPolicy
+from relay.rules.secrets import log_secrets
+from relay.store import StoreUnavailable
+from relay.telemetry.logs import LogPipe, clip, set_format, set_level
+from relay.telemetry.metrics import Metrics
+
+READING = timedelta(seconds=30)
+"""How long the files of a config may take; a disk or a pipe that hangs must not hold up the next reload for ever."""
+MOST_TOLD = 20
+"""Problems in a log line; the API tells them all."""
+
+Result = TypeVar("Result")
+
+log = structlog.get_logger()
+
+
+class ReloadRefused(Exception):
+    """Nothing was changed. `problems` are the config's own lines, none where the config is not to blame."""
+
+    def __init__(self, reason: str, problems: Iterable[str] = ()) -> None:
+        super().__init__(reason)
+        self.problems = tuple(problems)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a reload changes."""
+
+    dispatcher: Dispatcher
+    ingress: Ingress
+    admin: Admin
+    listeners: tuple[Listener, ...]
+    certificate: Certificate | None
+    metrics: Metrics
+    pipe: LogPipe | None
+    key_headers: dict[str, str | None]
+    """By source: the header that is its shared key. Read by every sender, for what was stored under it as well."""
+    waiting: Callable[[], Mapping[str, int]]
+    """How many deliveries wait, by target."""
+
+
+class Reloading:
+    """Reloads one relay; one reload at a time."""
+
+    def __init__(
+        self,
+        running: Config,
+        parts: Parts,
+        *,
+        environ: Mapping[str, str],
+        sender: Callable[[Target, EgressPolicy], SendsOne],
+        adopt: Callable[[Config], None],
+    ) -> None:
+        """`adopt` is told the config that runs from then on."""
+        self._running = running
+        self._parts = parts
+        self._environ = environ
+        self._sender = sender
+        self._adopt = adopt
+        self._one_at_a_time = asyncio.Lock()
+        self.seen: dict[Path, Fingerprint | None] = dict(running.files)
+        """The files that the config was last read from, with what they held, whether it was taken up or refused."""
+
+    async def reload(self) -> Changes:
+        """Read the config's file again and take it up; returns what has changed.
+
+        Raises:
+            ReloadRefused: nothing has changed.
+            StoreUnavailable: likewise; targets cannot be taken up now.
+        """
+        async with self._one_at_a_time:
+            try:
+                found = await self._take_up(await self._read())
+            except Exception as error:
+                self._refused(error)
+                raise
+            self._parts.metrics.config_taken()
+            tell_warnings(self._running)
+            self._tell_held(found.targets.removed)
+            log.info("config.reloaded", **found.shown())
+            return found
+
+    async def reload_whenever(self, asked: asyncio.Event) -> None:
+        """Reload each time that it is asked, for ever."""
+        while True:
+            await asked.wait()
+            asked.clear()
+            with suppress(ReloadRefused, StoreUnavailable):  # told already
+                await self.reload()
+
+    async def reload_for_api(self) -> dict[str, object]:
+        """What the API answers to a reload.
+
+        Raises:
+            Problem: it is refused; with all that is wrong where the config is to blame.
+            StoreUnavailable: nothing has changed.
+        """
+        try:
+            return (await self.reload()).shown()
+        except ReloadRefused as refused:
+            extra = {"problems": list(refused.problems)} if refused.problems else None
+            raise Problem(422 if refused.problems else 503, str(refused), extra=extra) from None
+
+    async def _read(self) -> Config:
+        path = self._running.path
+        try:
+            async with asyncio.timeout(READING.total_seconds()):
+                wanted = await aside(partial(load, path, self._environ))
+        except TimeoutError:
+            raise ReloadRefused(f"{path} could not be read within {READING.total_seconds():g} s") from None
+        except ConfigRefused as refused:
+            self.seen |= refused.files
+            raise _unfit(path, (problem.at(path) for problem in refused.problems)) from None
+        return wanted
+
+    async def _take_up(self, wanted: Config) -> Changes:
+        parts, running = self._parts, self._running
+        found, config = changes(running, wanted), runnable(running, wanted)
+        served = self._load_certificate(wanted)
+        try:
+            await parts.dispatcher.change(
+                config.targets,
+                {target.name: digests(target) for target in config.targets},
+                sender=lambda target: self._sender(target, config.egress),
+                rewired=() if config.egress == running.egress else [target.name for target in config.targets],
+                patience=config.server.drain_timeout,
+            )
+        except Stopping:
+            raise ReloadRefused("the relay is stopping") from None
+        except OSError as error:  # no descriptor left for a resolver
+            raise ReloadRefused(f"short of resources: {error.strerror or type(error).__name__}") from None
+        if parts.certificate is not None and served is not None:
+            parts.certificate.exchange(served)
+        self._swap(config)
+        self.seen = dict(wanted.files)
+        return found
+
+    def _load_certificate(self, config: Config) -> ssl.SSLContext | None:
+        files = config.server.tls
+        if files is None or self._parts.certificate is None:
+            return None
+        try:
+            return tls_context(files.cert, files.key)
+        except OSError as error:  # changed since it was checked a moment ago
+            reason = getattr(error, "reason", None) or error.strerror
+            raise _unfit(config.path, [f"{config.path}: certificate {files.cert} cannot be used: {reason}"]) from None
+
+    def _swap(self, config: Config) -> None:
+        """Let everything else go by the new config; nothing here waits or fails."""
+        parts, running = self._parts, self._running
+        if parts.pipe is not None:
+            hide_secrets(parts.pipe, running, config)
+            set_level(config.log.level)
+            set_format(config.log.format)
+        parts.key_headers.update(key_headers(config.sources))
+        parts.metrics.know((one.name for one in config.sources), (one.name for one in config.targets))
+        parts.ingress.change(
+            config.sources, config.routes, forwarded=forwarded(config.targets), limits=limits(config.server)
+        )
+        parts.admin.change(token=config.admin.token)
+        for listener in parts.listeners:
+            listener.change(header_timeout=config.server.header_timeout)
+        self._running = config
+        self._adopt(config)
+
+    def _tell_held(self, removed: Iterable[str]) -> None:
+        waiting = self._parts.waiting()
+        for name in removed:
+            if waiting.get(name):
+                tell_unknown(name, waiting[name])
+
+    def _refused(self, error: Exception) -> None:
+        """Tell that nothing has changed, and why."""
+        self._parts.metrics.config_refused()
+        fields: dict[str, object] = {"reason": str(error)}
+        if isinstance(error, ReloadRefused):
+            told = [clip(problem) for problem in error.problems[:MOST_TOLD]]
+            more = len(error.problems) - len(told)
+            if told:
+                fields["problems"] = [*told, f"and {more} more"] if more else told
+        elif not isinstance(error, StoreUnavailable):
+            fields = {"reason": "a fault of ours", "exc_info": error}
+        log.error("config.reload_refused", **fields)
+
+
+def _unfit(path: Path, problems: Iterable[str]) -> ReloadRefused:
+    lines = tuple(problems)
+    number = f"{len(lines)} problem{'s' if len(lines) > 1 else ''}"
+    return ReloadRefused(f"{path} has {number}; the config of before runs on", lines)
+
+
+def digests(target: Target) -> tuple[str, str]:
+    """Digests of a target's URL and of its headers: a change of either is worth a probe."""
+    headers = json.dumps(target.headers)
+    return tuple(hashlib.blake2b(text.encode(), digest_size=16).hexdigest() for text in (target.url, headers))  # type: ignore[return-value]
+
+
+def limits(server: ServerSettings) -> Limits:
+    """What one request may take."""
+    return Limits(server.max_body, server.body_timeout, server.trusted_proxies)
+
+
+def forwarded(targets: Iterable[Target]) -> frozenset[str]:
+    """What any target asks for of the headers that are left out by default."""
+    return frozenset[str]().union(*(target.forward_headers for target in targets))
+
+
+def key_headers(sources: Iterable[Source]) -> dict[str, str | None]:
+    """By source: the header that is its shared key."""
+    return {source.name: source.key_header for source in sources}
+
+
+def hide_secrets(pipe: LogPipe, *configs: Config) -> None:
+    """Keep every secret of these configs out of the log; what is under way may still tell of the one before."""
+    sources = [source for config in configs for source in config.sources]
+    targets = [target for config in configs for target in config.targets]
+    pipe.hide(frozenset[str]().union(*(log_secrets(sources, targets, config.admin.token) for config in configs)))
+
+
+def tell_warnings(config: Config) -> None:
+    """Tell what in a config is legal and risky."""
+    for warning in config.warnings:
+        log.warning("config.warning", reason=warning.at(config.path))
+
+
+def tell_unknown(target: str, held: int) -> None:
+    """Tell that deliveries wait for a target that the config does not name."""
+    log.warning("target.unknown", target=target, held=held, reason="not in the config: held until it is back")
+
+
+async def aside(call: Callable[[], Result]) -> Result:
+    """Call in a thread of its own, which keeps no process alive where the call hangs."""
+    future: concurrent.futures.Future[Result] = concurrent.futures.Future()
+    future.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except Exception as error:  # noqa: BLE001 - it is the caller's
+            future.set_exception(error)
+
+    Thread(target=run, name="relay-config", daemon=True).start()
+    return await asyncio.wrap_future(future)
