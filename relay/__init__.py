@@ -10,7 +10,8 @@ The map. Imports point down only, siblings on a floor do not import each other, 
 | 6 | `watching` | Has the config reloaded when its files hold another content. |
 | 6 | `reloading` | Takes up another config while everything runs, whole or not at all. |
 | 5 | `ingress` | Receives a webhook: read, verify, route, accept, answer. |
-| 5 | `admin/` | Shows and steers: health, metrics, the API of the targets, the reload. |
+| 5 | `refusals` | Keeps the requests that were turned away, for who asks why. |
+| 5 | `admin/` | Shows and steers: health, metrics, the API. |
 | 5 | `config/` | Reads the YAML into frozen, fully checked values; every refusal names its place. |
 | 5 | `telemetry/` | Logs and metrics: set-up, redaction, the bounded writer, who is told what. |
 | 4 | `intake` | Judges a request's head and reads its body, within our limits. |

@@ -15,7 +15,7 @@ from random import SystemRandom
 import structlog
 
 from relay import __version__
-from relay.admin import Admin, TargetCalls, refuse, reload_calls
+from relay.admin import Admin, EventCalls, TargetCalls, refuse, reload_calls
 from relay.config import Address, Config
 from relay.delivery.carrying import Attempted, Observer
 from relay.delivery.dispatcher import Dispatcher
@@ -23,6 +23,7 @@ from relay.delivery.sender import Sender
 from relay.ingress import Ingress
 from relay.listener import Certificate, Listener, tls_context
 from relay.model import Target, TargetHealth, TargetState
+from relay.refusals import Refusals
 from relay.reloading import (
     Parts,
     Reloading,
@@ -141,6 +142,7 @@ class App:
             rng=SystemRandom(),
         )
         self._reporter.count_held_by(self._store.pending)
+        self._refusals = Refusals(self._store.archive.keep_refusals, now=_now)
         await self._dispatcher.start({target.name: digests(target) for target in config.targets})
         self._closing.push_async_callback(self._finish_work)
         self._ingress = Ingress(
@@ -150,12 +152,14 @@ class App:
             store=self._store,
             wake=self._dispatcher.wake,
             counters=self._metrics,
+            refusals=self._refusals,
             limits=limits(config.server),
             now=_now,
         )
         self._metrics.watch(gauges=self._gauges, store_bytes=self._store.size)
         await self._listen()
         self._dispatcher.look_after("retention", self._prune_for_ever)
+        self._dispatcher.look_after("refusals", self._refusals.run)
 
     async def _tell_of_the_past(self) -> None:
         """What the store remembers and the config does not say: unsafe ground, deliveries of targets that are gone, and
@@ -194,15 +198,26 @@ class App:
             header_timeout=server.header_timeout,
             tls=None if certificate is None else certificate.context,
         )
+        archive = self._store.archive
+        events = EventCalls(
+            archive,
+            self._store,
+            self._dispatcher,
+            sources=lambda: self._config.sources,
+            routes=lambda: self._config.routes,
+            waiting=self._store.waiting,
+            flush_refusals=self._refusals.flush,
+            now=_now,
+        )
         calls = Admin(
             self._dispatcher,
             self._store,
-            TargetCalls(self._dispatcher, self._store, waiting=self._store.waiting, now=_now),
+            TargetCalls(self._dispatcher, self._store, archive, waiting=self._store.waiting, now=_now),
             token=admin.token,
             hosts=_names_of(admin.listen),
             unready=self.unready,
             render_metrics=self._render_metrics,
-            calls=reload_calls(self._reload),
+            calls=(*reload_calls(self._reload), *events.calls()),
         )
         self._admin = await Listener.open(
             calls.handle, admin.listen.host, admin.listen.port, header_timeout=server.header_timeout, refuse=refuse
@@ -263,6 +278,7 @@ class App:
         if self._hooks is not None:
             works.append(self._hooks.close(min(server.body_timeout + COMMIT, LONGEST_FINISH).total_seconds()))
         await asyncio.gather(*works)
+        await self._refusals.flush()
 
     async def run_until(self, asked: asyncio.Event) -> int:
         """Serve until asked to stop or unable to go on; returns the exit code."""

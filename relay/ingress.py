@@ -22,8 +22,10 @@ from relay.model import Content, Event, Headers, ReceivedRequest, Route, Source,
 from relay.rules.forwarding import MOST_HOPS, incoming_hops, storable_headers
 from relay.rules.rate import Bucket, Quota, spend, take
 from relay.rules.routing import taking, targets_of
+from relay.rules.secrets import harmless
 from relay.rules.verification import Refusal, prove_headers, unproven, verify
 from relay.store import Accepted, Store, StoreUnavailable
+from relay.store.archive import RefusedRequest
 
 HEALTH_PATH = "/healthz"
 NO_TYPE = "unknown"
@@ -46,6 +48,13 @@ class Counters(Protocol):
 
     def ingested(self, source: str, seconds: float) -> None:
         """A request took so long, from its head to its answer."""
+
+
+class KeepsRefusals(Protocol):
+    """Who keeps what was turned away."""
+
+    def refused(self, source: str, status: int, request: Callable[[], RefusedRequest]) -> None:
+        """A request of a source was turned away; `request` makes what is kept of it."""
 
 
 class _Lines:
@@ -94,6 +103,7 @@ class Ingress:
         store: Store,
         wake: Callable[[Iterable[str]], None],
         counters: Counters,
+        refusals: KeepsRefusals,
         limits: Limits,
         now: Callable[[], datetime],
     ) -> None:
@@ -103,6 +113,7 @@ class Ingress:
         self._store = store
         self._wake = wake
         self._counters = counters
+        self._refusals = refusals
         self._now = now
         self._strays = _Lines(NOBODY)
         self.change(sources, routes, forwarded=forwarded, limits=limits)
@@ -277,14 +288,31 @@ class Ingress:
     def _refused(self, desk: _Desk, turned: Turned, request: web.BaseRequest) -> None:
         """Count a refusal and tell of it."""
         self._counters.event_received(desk.source.name, "refused")
+        self._refusals.refused(desk.source.name, turned.status, lambda: self._kept(desk.source, turned, request))
         desk.memory.lines.tell("request.refused", lambda: self._why(turned, request))
+
+    def _kept(self, source: Source, turned: Turned, request: web.BaseRequest) -> RefusedRequest:
+        """What is kept of a refused request."""
+        return RefusedRequest(
+            received_at=self._now(),
+            source=source.name,
+            remote=self._remote(request),
+            status=turned.status,
+            reason=turned.reason,
+            detail=turned.detail,
+            size=request.content_length,
+            headers=harmless(tuple(request.headers.items())),
+        )
 
     def _why(self, turned: Turned, request: web.BaseRequest) -> dict[str, object]:
         """What a line says of a refusal."""
-        client = self._intake.client(request)
         why: dict[str, object] = {"detail": turned.detail} if turned.detail else {}
-        remote = client if isinstance(client, str) else peer_of(request)
-        return {"status": turned.status, "reason": turned.reason, "remote": remote, **why}
+        return {"status": turned.status, "reason": turned.reason, "remote": self._remote(request), **why}
+
+    def _remote(self, request: web.BaseRequest) -> str | None:
+        """Where a refused request came from, as far as that is known."""
+        client = self._intake.client(request)
+        return client if isinstance(client, str) else peer_of(request)
 
     def _watch_sender(self, desk: _Desk, status: int) -> None:
         """Say it once when a sender that gives up easily has had enough refusals to give up. One who does not even post

@@ -18,6 +18,7 @@ LONGEST = 256
 
 _SPAN = re.compile(r"([0-9]{1,9})(s|m|h|d)")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _MARK = re.compile(r"[0-9]{1,18}")
 
 Value = TypeVar("Value")
@@ -41,6 +42,8 @@ class Query:
         value = self._given.get(name)
         if value is not None and (not value or len(value) > LONGEST):
             raise Problem(400, f"{name} must have 1 to {LONGEST} characters")
+        if value is not None and _SURROGATE.search(value):
+            raise Problem(400, f"{name} is not UTF-8")
         return value
 
     def choice(self, name: str, known: tuple[str, ...]) -> str | None:

@@ -9,10 +9,11 @@ from aiohttp import web
 
 from relay.admin.answers import Problem, json_body, shown
 from relay.admin.calls import Call
-from relay.admin.views import target_view
+from relay.admin.views import by_outcome, target_view
 from relay.delivery.dispatcher import Dispatcher
 from relay.model import TargetHealth, TargetState
 from relay.store import Store
+from relay.store.archive import Archive
 
 LONGEST_REASON = 200
 
@@ -24,6 +25,7 @@ class TargetCalls:
         self,
         dispatcher: Dispatcher,
         store: Store,
+        archive: Archive,
         *,
         waiting: Callable[[], Iterable[str]],
         now: Callable[[], datetime],
@@ -31,6 +33,7 @@ class TargetCalls:
         """`waiting` names the targets for which deliveries wait."""
         self._dispatcher = dispatcher
         self._store = store
+        self._archive = archive
         self._waiting = waiting
         self._now = now
 
@@ -48,9 +51,12 @@ class TargetCalls:
         return [name for name in self._waiting() if name not in self._dispatcher.targets]
 
     async def _list(self, _: web.BaseRequest) -> web.Response:
-        healths = {name: self._dispatcher.health(name) for name in self._dispatcher.targets}
-        backlog = await self._store.backlog(list(healths))
-        views = [target_view(healths[one.target], one, self._now()) for one in backlog]
+        healths, now = {name: self._dispatcher.health(name) for name in self._dispatcher.targets}, self._now()
+        tally = await self._archive.tally(now)
+        views = [
+            target_view(healths[one.target], one, now, by_outcome(tally, one.target))
+            for one in await self._store.backlog(list(healths))
+        ]
         return shown({"targets": [*views, *await self._strangers()]})
 
     async def _strangers(self) -> list[dict[str, Any]]:
@@ -71,7 +77,8 @@ class TargetCalls:
 
     async def _shown(self, health: TargetHealth) -> web.Response:
         (backlog,) = await self._store.backlog([health.name])
-        return shown(target_view(health, backlog, self._now()))
+        tally = await self._archive.tally(self._now())
+        return shown(target_view(health, backlog, self._now(), by_outcome(tally, health.name)))
 
     async def _test(self, request: web.BaseRequest, name: str) -> web.Response:
         """One marked request through the same guard and credentials; it touches neither state nor count."""

@@ -42,6 +42,9 @@ FAMILIES: Mapping[str, Mapping[str, Verb]] = {
     },
     "While it runs": {
         "send": Verb("sending", "Sign a sample as its provider would, and post it."),
+        "events": Verb("events", "Show events and where their deliveries stand; or what was refused."),
+        "show": Verb("showing", "Show one event: headers, routes, every attempt."),
+        "stats": Verb("stats", "Show what came and what arrived, by source and target."),
         "targets": Verb("targets", "Show the targets; enable, disable or test one."),
         "health": Verb("asking", "Ask whether it is alive, or ready."),
     },
@@ -51,7 +54,7 @@ FAMILIES: Mapping[str, Mapping[str, Verb]] = {
     },
 }
 
-LATER = frozenset("events show replay tail stats prune backup verify route bench generate copy".split())  # noqa: SIM905
+LATER = frozenset("replay tail prune backup verify route bench generate copy".split())  # noqa: SIM905
 """Verbs of the contract that are still to come; the overview does not promise them."""
 
 _VERBS = {name: verb for family in FAMILIES.values() for name, verb in family.items()}

@@ -20,7 +20,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 
 from relay.cli.configs import admin_value
 from relay.cli.locating import admin_url, config_path
-from relay.cli.terminal import Failure, safe
+from relay.cli.terminal import Failure, Misused, safe
 from relay.config import keys, values
 
 CONNECTS = 3
@@ -150,7 +150,8 @@ def _understood(to: Access, response: aiohttp.ClientResponse, content: bytes) ->
     if response.status == 200 and isinstance(said, dict):
         return said
     if response.content_type == "application/problem+json" and isinstance(said, dict):
-        raise Failure(safe(str(said.get("detail") or said.get("title") or response.status)))
+        refused = Misused if response.status == 400 else Failure
+        raise refused(safe(str(said.get("detail") or said.get("title") or response.status)))
     raise Failure(
         f"{to.url} ({to.said_by}) answered {response.status}, but not as a relay's admin API does; "
         "it has a port of its own, admin.listen"

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from relay.cli.calling import ANSWER, Access, Wrapped, access, admin_options, call, remembered, remembered_option
-from relay.cli.terminal import Cell, Column, Failure, NotBuilt, note, plural, safe, span, table
+from relay.cli.terminal import Cell, Column, Failure, NotBuilt, apart, note, plural, safe, table
 from relay.config.problems import suggestion
 
 TARGETS = "/api/v1/targets"
@@ -27,6 +27,7 @@ _COLUMNS = (
     Column("IN FLIGHT", is_number=True),
     Column("DEAD", is_number=True),
     Column("OLDEST", is_number=True),
+    Column("SUCCESS", is_number=True),
 )
 _COLOURS = {"active": "green", "disabled": "red", "throttled": "yellow"}
 
@@ -164,31 +165,34 @@ def _row(target: dict[str, Any], now: datetime) -> list[Cell]:
         Cell(str(held), "red" if held else None),
         Cell(str(target["in_flight"])),
         Cell(str(dead), "red" if dead else None),
-        Cell(_apart(target["oldest_pending_at"], now) or "-"),
+        Cell(apart(target["oldest_pending_at"], now) or "-"),
+        _success(target["success_rate"]),
     ]
 
 
-def _apart(at: str | None, now: datetime) -> str | None:
-    """How far a time lies from now, either way."""
-    return None if at is None else span(abs((now - datetime.fromisoformat(at)).total_seconds()))
+def _success(rate: float | None) -> Cell:
+    """The share of the last hour's attempts that were delivered; never rounded up to all of them."""
+    if rate is None:
+        return Cell("-")
+    return Cell(f"{int(rate * 100)}%", None if rate == 1 else "yellow")
 
 
 def _next_probe(at: str | None, now: datetime) -> str:
     if at is None:
         return "not probed, only enable ends it"
-    return f"next probe in {_apart(at, now)}" if datetime.fromisoformat(at) > now else "a probe is due"
+    return f"next probe in {apart(at, now)}" if datetime.fromisoformat(at) > now else "a probe is due"
 
 
 def _remarks(target: dict[str, Any], now: datetime) -> list[str]:
     if target["state"] == "disabled":
-        since = f" {ago} ago" if (ago := _apart(target["since"], now)) else ""
+        since = f" {ago} ago" if (ago := apart(target["since"], now)) else ""
         why = str(target["reason"]) or "no reason was given"
         return [
             f"disabled{since}: {why}; {_next_probe(target['next_probe_at'], now)}",
             f"relay targets enable {target['name']}",
         ]
     if target["throttled_until"]:
-        return [f"it asked us to wait: {_apart(target['throttled_until'], now)} more"]
+        return [f"it asked us to wait: {apart(target['throttled_until'], now)} more"]
     if target["failures"]:
         return [f"{plural(int(target['failures']), 'failure')} counted; one attempt at a time until a success"]
     return []

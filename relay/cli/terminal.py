@@ -7,12 +7,13 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import IO, Any
 
 import click
 
 NARROWEST = 40
-WIDEST = 120
+WIDEST = 160
 
 
 class Failure(click.ClickException):
@@ -23,6 +24,12 @@ class Failure(click.ClickException):
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the words on stderr."""
         click.echo(f"relay: {self.message}", file=file, err=file is None)
+
+
+class Misused(Failure):
+    """What the relay refused because it was asked for wrongly."""
+
+    exit_code = 2
 
 
 class NotBuilt(Failure):
@@ -85,6 +92,21 @@ def note(text: str) -> list[str]:
     """A remark below a table's row, wrapped to the width."""
     lines = textwrap.wrap(safe(text), width() - 4, break_on_hyphens=False) or [""]
     return [f"    {line}" for line in lines]
+
+
+def cut(text: str, size: int) -> str:
+    """A text of at most so many characters; what is cut off leaves an ellipsis."""
+    return text if len(text) <= size else text[: max(0, size - 1)] + "…"
+
+
+def clock(at: str) -> str:
+    """A time of the API as a table shows it: month, day and time, UTC."""
+    return f"{at[5:10]} {at[11:19]}"
+
+
+def apart(at: str | None, now: datetime) -> str | None:
+    """How far a time of the API lies from now, either way; None where there is none."""
+    return None if at is None else span(abs((now - datetime.fromisoformat(at)).total_seconds()))
 
 
 def span(seconds: float) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from urllib.parse import quote, unquote, unquote_plus, urlsplit
 
-from relay.model import NoCheck, Secret, Source, StandardWebhooksCheck, Target
+from relay.model import Headers, NoCheck, Secret, Source, StandardWebhooksCheck, Target
 
 SHORTEST_IN_LOG = 8
 """Characters; the config refuses shorter secrets of sources, and shorter values would blot out innocent text."""
@@ -28,6 +28,18 @@ _CREDENTIAL_NAME = re.compile(
     r"|(?:^|[-_.])(?:key|pass|pwd|sig)(?:$|[-_.])|(?:api|access|private|shared|account)[-_]?key",
     re.IGNORECASE,
 )
+_PROOF_NAME = re.compile(r"signature|hmac|(?:^|[-_])sig(?:$|[-_])", re.IGNORECASE)
+_HARMLESS = frozenset(
+    """
+    accept accept-encoding connection content-encoding content-length content-type date expect forwarded host
+    relay-hops transfer-encoding user-agent via webhook-id webhook-timestamp x-forwarded-for x-forwarded-host
+    x-forwarded-proto x-real-ip x-request-id
+    """.split()  # noqa: SIM905
+)
+MOST_KEPT = 40
+"""Headers that are kept of a refused request."""
+LONGEST_KEPT = 256
+"""Characters of a name or a value."""
 _SCHEMES = frozenset(
     """
     apikey api-key aws4-hmac-sha256 basic bearer digest geniekey hmac jwt key negotiate oauth signature splunk ssws
@@ -87,6 +99,24 @@ def log_secrets(sources: Iterable[Source], targets: Iterable[Target], token: Sec
         found.add(token.value.decode("utf-8", "replace"))
     own = "\n".join((*LOG_WORDS, *(source.name for source in sources), *(target.name for target in targets)))
     return {secret for secret in found if len(secret) >= SHORTEST_IN_LOG and secret not in own}
+
+
+def presentable(headers: Headers, key_header: str | None) -> Headers:
+    """Headers as an operator may see them: a credential's value is `***`. A signature is none: it proves one body, and
+    who looks for the reason of a refusal needs it."""
+    return tuple(
+        (name, "***" if name.lower() == key_header or _tells_secret(name) else value) for name, value in headers
+    )
+
+
+def _tells_secret(name: str) -> bool:
+    return _is_named(name) and _PROOF_NAME.search(name) is None
+
+
+def harmless(headers: Headers) -> Headers:
+    """Headers of a request that nobody has proven: only values that cannot be a key under a wrong name are kept."""
+    kept = ((name, value if name.lower() in _HARMLESS else "***") for name, value in headers[:MOST_KEPT])
+    return tuple((name[:LONGEST_KEPT], value[:LONGEST_KEPT]) for name, value in kept)
 
 
 def blotted(text: str, secrets: frozenset[str]) -> str:

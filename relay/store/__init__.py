@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from relay.model import Claim, Decision, Event, Outcome, TargetHealth, Turn
+from relay.store.archive import Archive
 
 
 class StoreError(Exception):
@@ -128,6 +129,10 @@ class Store(Protocol):
     `accept`, `claim`, `release` and the health verbs raise `StoreUnavailable` during an outage; `settle` waits for
     its end, so that nothing is sent again just because a mark failed.
     """
+
+    @property
+    def archive(self) -> Archive:
+        """Its reading side."""
 
     async def accept(self, event: Event, targets: Sequence[str]) -> Accepted:
         """Store an event and one pending, due delivery for each target, in one transaction, unless its dedupe key is

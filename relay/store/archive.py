@@ -149,7 +149,9 @@ class Archive(Protocol):
     async def refusals(self, query: RefusalQuery, *, limit: int, before: int | None = None) -> RefusalPage:
         """Refused requests, newest first, from before a number on."""
 
-    async def keep_refusals(self, refusals: Sequence[RefusedRequest], *, counts: Mapping[str, int]) -> None:
+    async def keep_refusals(
+        self, refusals: Sequence[RefusedRequest], *, counts: Mapping[str, int], at: datetime
+    ) -> None:
         """Add refusals to those that are kept, and forget the oldest beyond their bound; `counts` is how many were
         refused of each source, also where not all are kept."""
 

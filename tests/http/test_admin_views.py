@@ -30,6 +30,8 @@ async def test_a_target_is_shown_disabled_and_enabled(gateway: Gateway) -> None:
         "oldest_pending_at": None,
         "throttled_until": None,
         "next_probe_at": None,
+        "attempts_last_hour": 0,
+        "success_rate": None,
     }
     body = b'{"reason": "they move house"}'
     answer = await gateway.call(f"{TARGETS}/crm/disable", method="POST", headers=JSON, body=body)

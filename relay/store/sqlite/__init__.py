@@ -61,7 +61,7 @@ class SqliteStore:
         self._reading = reading
         self._tokens = itertools.count(time.time_ns())
         self._pruned_to = 0
-        self.archive = SqliteArchive(reading, writer)
+        self._archive = SqliteArchive(reading, writer)
         self._closing: asyncio.Task[None] | None = None
         self.aside: Path | None = None
         """Where a start that was to begin afresh has put what was there."""
@@ -117,6 +117,11 @@ class SqliteStore:
         store = cls(path, guard, writer, Reading(path, reader))
         store.aside, store.missing = aside, missing
         return store
+
+    @property
+    def archive(self) -> SqliteArchive:
+        """See `Store.archive`."""
+        return self._archive
 
     @property
     def idle(self) -> bool:

@@ -37,6 +37,8 @@ KEPT_REFUSALS = 1000
 KEPT_REFUSALS_FOR = timedelta(days=7)
 TALLY_KEPT = timedelta(hours=2)
 """How long the minutes of the tally are kept; what counts is the last hour."""
+LARGEST = (1 << 63) - 1
+"""What a column holds; a stranger may declare more."""
 HOUR = timedelta(hours=1)
 
 
@@ -81,21 +83,20 @@ class SqliteArchive:
         kept = rows[:limit]
         return RefusalPage(tuple(map(_refusal, kept)), kept[-1][0] if len(rows) > limit else None)
 
-    async def keep_refusals(self, refusals: Sequence[RefusedRequest], *, counts: Mapping[str, int]) -> None:
+    async def keep_refusals(
+        self, refusals: Sequence[RefusedRequest], *, counts: Mapping[str, int], at: datetime
+    ) -> None:
         """See `Archive.keep_refusals`."""
         rows = [_refusal_row(refusal) for refusal in refusals[-KEPT_REFUSALS:]]
-        latest = max((refusal.received_at for refusal in refusals), default=None)
 
         def keep(tx: Transaction) -> None:
             tx.write(_REFUSAL_INSERT, rows)
-            if latest is None:
-                return
             for source, number in counts.items():
-                tx.changes.tell("source", source, "refused", latest, number)
+                tx.changes.tell("source", source, "refused", at, number)
             tx.db.execute(
                 f"""DELETE FROM refusal WHERE received_at < ?
                 OR seq <= (SELECT seq FROM refusal ORDER BY seq DESC LIMIT 1 OFFSET {KEPT_REFUSALS})""",
-                (millis(latest - KEPT_REFUSALS_FOR),),
+                (millis(at - KEPT_REFUSALS_FOR),),
             )
 
         await self._writer.work(keep)
@@ -313,13 +314,17 @@ def _refusal_row(refusal: RefusedRequest) -> tuple[Any, ...]:
     return (
         millis(refusal.received_at),
         refusal.source,
-        refusal.remote,
+        refusal.remote and _storable(refusal.remote),
         refusal.status,
-        refusal.reason,
-        refusal.detail,
-        refusal.size,
+        _storable(refusal.reason),
+        _storable(refusal.detail),
+        None if refusal.size is None else min(refusal.size, LARGEST),
         json.dumps(refusal.headers, separators=(",", ":")),
     )
+
+
+def _storable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _refusal(row: Sequence[Any]) -> RefusedRequest:

@@ -1,0 +1,161 @@
+"""The calls that answer "where is my webhook?": events, refused requests, totals."""
+
+import base64
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from aiohttp import web
+
+from relay.admin.answers import SAFE, Problem, shown
+from relay.admin.calls import Call
+from relay.admin.reading import Query
+from relay.admin.views import HELD, UNROUTED, event_view, record_view, refusal_view, tally_view
+from relay.delivery.dispatcher import Dispatcher
+from relay.model import DeliveryState, Route, Source, TargetState
+from relay.rules.routing import unwanted_because
+from relay.rules.secrets import presentable
+from relay.store import Store, StoreUnusable
+from relay.store.archive import Archive, EventQuery, EventRecord, RefusalQuery
+
+STATES = (*(state.value for state in DeliveryState), HELD, UNROUTED)
+FILTERS = ("source", "type", "target", "state", "since", "until", "limit", "cursor")
+
+
+class EventCalls:
+    """What is kept, shown."""
+
+    def __init__(
+        self,
+        archive: Archive,
+        store: Store,
+        dispatcher: Dispatcher,
+        *,
+        sources: Callable[[], Sequence[Source]],
+        routes: Callable[[], Sequence[Route]],
+        waiting: Callable[[], Iterable[str]],
+        flush_refusals: Callable[[], Awaitable[None]],
+        now: Callable[[], datetime],
+    ) -> None:
+        """`waiting` names the targets for which deliveries wait; `flush_refusals` stores what was refused up to now."""
+        self._archive = archive
+        self._store = store
+        self._dispatcher = dispatcher
+        self._sources = sources
+        self._routes = routes
+        self._waiting = waiting
+        self._flush_refusals = flush_refusals
+        self._now = now
+
+    def calls(self) -> tuple[Call, ...]:
+        """The calls of this family."""
+        return (
+            Call("GET", "events", self._events),
+            Call("GET", "events/{id}", self._event),
+            Call("GET", "events/{id}/body", self._body),
+            Call("GET", "refusals", self._refusals),
+            Call("GET", "stats", self._stats),
+        )
+
+    async def _events(self, request: web.BaseRequest) -> web.Response:
+        query, now = Query(request, *FILTERS), self._now()
+        held = self._held()
+        state, target = query.choice("state", STATES), query.text("target")
+        among = None if target is None else frozenset({target})
+        if state == HELD:
+            among = frozenset(held) if among is None else among & held
+        elif state == DeliveryState.PENDING:
+            among = frozenset({*self._waiting(), *self._dispatcher.targets} if among is None else among) - held
+        asked = EventQuery(
+            source=query.text("source"),
+            type=query.text("type"),
+            since=query.moment("since", now),
+            until=query.moment("until", now),
+            state=_delivery_state(state),
+            among=among,
+            unrouted=state == UNROUTED,
+        )
+        page = await self._archive.events(asked, limit=query.limit(), before=query.mark())
+        return shown({"events": [event_view(one, held) for one in page.events], "next_cursor": _cursor(page.next)})
+
+    def _held(self) -> frozenset[str]:
+        """The targets whose deliveries are held: disabled, or not in the config."""
+        known = self._dispatcher.targets
+        disabled = {name for name in known if self._dispatcher.health(name).state is TargetState.DISABLED}
+        return frozenset(disabled | {name for name in self._waiting() if name not in known})
+
+    async def _event(self, request: web.BaseRequest, event_id: str) -> web.Response:
+        query = Query(request, "body")
+        record = await self._record(event_id)
+        view = record_view(
+            record,
+            self._held(),
+            targets=self._dispatcher.targets,
+            headers=presentable(record.headers, self._key_header(record.event.source)),
+            unrouted_because=self._unrouted_because(record),
+        )
+        if query.flag("body"):
+            view |= _body_view(await self._read_body(event_id))
+        return shown(view)
+
+    async def _record(self, event_id: str) -> EventRecord:
+        record = await self._archive.event(event_id)
+        if record is None:
+            raise Problem(404, "no such event: it never came, or retention has deleted it")
+        return record
+
+    def _key_header(self, source: str) -> str | None:
+        return next((one.key_header for one in self._sources() if one.name == source), None)
+
+    def _unrouted_because(self, record: EventRecord) -> list[tuple[str, str]]:
+        """Why today's routes do not take an event that has no deliveries."""
+        event = record.event
+        if event.deliveries:
+            return []
+        reasons = ((route.name, unwanted_because(route, event.source, event.type)) for route in self._routes())
+        return [(name, reason or "takes it by today's config; replay it") for name, reason in reasons]
+
+    async def _body(self, request: web.BaseRequest, event_id: str) -> web.Response:
+        Query(request)
+        await self._record(event_id)
+        body = await self._read_body(event_id)
+        return web.Response(body=body, headers=SAFE, content_type="application/octet-stream")
+
+    async def _read_body(self, event_id: str) -> bytes:
+        try:
+            return await self._store.body(event_id)
+        except StoreUnusable as error:
+            raise Problem(500, str(error)) from None
+
+    async def _refusals(self, request: web.BaseRequest) -> web.Response:
+        query, now = Query(request, "source", "since", "until", "limit", "cursor"), self._now()
+        await self._flush_refusals()
+        asked = RefusalQuery(query.text("source"), query.moment("since", now), query.moment("until", now))
+        page = await self._archive.refusals(asked, limit=query.limit(), before=query.mark())
+        return shown({"refusals": [refusal_view(one) for one in page.refusals], "next_cursor": _cursor(page.next)})
+
+    async def _stats(self, request: web.BaseRequest) -> web.Response:
+        Query(request)
+        await self._flush_refusals()
+        tally = await self._archive.tally(self._now())
+        names = [source.name for source in self._sources()]
+        return shown(tally_view(tally, names, tuple(self._dispatcher.targets)))
+
+
+def _delivery_state(state: str | None) -> DeliveryState | None:
+    if state == HELD:
+        return DeliveryState.PENDING
+    return None if state in (None, UNROUTED) else DeliveryState(state)
+
+
+def _cursor(mark: int | None) -> str | None:
+    return None if mark is None else str(mark)
+
+
+def _body_view(body: bytes) -> dict[str, Any]:
+    """A body for JSON: as text where it is some, and always in Base64."""
+    try:
+        text: str | None = body.decode()
+    except UnicodeDecodeError:
+        text = None
+    return {"body": text, "body_base64": base64.b64encode(body).decode()}

@@ -1,0 +1,168 @@
+"""The verbs that look: `events`, `show`, `stats`; the real command against the real gateway."""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_cli import command, environment, run_relay
+
+from tests.support.program import KEY, Arrival, Gateway, Sink, until, webhook, write_config
+
+WIDE, NARROW = "160", "80"
+
+
+class Looked:
+    """A relay with a little of everything, and the verbs that look at it."""
+
+    def __init__(self, gateway: Gateway, home: Path, ids: list[str], sink: Sink) -> None:
+        self.gateway = gateway
+        self.home = home
+        self.ids = ids
+        self.sink = sink
+
+    def run(self, *arguments: str, columns: str = NARROW) -> str:
+        """What a verb says, which ends well."""
+        done = self.tried(*arguments, columns=columns)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def tried(self, *arguments: str, columns: str = NARROW) -> "subprocess.CompletedProcess[str]":
+        env = {"RELAY_ADMIN_URL": self.gateway.admin, "COLUMNS": columns}
+        return run_relay(*arguments, cwd=self.home, env=env)
+
+    def objects(self, *arguments: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.run(*arguments, "--output", "json").splitlines()]
+
+
+@pytest.fixture
+async def looked(tmp_path: Path) -> AsyncIterator[Looked]:
+    """Three events: at `crm` delivered, at `books` refused and waiting; and a request that was turned away."""
+
+    async def answer(arrival: Arrival) -> int:
+        return 200 if arrival.target == "crm" else 422
+
+    async with Sink(answer) as sink:
+        config = write_config(tmp_path / "config.yaml", sink, targets={"crm": "", "books": ""})
+        async with Gateway(config) as gateway:
+            ids = [(await gateway.post(*webhook(number)))[1]["id"] for number in range(3)]
+            assert (await gateway.post("shop", b"{}", {"X-Key": "wrong", "X-Other": KEY}))[0] == 401
+            await until(lambda: len(sink.arrivals) == 6 and len(gateway.said("delivery.attempted")) == 6)
+            yield Looked(gateway, tmp_path, ids, sink)
+
+
+async def test_where_is_my_webhook(looked: Looked) -> None:
+    """`events` lists them newest first, the API's objects for programs; every line fits the terminal."""
+    found = looked.objects("events")
+    assert [event["id"] for event in found] == looked.ids[::-1]
+    assert {delivery["target"]: delivery["state"] for delivery in found[0]["deliveries"]} == {
+        "crm": "delivered",
+        "books": "pending",
+    }
+    assert [event["id"] for event in looked.objects("events", "--target", "crm", "--limit", "1")] == looked.ids[-1:]
+    assert looked.objects("events", "--state", "dead") == []
+    assert looked.run("events", "--state", "dead") == "no events\n"
+    narrow, wide = looked.run("events"), looked.run("events", columns=WIDE)
+    assert all(len(line) <= 80 for line in narrow.splitlines())
+    assert len(narrow.splitlines()) > len(wide.splitlines()) == 4
+    assert re.search(r"books pending after 1 attempt \(refused 422\) next in \d+s, crm delivered", wide)
+
+
+async def test_a_cursor_goes_on_where_the_last_call_ended(looked: Looked) -> None:
+    """What is left out is said on stderr, with how to see it."""
+    done = looked.tried("events", "--limit", "2", "--output", "json")
+    cursor = re.fullmatch(r"there is more: --cursor (\d+)\n", done.stderr)
+    assert cursor is not None
+    assert [event["id"] for event in looked.objects("events", "--cursor", cursor[1])] == looked.ids[:1]
+
+
+async def test_what_was_turned_away_and_why(looked: Looked) -> None:
+    """`events --refused` tells what came, from where, and the reason; filters of events do not go with it."""
+    (refusal,) = looked.objects("events", "--refused")
+    assert (refusal["source"], refusal["status"], refusal["remote"]) == ("shop", 401, "127.0.0.1")
+    told = looked.run("events", "--refused")
+    assert re.search(r"shop +401 +127\.0\.0\.1 +bad_signature", told)
+    assert "relay verify SOURCE" in told
+    assert KEY not in told + json.dumps(refusal)
+    assert looked.tried("events", "--refused", "--state", "dead").returncode == 2
+
+
+async def test_show_tells_every_attempt(looked: Looked) -> None:
+    """Headers, routes, deliveries, attempts and, when asked, the body."""
+    (shown,) = looked.objects("show", looked.ids[0])
+    assert (shown["id"], shown["routes"]) == (looked.ids[0], ["all"])
+    assert "body" not in shown
+    told = looked.run("show", looked.ids[0], "--body")
+    assert all(len(line) <= 80 for line in told.splitlines())
+    assert "Content-Type: application/json" in told
+    assert re.search(r"^  routes +all$", told, re.MULTILINE)
+    assert re.search(r"^books  pending after 1 attempt \(refused 422\) next in \d+s$", told, re.MULTILINE)
+    assert re.search(r"^  #1 .* refused +422 +\d+ ms$", told, re.MULTILINE)
+    assert told.endswith('{"id": 0}\n')
+    done = looked.tried("show", "evt_nobody")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "relay: no such event: it never came, or retention has deleted it\n",
+    )
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl to run the command with")
+async def test_the_printed_command_sends_it_again(looked: Looked) -> None:
+    """It runs as it is, and the target gets the same bytes under the same id."""
+    printed = looked.run("show", looked.ids[1], "--curl", "--target", "crm")
+    done = await asyncio.to_thread(
+        subprocess.run, ["sh", "-c", printed], capture_output=True, timeout=30, check=False, env=os.environ
+    )
+    assert b"200 OK" in done.stdout, done
+    again = looked.sink.arrivals[-1]
+    assert (again.event_id, again.body, again.attempt) == (looked.ids[1], b'{"id": 1}', 2)
+    assert KEY not in printed
+
+
+async def test_totals_are_shown_by_source_and_target(looked: Looked) -> None:
+    """`stats` has a table for each, for the last hour and ever."""
+    (stats,) = looked.objects("stats")
+    assert stats["totals"]["sources"]["shop"] == {"accepted": 3, "unrouted": 0, "duplicate": 0, "refused": 1}
+    assert stats["totals"]["targets"]["books"] == {"refused": 3, "delivered": 0, "dead": 0}
+    told = looked.run("stats")
+    assert told.count("SOURCE") == told.count("TARGET") == 2
+    assert re.search(r"^books +0 +3 +0$", told, re.MULTILINE)
+    assert re.search(r"^crm .* 100%$", looked.run("targets"), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("events", "--since", "yesterday"),
+        ("events", "--limit", "0"),
+        ("events", "--state", "lost"),
+        ("events", "--cursor", "x"),
+    ],
+)
+async def test_a_wrong_option_is_told_with_exit_code_2(looked: Looked, arguments: tuple[str, ...]) -> None:
+    """Whether this side or the relay found it."""
+    done = looked.tried(*arguments)
+    assert done.returncode == 2
+    assert "must be" in done.stderr or "is not" in done.stderr
+
+
+def test_no_relay_to_talk_to_is_told(tmp_path: Path) -> None:
+    """Exit code 1, and how to reach one."""
+    for verb in (("events",), ("show", "evt_1"), ("stats",)):
+        done = subprocess.run(
+            command(*verb, "--admin", "http://127.0.0.1:1"),
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert "start one with `relay run`" in done.stderr
