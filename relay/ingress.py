@@ -18,7 +18,7 @@ from aiohttp import web
 from relay.ids import fresh_id
 from relay.intake import RETRY_SOON, Intake, Limits, Turned, speaks_http_1
 from relay.listener import REFUSALS, json_answer, peer_of
-from relay.model import Content, Event, Headers, ReceivedRequest, Route, Source, VerifiedRequest
+from relay.model import NO_TYPE, Content, Event, Headers, ReceivedRequest, Route, Source, VerifiedRequest
 from relay.rules.forwarding import MOST_HOPS, incoming_hops, storable_headers
 from relay.rules.rate import Bucket, Quota, spend, take
 from relay.rules.routing import taking, targets_of
@@ -28,8 +28,6 @@ from relay.store import Accepted, Store, StoreUnavailable
 from relay.store.archive import RefusedRequest
 
 HEALTH_PATH = "/healthz"
-NO_TYPE = "unknown"
-"""The type of an event in which its source's rule finds none."""
 NOBODY = "_unknown"
 """The source, in lines, of a request whose path is none's."""
 HEAVY_BODY = 256 * 1024

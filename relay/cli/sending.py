@@ -7,22 +7,20 @@ refusal means that the relay has another config, not that this verb guessed.
 import contextlib
 import http.client
 import json
-import re
 import secrets
 import ssl
-import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
+from relay.cli import webhooks
 from relay.cli.configs import config_option, loaded
 from relay.cli.endpoints import endpoint
 from relay.cli.locating import reachable
 from relay.cli.terminal import Failure, plural, safe
 from relay.config import Config, TlsFiles
-from relay.config.problems import suggestion
 from relay.model import Headers, NoCheck, Source
 from relay.providers import PROVIDERS
 from relay.rules.signing import octets, sign
@@ -31,7 +29,6 @@ TIMEOUT = 30.0
 """Seconds."""
 LARGEST_ANSWER = 64 * 1024
 
-_HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*?)[ \t]*")
 _HINTS = {
     401: "the relay does not believe it: does it run with this config? its log has the reason (request.refused)",
     403: "the source's allow_ips do not name this machine",
@@ -42,37 +39,13 @@ _HINTS = {
 }
 
 
-def _headers(_ctx: click.Context, _parameter: click.Parameter, given: tuple[str, ...]) -> Headers:
-    found: list[tuple[str, str]] = []
-    for line in given:
-        match = _HEADER.fullmatch(line)
-        if match is None:
-            raise click.BadParameter(f"{safe(line)!r} is not of the form 'Name: value'")
-        found.append((match[1], match[2]))
-    return tuple(found)
-
-
-def _data(_ctx: click.Context, _parameter: click.Parameter, given: str | None) -> bytes | None:
-    """The bytes that `--data` means."""
-    if given is None:
-        return None
-    if given == "-":
-        return sys.stdin.buffer.read()
-    if not given.startswith("@"):
-        return octets(given)
-    try:
-        return Path(given[1:]).read_bytes()
-    except OSError as error:
-        raise click.BadParameter(f"cannot read {safe(given[1:])}: {error.strerror}") from None
-
-
 @click.command()
 @click.argument("source")
 @click.option(
-    "--data", metavar="@FILE|-|TEXT", callback=_data, help="The body, sent byte for byte. Else a fresh sample."
+    "--data", metavar="@FILE|-|TEXT", callback=webhooks.data, help="The body, sent byte for byte. Else a fresh sample."
 )
 @click.option(
-    "--header", "headers", metavar="'NAME: VALUE'", multiple=True, callback=_headers, help="Add or replace one."
+    "--header", "headers", metavar="'NAME: VALUE'", multiple=True, callback=webhooks.headers, help="Add or replace one."
 )
 @click.option("--url", help="Where to post. Else the config's server.listen.")
 @click.option("--count", type=click.IntRange(1, 100_000), default=1, help="How many, one after another.")
@@ -85,11 +58,7 @@ def send(
     Exit code 0 when every answer was 2xx, else 1.
     """
     whole = loaded(config)
-    found = next((one for one in whole.sources if one.name == source), None)
-    if found is None:
-        known = [one.name for one in whole.sources]
-        hint = suggestion(source, known) or f"; known: {', '.join(sorted(known))}"
-        raise Failure(f'unknown source "{safe(source)}"{hint}')
+    found = webhooks.source_named(source, whole.sources)
     post = _Post(url or _url(whole), found, tls=whole.server.tls if url is None else None)
     refused = 0
     for serial in range(count):

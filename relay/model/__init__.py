@@ -56,6 +56,9 @@ from relay.model.delivering import (
     Turn as Turn,
 )
 from relay.model.receiving import (
+    NO_TYPE as NO_TYPE,
+)
+from relay.model.receiving import (
     ApiKeyCheck as ApiKeyCheck,
 )
 from relay.model.receiving import (

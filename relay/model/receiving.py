@@ -14,6 +14,9 @@ from typing import Any, Literal
 Headers = tuple[tuple[str, str], ...]
 """Header fields in the order received; bytes that are not UTF-8 stand as lone surrogates, as aiohttp decodes them."""
 
+NO_TYPE = "unknown"
+"""The type of an event in which its source's rule finds none."""
+
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 

@@ -193,7 +193,7 @@ def _claim(headers: Headers, scheme: HmacCheck, proofs: _Proofs) -> _Claim | Ref
     return _Claim(spelled, timestamp, message_id)
 
 
-def _untimely(timestamp: bytes, tolerance: timedelta, now: datetime) -> Refusal | None:
+def untimely(timestamp: bytes, tolerance: timedelta, now: datetime) -> Refusal | None:
     """What is wrong with the time of a request whose signature is right; whole seconds, both ends in time."""
     ahead = int(timestamp) - int(now.timestamp())
     if ahead > FAR_AHEAD.total_seconds():
@@ -220,8 +220,8 @@ def _signature(request: ReceivedRequest, check: HmacCheck | StandardWebhooksChec
     key_index = _matching_key(claim.proofs, expected)
     if key_index is None:
         return Refusal("bad_signature", f"{scheme.header} matches no secret")
-    untimely = _untimely(claim.timestamp, scheme.tolerance, now) if claim.timestamp else None
-    return key_index if untimely is None else untimely
+    refusal = untimely(claim.timestamp, scheme.tolerance, now) if claim.timestamp else None
+    return key_index if refusal is None else refusal
 
 
 def prove_headers(headers: Headers, check: Check) -> Refusal | None:
