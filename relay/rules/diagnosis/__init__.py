@@ -105,7 +105,8 @@ def _proof_steps(sent: Posted, source: Source, config: Surroundings, now: dateti
     """The step that the headers decide, and those behind the body."""
     check = source.check
     if isinstance(check, NoCheck):
-        said = "nothing to prove (verify: none): the target sees relay-verified: false"
+        guards = "its path and allow_ips" if source.allow_ips else "its path"
+        said = f"the source asks for none: nothing but {guards} keeps strangers out; targets see relay-verified: false"
         return Step("proof", ok=None, said=said), []
     if isinstance(check, HmacCheck | StandardWebhooksCheck):
         return signed_steps(sent, source, check, config, now)

@@ -60,7 +60,7 @@ def _changed(body: bytes) -> Iterator[tuple[str, bytes]]:
         return
     for name, encoder in _WRITTEN:
         try:
-            written = _written(value, encoder)
+            written = _written(value, encoder, most=4 * len(body) + 4096)
         except (ValueError, RecursionError):
             continue
         yield name, written
@@ -68,13 +68,15 @@ def _changed(body: bytes) -> Iterator[tuple[str, bytes]]:
             yield f"{name}, as PHP does", written.replace(b"/", b"\\/")
 
 
-def _written(value: Any, encoder: json.JSONEncoder) -> bytes:
+def _written(value: Any, encoder: json.JSONEncoder, *, most: int) -> bytes:
     """The value as JSON; indentation multiplies what is nested deeply, so what grows too large is a `ValueError`."""
+    if encoder.indent is None:
+        return encoder.encode(value).encode()
     parts: list[str] = []
     size = 0
     for part in encoder.iterencode(value):
         parts.append(part)
         size += len(part)
-        if size > 2 * LARGEST_JSON:
+        if size > most:
             raise ValueError
     return "".join(parts).encode()

@@ -46,8 +46,9 @@ def _unjudged(source: Source) -> Step:
 
 
 def _networks(source: Source) -> str:
-    names = [str(network) for network in source.allow_ips]
-    return listed([name.removesuffix("/32").removesuffix("/128") for name in names])
+    return listed(
+        [str(network.network_address if network.num_addresses == 1 else network) for network in source.allow_ips]
+    )
 
 
 def _advice(sent: Posted, client: str, source: Source, trusted: tuple[IPNetwork, ...]) -> str:

@@ -57,7 +57,7 @@ def _missing(sent: Posted, check: SharedKeyCheck, config: Surroundings) -> str:
 
 def _renamed(check: SharedKeyCheck, name: str) -> str:
     if isinstance(check, ApiKeyCheck):
-        return f"Let the sender name it so, or write verify: {{header: {name}}}."
+        return f"Let the sender name it so, or write under verify: header: {name}."
     return "Let the sender name it so."
 
 
@@ -163,11 +163,11 @@ def _relations(given: bytes, secret: bytes) -> Iterator[str]:
     if given.lower() == secret.lower():
         yield "differs in upper and lower case"
     if len(given) >= len(secret) // 2 and secret.startswith(given):
-        yield f"is cut off after {len(given)} of {len(secret)} bytes"
+        yield f"is cut off after {len(given)} of {_bytes(len(secret))}"
     if given.startswith(secret):
-        yield f"has {len(given) - len(secret)} bytes more at its end"
+        yield f"is followed by {_bytes(len(given) - len(secret))} too many"
     if given.endswith(secret):
-        yield f"has {len(given) - len(secret)} bytes more at its beginning"
+        yield f"comes behind {_bytes(len(given) - len(secret))} too many"
 
 
 def _lengths(given: bytes, check: SharedKeyCheck) -> str:
@@ -176,6 +176,10 @@ def _lengths(given: bytes, check: SharedKeyCheck) -> str:
     if not wanted:
         return "The source has no secret that could match."
     if len(given) in wanted:
-        return f"It is another one of the same length, {len(given)} bytes: compare both ends."
+        return f"It is another one of the same length, {_bytes(len(given))}: compare both ends."
     sizes = " or ".join(map(str, wanted[:4]))
-    return f"It is another one: it has {len(given)} bytes where {sizes} are expected."
+    return f"It is another one: it has {_bytes(len(given))}, expected are {sizes}."
+
+
+def _bytes(count: int) -> str:
+    return "1 byte" if count == 1 else f"{count} bytes"
