@@ -682,7 +682,9 @@ def test_a_diagnosis_is_total_says_what_the_rules_say_and_tells_no_secret(
 ) -> None:
     """Whatever came: no exception, the verdict of `verify`, and no key in any word."""
     subject = source(check, enforce=enforce)
-    found = judged(subject, *headers, body=body, peer=peer, trusted_proxies=(ip_network("10.0.0.0/8"),))
+    everyone = (subject, OTHER, source(BasicCheck("shop", (Secret(KEY), Secret(OLD))), "keeper"))
+    trusted = (ip_network("10.0.0.0/8"),)
+    found = judged(subject, *headers, body=body, peer=peer, trusted_proxies=trusted, sources=everyone)
     verdict = verify(ReceivedRequest(headers, body or b"", ""), check, NOW)
     is_proven = isinstance(verdict, VerifiedRequest) and verdict.proven
     assert found.proven is (is_proven and found.is_accepted)

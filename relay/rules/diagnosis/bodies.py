@@ -70,7 +70,7 @@ def _changed(body: bytes) -> Iterator[tuple[str, bytes]]:
 
 def _written(value: Any, encoder: json.JSONEncoder, *, most: int) -> bytes:
     """The value as JSON; indentation multiplies what is nested deeply, so what grows too large is a `ValueError`."""
-    if encoder.indent is None:
+    if not encoder.indent:
         return encoder.encode(value).encode()
     parts: list[str] = []
     size = 0
