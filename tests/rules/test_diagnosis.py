@@ -541,7 +541,7 @@ def at_address(peer: str | None, *forwarded: str, trusted: tuple[str, ...] = ())
 
 def test_an_address_is_judged_as_the_relay_judges_it() -> None:
     """Allowed directly, or by what a trusted proxy says."""
-    assert at_address("52.76.120.90")[1].said == "client 52.76.120.90, is in allow_ips"
+    assert at_address("52.76.120.90")[1].said == "client 52.76.120.90 is in allow_ips"
     found, said = at_address("10.0.0.1", "52.76.120.90", trusted=("10.0.0.0/8",))
     assert (found.status, said.ok, said.said) == (200, True, "client 52.76.120.90, by X-Forwarded-For, is in allow_ips")
     assert step(judged(NoCheck(), peer="9.9.9.9"), "address").ok is True

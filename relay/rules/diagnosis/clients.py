@@ -28,12 +28,12 @@ def address_step(sent: Posted, source: Source, trusted: tuple[IPNetwork, ...]) -
     client = client_address(sent.peer, sent.values(_FORWARDED_FOR), trusted)
     if isinstance(client, AddressRefusal):
         return Step("address", ok=False, said=_REFUSALS[client.reason], advice=_OUR_PROXY), client.status
-    whose = f"client {client}" if client == sent.peer else f"client {client}, by {_FORWARDED_FOR}"
+    whose = f"client {client}" if client == sent.peer else f"client {client}, by {_FORWARDED_FOR},"
     if not source.allow_ips:
-        return Step("address", ok=True, said=f"{whose}; without allow_ips any address may post"), None
+        return Step("address", ok=True, said=f"{whose} may post: there is no allow_ips"), None
     if allowed(client, source.allow_ips):
-        return Step("address", ok=True, said=f"{whose}, is in allow_ips"), None
-    said = f"{whose}, is not in allow_ips: {_networks(source)}"
+        return Step("address", ok=True, said=f"{whose} is in allow_ips"), None
+    said = f"{whose} is not in allow_ips: {_networks(source)}"
     return Step("address", ok=False, said=said, advice=_advice(sent, client, source, trusted)), 403
 
 
