@@ -25,7 +25,7 @@ from relay.rules.diagnosis.shared_keys import SharedKeyCheck, key_advice
 from relay.rules.diagnosis.signed_requests import signed_steps
 from relay.rules.diagnosis.steps import Posted, Step, Surroundings, listed, numbered
 from relay.rules.forwarding import MOST_HOPS, incoming_hops
-from relay.rules.routing import matches, matching_targets
+from relay.rules.routing import matches, taking, targets_of
 from relay.rules.secrets import blotted, log_secrets
 from relay.rules.signing import basic_credentials, wire_text
 from relay.rules.verification import Refusal, prove_headers, verify
@@ -73,7 +73,7 @@ def diagnose(sent: Posted, source: Source, config: Surroundings, now: datetime) 
     named = source.event_type(content)
     key = source.dedupe_key(content)
     event_type = named or NO_TYPE
-    routes = tuple(route for route in config.routes if matches(route, source.name, event_type))
+    routes = taking(source.name, event_type, config.routes)
     steps = (
         Step("path", ok=None, said=f"{source.path} is where to post; any other path is 404"),
         Step("method", ok=None, said="POST; any other method is 405"),
@@ -97,7 +97,7 @@ def diagnose(sent: Posted, source: Source, config: Surroundings, now: datetime) 
         event_type=blotted(event_type, hidden),
         dedupe_key=blotted(key, hidden) if key is not None else None,
         routes=tuple(route.name for route in routes),
-        targets=matching_targets(source.name, event_type, config.routes),
+        targets=targets_of(routes),
     )
 
 
