@@ -9,6 +9,7 @@ The map. Imports point down only, siblings on a floor do not import each other, 
 | 6 | `app` | Builds every object once, starts it, takes it down in order. |
 | 6 | `watching` | Has the config reloaded when its files hold another content. |
 | 6 | `reloading` | Takes up another config while everything runs, whole or not at all. |
+| 6 | `standing` | Tells how the relay stands: ready or not, its gauges, its status. |
 | 5 | `ingress` | Receives a webhook: read, verify, route, accept, answer. |
 | 5 | `refusals` | Keeps the requests that were turned away, for who asks why. |
 | 5 | `admin/` | Shows and steers: health, metrics, the API. |

@@ -7,7 +7,7 @@ leaves nothing behind and never hangs; a stop loses nothing, whether it is asked
 import asyncio
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import SystemRandom
@@ -15,14 +15,14 @@ from random import SystemRandom
 import structlog
 
 from relay import __version__
-from relay.admin import Admin, EventCalls, TargetCalls, refuse, reload_calls
+from relay.admin import Admin, EventCalls, TargetCalls, refuse, reload_calls, status_calls
 from relay.config import Address, Config
 from relay.delivery.carrying import Attempted, Observer
 from relay.delivery.dispatcher import Dispatcher
 from relay.delivery.sender import Sender
 from relay.ingress import Ingress
 from relay.listener import Certificate, Listener, tls_context
-from relay.model import Target, TargetHealth, TargetState
+from relay.model import Target, TargetHealth
 from relay.refusals import Refusals
 from relay.reloading import (
     Parts,
@@ -35,10 +35,11 @@ from relay.reloading import (
     tell_unknown,
 )
 from relay.rules.egress import EgressPolicy
-from relay.store import Backlog, StoreUnavailable
+from relay.standing import Standing
+from relay.store import StoreUnavailable
 from relay.store.sqlite import SqliteStore
 from relay.telemetry.logs import LogPipe
-from relay.telemetry.metrics import Metrics, TargetGauges
+from relay.telemetry.metrics import Metrics
 from relay.telemetry.reporter import Reporter
 from relay.watching import Watch
 
@@ -79,7 +80,6 @@ class App:
         self._failed = False
         self._reporter = Reporter(self._metrics, end=self._fail)
         self._draining = False
-        self._backlog: dict[str, Backlog] = {}
         self._closing = contextlib.AsyncExitStack()
         self._store: SqliteStore
         self._dispatcher: Dispatcher
@@ -156,7 +156,15 @@ class App:
             limits=limits(config.server),
             now=_now,
         )
-        self._metrics.watch(gauges=self._gauges, store_bytes=self._store.size)
+        self._standing = Standing(
+            self._store,
+            self._dispatcher,
+            self._metrics,
+            config=lambda: self._config,
+            is_draining=lambda: self._draining,
+            started_at=_now(),
+        )
+        self._metrics.watch(gauges=self._standing.gauges, store_bytes=self._store.size)
         await self._listen()
         self._dispatcher.look_after("retention", self._prune_for_ever)
         self._dispatcher.look_after("refusals", self._refusals.run)
@@ -215,9 +223,9 @@ class App:
             TargetCalls(self._dispatcher, self._store, archive, waiting=self._store.waiting, now=_now),
             token=admin.token,
             hosts=_names_of(admin.listen),
-            unready=self.unready,
-            render_metrics=self._render_metrics,
-            calls=(*reload_calls(self._reload), *events.calls()),
+            unready=self._standing.unready,
+            render_metrics=self._standing.render,
+            calls=(*status_calls(self._standing.status), *reload_calls(self._reload), *events.calls()),
         )
         self._admin = await Listener.open(
             calls.handle, admin.listen.host, admin.listen.port, header_timeout=server.header_timeout, refuse=refuse
@@ -238,6 +246,7 @@ class App:
     def _adopt(self, config: Config) -> None:
         """What is read of the config when it is needed, as retention and `drain_timeout`, is the new one's."""
         self._config = config
+        self._standing.loaded(_now())
 
     async def _reload(self) -> dict[str, object]:
         return await self._reloading.reload_for_api()
@@ -292,39 +301,6 @@ class App:
     def _fail(self) -> None:
         self._failed = True
         self._ended.set()
-
-    def unready(self) -> list[str]:
-        """Why no traffic should be sent here; empty when all is well. A slow or disabled target is no reason."""
-        reasons: list[str] = []
-        if self._draining:
-            reasons.append("draining")
-        if not self._store.condition().writable:
-            reasons.append("store_unavailable")
-        if self._dispatcher.failing():
-            reasons.append("delivery_loop_failed")
-        if self._dispatcher.stale_lanes():
-            reasons.append("delivery_loop_stuck")
-        if self._dispatcher.unclaimed():
-            reasons.append("due_deliveries_unclaimed")
-        return reasons
-
-    def _render_metrics(self, backlog: Iterable[Backlog]) -> bytes:
-        self._backlog = {one.target: one for one in backlog}
-        return self._metrics.render()
-
-    def _gauges(self) -> Iterable[TargetGauges]:
-        for name, kept in self._backlog.items():
-            is_known = name in self._dispatcher.targets
-            is_disabled = not is_known or self._dispatcher.health(name).state is TargetState.DISABLED
-            yield TargetGauges(
-                name,
-                pending=0 if is_disabled else kept.pending,
-                held=kept.pending if is_disabled else 0,
-                in_flight=kept.in_flight,
-                dead=kept.dead,
-                oldest_pending_at=kept.oldest_received_at,
-                disabled=is_disabled,
-            )
 
     async def _prune_for_ever(self) -> None:
         """Delete what has outlived its retention, a small batch at a time."""

@@ -135,7 +135,7 @@ class Metrics:
             "relay_store_commit_seconds", "Length of a commit of the store.", buckets=_FAST, registry=registry
         )
         self._reload = Gauge("relay_config_reload_success", "1 unless the last reload was refused.", registry=registry)
-        self._reload.set(1)
+        self.config_taken()
         Gauge("relay_build_info", "The running version.", ("version",), registry=registry).labels(version).set(1)
         ProcessCollector(registry=registry)
         self._kept = _Kept(now)
@@ -224,10 +224,12 @@ class Metrics:
 
     def config_taken(self) -> None:
         """The config runs as it was last asked to."""
+        self.is_config_taken = True
         self._reload.set(1)
 
     def config_refused(self) -> None:
         """A reload was refused: what runs is not what the file says."""
+        self.is_config_taken = False
         self._reload.set(0)
 
     def render(self) -> bytes:

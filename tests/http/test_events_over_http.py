@@ -191,3 +191,15 @@ async def test_what_is_kept_is_shown_to_who_has_the_token(gateway: Gateway, path
     assert_problem(await gateway.call(path), 401)
     assert_problem(await gateway.call(path, headers={"Authorization": f"Bearer x{TOKEN}"}), 401)
     assert_problem(await gateway.call(path, method="PUT", headers=AUTH), 405)
+
+
+async def test_the_status_tells_how_the_relay_stands(gateway: Gateway) -> None:
+    """Version, readiness, store, config and what waits, in one call."""
+    assert (await gateway.call(f"{TARGETS}/crm/disable", method="POST", headers=AUTH)).status == 200
+    await posted(gateway, b"{}")
+    status = await got(gateway, "/api/v1/status")
+    assert (status["ready"], status["reasons"], status["store"]["writable"]) == (True, [], True)
+    assert (status["held"], status["pending"], status["in_flight"], status["dead"]) == (1, 0, 0, 0)
+    assert (status["sources"], status["targets"], status["routes"]) == (len(SOURCES), 1, 1)
+    assert status["config"]["reload_ok"] is True
+    assert status["store"]["bytes"] > 0

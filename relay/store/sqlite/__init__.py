@@ -33,7 +33,7 @@ from relay.store.sqlite.batch import AcceptWish
 from relay.store.sqlite.claiming import ClaimWish
 from relay.store.sqlite.connection import in_words, open_reader, open_writer
 from relay.store.sqlite.file import Guard, durability_warning, set_aside, sync_directory
-from relay.store.sqlite.ledger import Ledger
+from relay.store.sqlite.ledger import COUNTED, Ledger
 from relay.store.sqlite.reading import Reading
 from relay.store.sqlite.rows import headers_from, millis, moment_if_sound
 from relay.store.sqlite.schema import MIGRATIONS
@@ -212,6 +212,11 @@ class SqliteStore:
         """How many deliveries wait, by target; also for targets that nobody delivers to now."""
         counts = self._writer.ledger.counts
         return {target: n for (target, state), n in counts.items() if state is DeliveryState.PENDING and n > 0}
+
+    def counted(self) -> dict[str, int]:
+        """How many deliveries are in each state of which a count is kept, over all targets."""
+        counts = self._writer.ledger.counts.items()
+        return {state.value: sum(n for (_, each), n in counts if each is state) for state in COUNTED}
 
     def pending(self, target: str) -> int:
         """How many deliveries wait at a target."""

@@ -1,0 +1,128 @@
+"""Tells how the relay stands: whether it is ready, its gauges, its status.
+
+Law: everything told is kept by its owner and only read here, so that a look costs the same whatever waits. A slow or
+disabled target is no reason against the relay: its own parts are.
+"""
+
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from typing import Any, Protocol
+
+from relay import __version__
+from relay.config import Config
+from relay.delivery.dispatcher import Dispatcher
+from relay.model import TargetState
+from relay.rules.forwarding import rfc3339
+from relay.store import Backlog, Condition
+from relay.telemetry.metrics import Metrics, TargetGauges
+
+
+class Kept(Protocol):
+    """What a store knows of itself without being asked to read."""
+
+    def condition(self) -> Condition:
+        """Whether it takes writes now."""
+
+    def size(self) -> int:
+        """Bytes in use."""
+
+    def waiting(self) -> dict[str, int]:
+        """How many deliveries wait, by target."""
+
+    def counted(self) -> dict[str, int]:
+        """How many deliveries are pending, in flight and dead, over all targets."""
+
+
+class Standing:
+    """What is told of a running relay."""
+
+    def __init__(
+        self,
+        store: Kept,
+        dispatcher: Dispatcher,
+        metrics: Metrics,
+        *,
+        config: Callable[[], Config],
+        is_draining: Callable[[], bool],
+        started_at: datetime,
+    ) -> None:
+        self._store = store
+        self._dispatcher = dispatcher
+        self._metrics = metrics
+        self._config = config
+        self._is_draining = is_draining
+        self._started_at = started_at
+        self._loaded_at = started_at
+        self._backlog: dict[str, Backlog] = {}
+
+    def loaded(self, at: datetime) -> None:
+        """The config that runs was taken up at this time."""
+        self._loaded_at = at
+
+    def unready(self) -> list[str]:
+        """Why no traffic should be sent here; empty when all is well."""
+        reasons: list[str] = []
+        if self._is_draining():
+            reasons.append("draining")
+        if not self._store.condition().writable:
+            reasons.append("store_unavailable")
+        if self._dispatcher.failing():
+            reasons.append("delivery_loop_failed")
+        if self._dispatcher.stale_lanes():
+            reasons.append("delivery_loop_stuck")
+        if self._dispatcher.unclaimed():
+            reasons.append("due_deliveries_unclaimed")
+        return reasons
+
+    def render(self, backlog: Iterable[Backlog]) -> bytes:
+        """The metrics, with these counts for gauges."""
+        self._backlog = {one.target: one for one in backlog}
+        return self._metrics.render()
+
+    def gauges(self) -> Iterable[TargetGauges]:
+        """What is kept of each target's deliveries."""
+        for name, kept in self._backlog.items():
+            is_held = self._holds(name)
+            yield TargetGauges(
+                name,
+                pending=0 if is_held else kept.pending,
+                held=kept.pending if is_held else 0,
+                in_flight=kept.in_flight,
+                dead=kept.dead,
+                oldest_pending_at=kept.oldest_received_at,
+                disabled=is_held,
+            )
+
+    def _holds(self, target: str) -> bool:
+        """Whether what waits for a target is held: it is disabled, or the config does not name it."""
+        is_known = target in self._dispatcher.targets
+        return not is_known or self._dispatcher.health(target).state is TargetState.DISABLED
+
+    def status(self) -> dict[str, Any]:
+        """All of it in one object."""
+        config, condition, counted = self._config(), self._store.condition(), self._store.counted()
+        held = sum(number for target, number in self._store.waiting().items() if self._holds(target))
+        reasons = self.unready()
+        return {
+            "version": __version__,
+            "started_at": rfc3339(self._started_at),
+            "ready": not reasons,
+            "reasons": reasons,
+            "store": {
+                "url": config.store.url,
+                "writable": condition.writable,
+                "reason": condition.reason,
+                "bytes": self._store.size(),
+            },
+            "config": {
+                "path": str(config.path),
+                "loaded_at": rfc3339(self._loaded_at),
+                "reload_ok": self._metrics.is_config_taken,
+            },
+            "sources": len(config.sources),
+            "targets": len(config.targets),
+            "routes": len(config.routes),
+            "held": held,
+            **counted,
+            "pending": counted["pending"] - held,
+        }
