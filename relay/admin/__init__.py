@@ -13,6 +13,7 @@ from aiohttp import HttpVersion10, HttpVersion11, web
 
 from relay.admin.answers import SAFE, Problem, shown
 from relay.admin.calls import Call, Calls
+from relay.admin.description import description_calls
 from relay.admin.events import EventCalls
 from relay.admin.reload import reload_calls
 from relay.admin.status import status_calls
@@ -55,7 +56,8 @@ class Admin:
         self._denied_at = float("-inf")
         self._denied = 0
         self._open: dict[str, Callable[[], web.Response]] = {"/healthz": self._healthz, "/readyz": self._readyz}
-        self._calls = Calls((Call("GET", "/metrics", self._metrics), *targets.calls(), *calls))
+        metrics = Call("GET", "/metrics", self._metrics)
+        self.calls = Calls((metrics, *targets.calls(), *description_calls(), *calls))
 
     def change(self, *, token: Secret | None) -> None:
         """Let in by this token from the next call on."""
@@ -85,7 +87,7 @@ class Admin:
                 raise Problem(405, "use GET or HEAD", allow="GET, HEAD")
             return self._open[path]()
         self._admit(request)
-        return await self._calls.answer(request)
+        return await self.calls.answer(request)
 
     def _admit(self, request: web.BaseRequest) -> None:
         """Let through who has the token; without one, only what no foreign page can send."""

@@ -30,10 +30,12 @@ class Calls:
     """All calls, found by method and path."""
 
     def __init__(self, calls: Iterable[Call]) -> None:
+        calls = tuple(calls)
+        self.names = frozenset((call.method, _whole(call.path)) for call in calls)
+        """Method and path of each, the path as it is written for people."""
         self._by_path: dict[tuple[str, ...], dict[str, Handler]] = {}
         for call in calls:
-            path = call.path if call.path.startswith("/") else f"/{API}/{call.path}"
-            parts = tuple("" if part.startswith("{") else part for part in path[1:].split("/"))
+            parts = tuple("" if part.startswith("{") else part for part in _whole(call.path)[1:].split("/"))
             self._by_path.setdefault(parts, {})[call.method] = call.handler
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -53,3 +55,7 @@ class Calls:
                 raise Problem(405, f"use {' or '.join(sorted(methods))}", allow=", ".join(sorted(methods)))
             return await handler(request, *(part for want, part in zip(pattern, parts, strict=True) if not want))
         raise Problem(404, "no such call")
+
+
+def _whole(path: str) -> str:
+    return path if path.startswith("/") else f"/{API}/{path}"

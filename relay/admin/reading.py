@@ -6,7 +6,6 @@ Law: what is wrong is refused with 400 and the parameter's name; nothing is gues
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
 
 from aiohttp import web
 
@@ -21,7 +20,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _MARK = re.compile(r"[0-9]{1,18}")
 
-Value = TypeVar("Value")
+_FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
 
 class Query:
@@ -82,13 +81,12 @@ class Query:
 def moment(value: str, now: datetime, refused: Callable[[str], Exception]) -> datetime:
     """A time, RFC 3339 or a span back from now; raises what `refused` makes of the reason."""
     why = "must be a span back from now (30m, 24h, 7d) or a time (2026-03-01T12:00:00Z)"
-    if span := _SPAN.fullmatch(value):
-        try:
-            return now - timedelta(seconds=int(span[1]) * _UNITS[span[2]])
-        except OverflowError:
-            raise refused(why) from None
     try:
+        if span := _SPAN.fullmatch(value):
+            return now - timedelta(seconds=int(span[1]) * _UNITS[span[2]])
         at = datetime.fromisoformat(value)
         return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
-    except (ValueError, OverflowError):
+    except OverflowError:  # before the first year, or after the last
+        return _LAST if value.startswith("9999-") else _FIRST
+    except ValueError:
         raise refused(why) from None

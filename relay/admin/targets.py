@@ -70,10 +70,10 @@ class TargetCalls:
         return await self._shown(await self._dispatcher.enable(name))
 
     async def _disable(self, request: web.BaseRequest, name: str) -> web.Response:
-        reason = (await json_body(request, "reason")).get("reason") or "by hand"
+        reason = (await json_body(request, "reason")).get("reason", "")
         if not isinstance(reason, str) or len(reason) > LONGEST_REASON:
             raise Problem(422, f"reason must be a string of at most {LONGEST_REASON} characters")
-        return await self._shown(await self._dispatcher.disable(name, reason))
+        return await self._shown(await self._dispatcher.disable(name, reason or "by hand"))
 
     async def _shown(self, health: TargetHealth) -> web.Response:
         (backlog,) = await self._store.backlog([health.name])

@@ -120,7 +120,6 @@ async def test_pages_go_on_where_the_last_one_ended(gateway: Gateway) -> None:
         ("limit=%D9%A3", "limit must be 1 to 200"),
         ("cursor=x", "cursor must be the next_cursor of the page before"),
         ("since=yesterday", "since must be a span back from now (30m, 24h, 7d) or a time (2026-03-01T12:00:00Z)"),
-        ("since=999999999d", "since must be a span back from now (30m, 24h, 7d) or a time (2026-03-01T12:00:00Z)"),
         ("state=lost", "state must be one of pending, in_flight, delivered, dead, skipped, held, unrouted"),
         ("colour=red", "unknown parameter; known: source, type, target, state, since, until, limit, cursor"),
         ("source=a&source=b", "source is given twice"),
