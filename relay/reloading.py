@@ -10,7 +10,7 @@ import concurrent.futures
 import hashlib
 import json
 import ssl
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -102,9 +102,12 @@ class Reloading:
         async with self._one_at_a_time:
             try:
                 found = await self._take_up(await self._read())
-            except Exception as error:
-                self._refused(error)
+            except (ReloadRefused, StoreUnavailable) as error:
+                self._refused(str(error), getattr(error, "problems", ()))
                 raise
+            except Exception as error:
+                self._refused("a fault of ours", exc_info=error)
+                raise ReloadRefused("a fault of the relay's own; its log tells which") from error
             self._parts.metrics.config_taken()
             tell_warnings(self._running)
             self._tell_held(found.targets.removed)
@@ -200,18 +203,14 @@ class Reloading:
             if waiting.get(name):
                 tell_unknown(name, waiting[name])
 
-    def _refused(self, error: Exception) -> None:
+    def _refused(self, reason: str, problems: Sequence[str] = (), **fields: object) -> None:
         """Tell that nothing has changed, and why."""
         self._parts.metrics.config_refused()
-        fields: dict[str, object] = {"reason": str(error)}
-        if isinstance(error, ReloadRefused):
-            told = [clip(problem) for problem in error.problems[:MOST_TOLD]]
-            more = len(error.problems) - len(told)
-            if told:
-                fields["problems"] = [*told, f"and {more} more"] if more else told
-        elif not isinstance(error, StoreUnavailable):
-            fields = {"reason": "a fault of ours", "exc_info": error}
-        log.error("config.reload_refused", **fields)
+        if problems:
+            told = [clip(problem) for problem in problems[:MOST_TOLD]]
+            more = len(problems) - len(told)
+            fields["problems"] = [*told, f"and {more} more"] if more else told
+        log.error("config.reload_refused", reason=reason, **fields)
 
 
 def _unfit(path: Path, problems: Iterable[str]) -> ReloadRefused:

@@ -21,6 +21,15 @@ async def target() -> AsyncIterator[Target]:
 
 
 @pytest.fixture
+async def other() -> AsyncIterator[Target]:
+    """Another far target."""
+    far = Target()
+    await far.start()
+    yield far
+    await far.stop()
+
+
+@pytest.fixture
 async def start(tmp_path: Path, target: Target) -> AsyncIterator[Start]:
     """Starts the relay that `document` describes."""
     async with contextlib.AsyncExitStack() as stack:

@@ -176,10 +176,12 @@ class Arrival:
 
 
 class Target:
-    """A far target that answers one status to everything."""
+    """A far target that answers one status to everything, while its gate is open."""
 
     def __init__(self) -> None:
         self.status = 200
+        self.gate = asyncio.Event()
+        self.gate.set()
         self.arrivals: list[Arrival] = []
         self._server: asyncio.Server
         self.url = ""
@@ -189,6 +191,7 @@ class Target:
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/in"
 
     async def stop(self) -> None:
+        self.gate.set()
         self._server.close()
         await self._server.wait_closed()
 
@@ -200,6 +203,7 @@ class Target:
                 headers = tuple((name.lower(), value.strip()) for name, _, value in pairs)
                 body = await reader.readexactly(int(dict(headers).get("content-length", "0")))
                 self.arrivals.append(Arrival(headers, body))
+                await self.gate.wait()
                 writer.write(f"HTTP/1.1 {self.status} .\r\nContent-Length: 0\r\n\r\n".encode())
                 await writer.drain()
         writer.close()

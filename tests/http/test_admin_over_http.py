@@ -26,6 +26,7 @@ CALLS = [
     ("POST", f"{TARGETS}/crm/enable"),
     ("POST", f"{TARGETS}/crm/disable"),
     ("POST", f"{TARGETS}/crm/test"),
+    ("POST", "/api/v1/reload"),
 ]
 
 
@@ -106,7 +107,8 @@ async def test_who_guesses_the_token_does_not_fill_the_log(gateway: Gateway) -> 
 async def test_the_token_opens_every_call(gateway: Gateway, scheme: str) -> None:
     """The scheme's case does not count (RFC 9110, section 11.1)."""
     headers = {"Authorization": f"{scheme} {TOKEN}"}
-    assert [(await gateway.call(path, method=method, headers=headers)).status for method, path in CALLS] == [200] * 5
+    answers = [await gateway.call(path, method=method, headers=headers) for method, path in CALLS]
+    assert {answer.status for answer in answers} == {200}
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "", "http://localhost:1", "http://localhost.evil"])

@@ -72,8 +72,10 @@ class Sink:
 class Gateway:
     """`relay run` on a config file, killed and started again at will; it ends with the block."""
 
-    def __init__(self, config: Path) -> None:
+    def __init__(self, config: Path, *options: str) -> None:
+        """`options` are those of its first start."""
         self.config = config
+        self._options = options
         self.lines: list[dict[str, Any]] = []
         self.hooks = ""
         self.admin = ""
@@ -83,7 +85,7 @@ class Gateway:
         self._started = asyncio.Event()
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        await self.start(*self._options)
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -131,6 +131,17 @@ class Gateway:
         self._digests[name] = (url, settings)
         await self.restart()
 
+    async def reload(
+        self, targets: Mapping[Target, Script], *, patience: timedelta = PATIENCE, url: str = "url"
+    ) -> None:
+        """Take up other targets while it runs."""
+        self._scripts = dict(targets)
+        self._digests = {target.name: (url, "settings") for target in targets}
+        life = self._lives
+        await self.dispatcher.change(
+            list(targets), self._digests, sender=lambda target: self._far_side(target, life), patience=patience
+        )
+
     # --- traffic ---
 
     async def post(self, *targets: str, number: int = 1) -> list[str]:

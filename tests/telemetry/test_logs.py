@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from relay.model import OutcomeKind, Secret
 from relay.telemetry.lines import Clock, console_lines, json_lines
-from relay.telemetry.logs import LogPipe, clip, set_level, start_logging
+from relay.telemetry.logs import LogPipe, clip, set_format, set_level, start_logging
 
 AT = 1_789_899_331.0429
 TS = "2026-09-20T10:15:31.042Z"
@@ -136,6 +136,23 @@ def test_a_line_of_any_size_is_bounded(told: Told) -> None:
     text = told.text()
     assert len(text) < 32 * 1024
     assert json.loads(text)["target"] == "crm"
+
+
+def test_a_reload_changes_the_format_of_all_loggers() -> None:
+    """A logger that was used before follows; an unknown format changes nothing."""
+    stream = io.BytesIO()
+    pipe = start_logging("info", "json", stream)
+    log = structlog.get_logger()
+    log.info("relay.started")
+    set_format("console")
+    with pytest.raises(ValueError, match="unknown log format"):
+        set_format("xml")
+    log.info("relay.stopped")
+    pipe.close()
+    first, second = stream.getvalue().decode().splitlines()
+    assert json.loads(first)["event"] == "relay.started"
+    assert not second.startswith("{")
+    assert "relay.stopped" in second
 
 
 def test_levels_are_kept_and_a_reload_changes_those_of_all_loggers() -> None:
