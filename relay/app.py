@@ -7,7 +7,7 @@ leaves nothing behind and never hangs; a stop loses nothing, whether it is asked
 import asyncio
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import SystemRandom
@@ -23,6 +23,7 @@ from relay.delivery.sender import Sender
 from relay.ingress import Ingress
 from relay.listener import Certificate, Listener, tls_context
 from relay.model import Target, TargetHealth
+from relay.notices import CONTRACT, Notifier, Pace, names_of
 from relay.refusals import Refusals
 from relay.reloading import (
     Parts,
@@ -66,16 +67,18 @@ class App:
         new_store: bool = False,
         observer: Observer | None = None,
         environ: Mapping[str, str] = os.environ,
+        pace: Pace = CONTRACT,
     ) -> None:
-        """`environ` is where a reload finds the variables that the config names."""
+        """`environ` is where a reload finds the variables that the config names, `pace` how often people are told."""
         self._config = config
         self._environ = environ
         self._pipe: LogPipe | None = None
         self._key_headers = key_headers(config.sources)
         self._new_store = new_store
         self._also = observer
+        self._pace = pace
         self._metrics = Metrics(__version__)
-        self._metrics.know((one.name for one in config.sources), (one.name for one in config.targets))
+        self._metrics.know(names_of(config.sources, config.routes), (one.name for one in config.targets))
         self._ended = asyncio.Event()
         self._failed = False
         self._reporter = Reporter(self._metrics, end=self._fail)
@@ -83,6 +86,7 @@ class App:
         self._closing = contextlib.AsyncExitStack()
         self._store: SqliteStore
         self._dispatcher: Dispatcher
+        self._notifier: Notifier
         self._ingress: Ingress
         self._hooks: Listener | None = None
         self._stuck = False
@@ -132,11 +136,12 @@ class App:
         self._closing.push_async_callback(self._close_admin)  # after all that it shows has stopped
         self._store.task.add_done_callback(self._writer_ended)
         await self._tell_of_the_past()
+        self._notifier = self._make_notifier()
         self._dispatcher = Dispatcher(
             config.targets,
             self._store,
             sender=lambda target: self._sender(target, config.egress),
-            observer=_Both(self._reporter, self._also) if self._also else self._reporter,
+            observer=_Each(self._reporter, self._notifier, *([self._also] if self._also else [])),
             supervisor=self._reporter,
             now=_now,
             rng=SystemRandom(),
@@ -144,6 +149,7 @@ class App:
         self._reporter.count_held_by(self._store.pending)
         self._refusals = Refusals(self._store.archive.keep_refusals, now=_now)
         await self._dispatcher.start({target.name: digests(target) for target in config.targets})
+        self._closing.push_async_callback(self._notifier.close)
         self._closing.push_async_callback(self._finish_work)
         self._ingress = Ingress(
             config.sources,
@@ -168,6 +174,23 @@ class App:
         await self._listen()
         self._dispatcher.look_after("retention", self._prune_for_ever)
         self._dispatcher.look_after("refusals", self._refusals.run)
+        self._dispatcher.look_after("notices", self._notifier.run)
+
+    def _make_notifier(self) -> Notifier:
+        notifier = Notifier(
+            self._store,
+            wake=self._wake,
+            count=self._metrics.event_received,
+            held=self._store.pending,
+            last_event=self._metrics.last_event,
+            now=_now,
+            pace=self._pace,
+        )
+        notifier.configure(self._config.sources, self._config.routes)
+        return notifier
+
+    def _wake(self, targets: Iterable[str]) -> None:
+        self._dispatcher.wake(targets)
 
     async def _tell_of_the_past(self) -> None:
         """What the store remembers and the config does not say: unsafe ground, deliveries of targets that are gone, and
@@ -237,6 +260,7 @@ class App:
             (self._hooks, self._admin),
             certificate,
             self._metrics,
+            self._notifier,
             self._pipe,
             self._key_headers,
             self._store.waiting,
@@ -317,11 +341,11 @@ class App:
             await asyncio.sleep(PRUNE_EVERY.total_seconds())
 
 
-class _Both:
-    """Two observers as one: the log, and who watches a demonstration."""
+class _Each:
+    """Several observers as one: the log, who tells people, and who watches a demonstration."""
 
-    def __init__(self, first: Observer, second: Observer) -> None:
-        self._observers = (first, second)
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
 
     def attempted(self, attempt: Attempted) -> None:
         for observer in self._observers:

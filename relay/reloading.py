@@ -29,6 +29,7 @@ from relay.ingress import Ingress
 from relay.intake import Limits
 from relay.listener import Certificate, Listener, tls_context
 from relay.model import Source, Target
+from relay.notices import Notifier, names_of
 from relay.rules.egress import EgressPolicy
 from relay.rules.secrets import log_secrets
 from relay.store import StoreUnavailable
@@ -63,6 +64,7 @@ class Parts:
     listeners: tuple[Listener, ...]
     certificate: Certificate | None
     metrics: Metrics
+    notifier: Notifier
     pipe: LogPipe | None
     key_headers: dict[str, str | None]
     """By source: the header that is its shared key. Read by every sender, for what was stored under it as well."""
@@ -187,7 +189,8 @@ class Reloading:
             set_level(config.log.level)
             set_format(config.log.format)
         parts.key_headers.update(key_headers(config.sources))
-        parts.metrics.know((one.name for one in config.sources), (one.name for one in config.targets))
+        parts.metrics.know(names_of(config.sources, config.routes), (one.name for one in config.targets))
+        parts.notifier.configure(config.sources, config.routes)
         parts.ingress.change(
             config.sources, config.routes, forwarded=forwarded(config.targets), limits=limits(config.server)
         )
@@ -206,6 +209,7 @@ class Reloading:
     def _refused(self, reason: str, problems: Sequence[str] = (), **fields: object) -> None:
         """Tell that nothing has changed, and why."""
         self._parts.metrics.config_refused()
+        self._parts.notifier.reload_refused(problems)
         if problems:
             told = [clip(problem) for problem in problems[:MOST_TOLD]]
             more = len(problems) - len(told)

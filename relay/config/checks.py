@@ -23,6 +23,7 @@ from relay.config.settings import (
 )
 from relay.model import IPNetwork, Route, Source, Target
 from relay.rules.egress import EgressPolicy, refusal
+from relay.rules.notices import RELAY
 from relay.store import Retention
 
 SPARE_DESCRIPTORS = 64
@@ -31,7 +32,6 @@ DESCRIPTORS_PER_TARGET = 4
 """A target's DNS channel."""
 
 RESERVED_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
-RESERVED_SOURCE = "relay"
 DRAIN_WITHIN_EXIT = 20
 """Seconds; a longer drain exceeds the 25 s within which a stop is promised."""
 
@@ -211,7 +211,7 @@ def _check_names(plain: Mapping[str, Any], report: Report) -> None:
         for name in names:
             if not values.NAME.fullmatch(name):
                 report.refuse((key, name), f"the name of a {what} must match {values.NAME.pattern}")
-            elif key == "sources" and name == RESERVED_SOURCE:
+            elif key == "sources" and name == RELAY:
                 report.refuse((key, name), 'the name "relay" is reserved for the relay\'s own events')
 
 

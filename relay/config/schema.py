@@ -141,6 +141,7 @@ Timeout = Annotated[timedelta, _span(timedelta(milliseconds=100), timedelta(minu
 Drain = Annotated[timedelta, _span(timedelta(0), timedelta(minutes=10))]
 Kept = Annotated[timedelta, _span(timedelta(seconds=1), 3650 * _DAY)]
 Wait = Annotated[timedelta, _span(timedelta(milliseconds=100), 30 * _DAY)]
+Expected = Annotated[timedelta, _span(timedelta(minutes=1), 365 * _DAY)]
 Tolerance = Annotated[timedelta, _span(timedelta(seconds=1), 7 * _DAY)]
 RateLimit = Annotated[Rate, Parsed(values.rate, _matching(f"^{values.RATE.pattern}$"))]
 Statuses = Annotated[StatusSet, Parsed(values.statuses, {"anyOf": [_STATUS, {"type": "array", "items": _STATUS}]})]
@@ -254,7 +255,6 @@ class RespondSection(Section):
 class SourceSection(Section):
     """Who may post to us, and how we prove it is them."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"expect_every"})
     provider: Annotated[str, _one_of(PROVIDER_NAMES, what="provider")] = _key(
         description="A known sender, or custom with verify"
     )
@@ -269,6 +269,9 @@ class SourceSection(Section):
     allow_ips: Networks = _key(default=[], description="Networks that may post; all by default")
     rate: RateLimit | None = _key(default=None, description="Requests in a span, 100/s or 150/5m; beyond it 429")
     respond: RespondSection = _key(default_factory=RespondSection, description="The answer to an accepted request")
+    expect_every: Expected | None = _key(
+        default=None, description="A silence longer than this is told as source.silent, 1m to 365d"
+    )
     event_type: Text | None = _key(default=None, description="JMESPath into the JSON body, or header:NAME")
     dedupe_key: Text | None = _key(default=None, description="JMESPath into the JSON body, or header:NAME")
 

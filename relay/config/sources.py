@@ -94,6 +94,7 @@ def source(name: str, section: SourceSection, report: Report) -> Source | None:
         allow_ips=tuple(section.allow_ips),
         rate=section.rate,
         status=section.respond.status,
+        expect_every=section.expect_every,
         gives_up_after=provider.gives_up_after if provider else None,
         revival=provider.revival if provider else "",
     )

@@ -4,13 +4,15 @@ from collections.abc import Collection, Mapping
 from datetime import timedelta
 
 from relay.config import urls, values
-from relay.config.problems import KeyPath, Refused, Report, suggestion
+from relay.config.problems import KeyPath, Refused, Report, quoted, suggestion
 from relay.config.schema import RouteSection, TargetSection
 from relay.config.settings import Address
 from relay.config.values import duration_text
 from relay.model import Headers, Route, Target
 from relay.rules.egress import EgressPolicy
 from relay.rules.forwarding import HOP_BY_HOP
+from relay.rules.notices import KINDS, RELAY
+from relay.rules.routing import taking
 
 _MOST_LISTED = 20
 _NEVER_USED = timedelta(minutes=15)
@@ -111,12 +113,31 @@ def route(
     types = tuple(section.match.type) if section.match else ()
     if section.match and not types:
         report.refuse((*path, "match", "type"), "an empty list matches nothing; remove match to take every event")
-    return Route(
+    found = Route(
         name=section.name,
         sources=frozenset(str(name) for name in section.sources if name is not None),
         targets=tuple(str(name) for name in section.targets if name is not None),
         types=types,
     )
+    if RELAY in found.sources:
+        _warn_never_told(found, path, report)
+    return found
+
+
+def _warn_never_told(route: Route, path: KeyPath, report: Report) -> None:
+    """Warn of a glob that fits none of the relay's own events; where the route takes other sources too, it may be
+    meant for them, unless none fits."""
+    idle = [index for index, glob in enumerate(route.types) if not _is_ever_told(glob)]
+    if len(route.sources) > 1 and len(idle) < len(route.types):
+        return
+    for index in idle:
+        message = f"{quoted(route.types[index])} fits none of the relay's own events: {', '.join(KINDS)}"
+        report.warn((*path, "match", "type", index), message)
+
+
+def _is_ever_told(glob: str) -> bool:
+    own = Route("", frozenset({RELAY}), (), (glob,))
+    return any(taking(RELAY, kind, (own,)) for kind in KINDS)
 
 
 def _check_names(names: list[str | None], what: str, known: Collection[str], path: KeyPath, report: Report) -> None:
@@ -129,9 +150,7 @@ def _check_names(names: list[str | None], what: str, known: Collection[str], pat
             continue
         if name in names[:index]:
             report.refuse((*path, index), f"{what} {values.shown(name)} is named twice")
-        elif name == "relay" and what == "source" and name not in known:
-            report.refuse((*path, index), 'the built-in source "relay" is not built yet in this version')
-        elif name not in known:
+        elif name not in known and not (what == "source" and name == RELAY):
             report.refuse((*path, index), f"unknown {what} {values.shown(name)}{_hint(name, known)}")
 
 

@@ -171,6 +171,8 @@ class Source:
     status: int = 200
     gives_up_after: int | None = None
     revival: str = ""
+    expect_every: timedelta | None = None
+    """A silence longer than this is told; None expects nothing."""
 
     @property
     def rotates(self) -> bool:

@@ -59,11 +59,12 @@ LOG_WORDS = frozenset(
     delivery.loops_keep_failing delivery.loop_failed event.accepted event.duplicate event.unrouted events.pruned
     http.client_gone http.error http.malformed relay.crashed relay.start_refused relay.started relay.stopped
     relay.stopping request.bad_hops request.failed request.refused request.unproven source.may_be_switched_off
-    source.silent store.nearly_full store.recovered store.unavailable target.disabled target.enabled
+    relay.notice_lost source.silent store.nearly_full store.recovered store.unavailable target.disabled target.enabled
     target.unknown store.log_missing store.set_aside thread.crashed
     library.warning library.error asyncio.warning asyncio.error critical traceback duration_ms next_attempt_at
     event_id delivery_id dedupe_key delivered throttled unreachable unprepared interrupted in_flight after_seconds
     disabled_by counted_events delivery.header_dropped next_probe_at exc_info exit_code failures restart_in_s
+    last_event_at expect_every_s
     plugandpay plugandpay_v1 standard_webhooks application/json relay-gateway
     """.split()  # noqa: SIM905
 )

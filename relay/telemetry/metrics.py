@@ -8,7 +8,8 @@ their owners and only read here.
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from functools import partial
 
 from prometheus_client import (
     CollectorRegistry,
@@ -142,7 +143,8 @@ class Metrics:
         registry.register(self._kept)
         self._by_result: dict[tuple[str, str], Counter] = {}
         self._by_outcome: dict[tuple[str, str], Counter] = {}
-        self._by_source: dict[str, tuple[Histogram, Gauge]] = {}
+        self._by_source: dict[str, Histogram] = {}
+        self._heard: dict[str, float] = {}
         self._by_target: dict[str, tuple[Histogram, Histogram]] = {}
 
     def know(self, sources: Iterable[str], targets: Iterable[str]) -> None:
@@ -152,7 +154,9 @@ class Metrics:
             self._forget_source(source)
         for target in self._by_target.keys() - set(targets):
             self._forget_target(target)
-        self._by_source = {name: (self._ingest.labels(name), self._last_event.labels(name)) for name in sources}
+        self._by_source = {name: self._ingest.labels(name) for name in sources}
+        for name in sources:
+            self._last_event.labels(name).set_function(partial(self._heard_at, name))
         self._by_target = {name: (self._duration.labels(name), self._latency.labels(name)) for name in targets}
         self._by_result = {(name, one): self._events.labels(name, one) for name in sources for one in RESULTS}
         self._by_outcome = {(name, one): self._attempts.labels(name, one) for name in targets for one in OutcomeKind}
@@ -161,6 +165,7 @@ class Metrics:
     def _forget_source(self, source: str) -> None:
         self._ingest.remove(source)
         self._last_event.remove(source)
+        self._heard.pop(source, None)
         for result in RESULTS:
             self._events.remove(source, result)
 
@@ -191,19 +196,26 @@ class Metrics:
             return
         counter.inc()
         if result != "refused":
-            self._by_source[source][1].set(self._now())
+            self._heard[source] = self._now()
 
     def source_seen(self, source: str, at: datetime) -> None:
         """Set the time of a source's last event, as the store remembers it at a start."""
-        known = self._by_source.get(source)
-        if known is not None:
-            known[1].set(at.timestamp())
+        if source in self._by_source:
+            self._heard[source] = at.timestamp()
+
+    def last_event(self, source: str) -> datetime | None:
+        """When the last event of a source came, duplicates included; None where none has."""
+        at = self._heard.get(source)
+        return None if at is None else datetime.fromtimestamp(at, UTC)
+
+    def _heard_at(self, source: str) -> float:
+        return self._heard.get(source, 0.0)
 
     def ingested(self, source: str, seconds: float) -> None:
         """Note how long a request took from its head to its answer."""
         known = self._by_source.get(source)
         if known is not None:
-            known[0].observe(seconds)
+            known.observe(seconds)
 
     def attempted(self, target: str, outcome: OutcomeKind, seconds: float) -> None:
         """Count an attempt and note how long it took."""

@@ -395,6 +395,15 @@ def test_rate_and_respond(build: Loader, refused: Refuser, warned: Refuser) -> N
     assert "documents 200 alone" in line
 
 
+def test_a_source_may_be_expected_every_so_often(build: Loader, refused: Refuser) -> None:
+    """From a minute to a year; without the key nothing is expected."""
+    assert only(build()).expect_every is None
+    assert only(build(source={"expect_every": "24h"})).expect_every == timedelta(days=1)
+    for value in ("59s", "366d"):
+        assert refused(source={"expect_every": value}) == ["sources.partner.expect_every: must be 1m to 365d"]
+    assert "needs a unit" in refused(source={"expect_every": 24})[0]
+
+
 def test_an_unknown_provider_is_told(refused: Refuser) -> None:
     """The nearest known provider is named."""
     assert refused(source={"provider": "xoxdaay"}) == [

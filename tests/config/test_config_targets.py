@@ -321,6 +321,37 @@ def test_a_route_names_what_exists(refused: Refuser, parts: dict[str, object], m
     assert line.startswith(f"routes[0].{message}")
 
 
+def test_a_route_takes_the_relays_own_events(build: Loader, warned: Refuser, refused: Refuser) -> None:
+    """The built-in source needs no section, stands beside others, and is no name to be suggested."""
+    assert build(route={"from": ["relay", "partner"]}).routes[0].sources == {"relay", "partner"}
+    assert warned(routes=[{"name": "own", "from": "relay", "match": {"type": "target.*"}, "to": "crm"}]) == [
+        "sources.partner: no route takes its events"
+    ]
+    (line,) = refused(route={"from": ["relais"]})
+    assert line.endswith("known: partner")
+    (line,) = refused(route={"to": ["relay"]})
+    assert 'unknown target "relay"' in line
+
+
+def test_a_glob_that_fits_none_of_the_relays_own_events_is_warned_about(warned: Refuser) -> None:
+    """Waiting for what never comes is told, unless the glob may be meant for another source of the route."""
+    kinds = "target.disabled, target.enabled, delivery.dead, source.silent, store.nearly_full, config.reload_refused"
+    message = f"fits none of the relay's own events: {kinds}"
+
+    def told(sources: list[str], *types: str) -> list[str]:
+        return warned(routes=[{"name": "own", "from": sources, "match": {"type": list(types)}, "to": "crm"}])
+
+    unused = "sources.partner: no route takes its events"
+    assert told(["relay"], "target.disable", "delivery.*", "silent") == [
+        unused,
+        f'routes[0].match.type[0]: "target.disable" {message}',
+        f'routes[0].match.type[2]: "silent" {message}',
+    ]
+    assert told(["relay"], "*") == [unused]
+    assert told(["relay", "partner"], "order.*", "*.dead") == []
+    assert told(["relay", "partner"], "order.*") == [f'routes[0].match.type[0]: "order.*" {message}']
+
+
 def test_names_of_routes_are_unique(refused: Refuser) -> None:
     """Two routes of one name could not be told apart."""
     route = {"name": "a", "from": "partner", "to": "crm"}

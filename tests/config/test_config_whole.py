@@ -116,7 +116,6 @@ def test_unknown_keys_are_refused_with_the_nearest_known_one(refused: Refuser) -
 LATER = [
     ({"enrichers": {}}, "enrichers"),
     ({"store": {"retention": {"max_size": "8GiB"}}}, "store.retention.max_size"),
-    ({"source": {"expect_every": "24h"}}, "sources.partner.expect_every"),
     ({"route": {"enrich": "x"}}, "routes[0].enrich"),
     ({"route": {"when": "x"}}, "routes[0].when"),
     ({"route": {"match": {"headers": {}, "type": "x"}}}, "routes[0].match.headers"),
@@ -138,7 +137,6 @@ def test_other_things_that_are_not_built_yet(refused: Refuser) -> None:
     for parts in (
         {"store": {"url": "postgresql://user@host/db"}},
         {"route": {"to": [{"target": "crm", "when": "x"}]}},
-        {"route": {"from": ["relay"]}},
         {"target": {"url": "https://h.example/{{ id }}"}},
     ):
         assert all("not built yet in this version" in line for line in refused(**parts))
