@@ -20,7 +20,7 @@ import structlog
 from prometheus_client.parser import text_string_to_metric_families
 
 from relay.app import App
-from relay.config import load
+from relay.config import Config, load
 from relay.telemetry.logs import start_logging
 
 PATIENCE = 10.0
@@ -314,7 +314,9 @@ Start = Callable[..., Awaitable[Gateway]]
 
 
 @contextlib.asynccontextmanager
-async def running(directory: Path, text: str, target: Target, **env: str) -> AsyncIterator[Gateway]:
+async def running(
+    directory: Path, text: str, target: Target, *, make: Callable[..., App] = App, **env: str
+) -> AsyncIterator[Gateway]:
     """The relay that a config describes; `${TARGET}` in it is the far target's URL."""
     path = directory / "config.yaml"
     path.write_text(text)
@@ -324,7 +326,7 @@ async def running(directory: Path, text: str, target: Target, **env: str) -> Asy
     log = io.BytesIO()
     pipe = start_logging("debug", "json", log)
     try:
-        app = App(config, environ=environ)
+        app = make(config, environ=environ)
         app.watch_log(pipe)
         await app.start()
         try:
