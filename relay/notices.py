@@ -144,7 +144,7 @@ class Notifier:
             log.warning("relay.notice_lost", type=batch.kind, count=batch.count, targets=len(targets), reason=reason)
 
     def _take(self, note: Note) -> None:
-        for target in notices.carriers(note, self._targets[note.kind]):
+        for target in notices.carriers(note, self._targets.get(note.kind, ())):
             box = self._boxes[note.kind, target]
             self._boxes[note.kind, target] = notices.put(box, note)
             if box.gathered is None:

@@ -11,12 +11,14 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from structlog.testing import capture_logs
+
 from relay.delivery.lane import Attempted
 from relay.model import NoCheck, Route, Source, Target, TargetHealth, TargetState
 from relay.notices import CONTRACT, Notifier
 from relay.rules.notices import KINDS
 from tests.support.simulation import Gateway, target
-from tests.support.virtual_time import DOWN, EPOCH, Reply, Script, virtually
+from tests.support.virtual_time import DOWN, EPOCH, Reply, Script, virtual_loop, virtually
 
 OK, ERROR = Reply(), Reply(500)
 EVERYTHING = Route("news", frozenset({"relay"}), ("ops", "chat"))
@@ -261,6 +263,22 @@ async def test_a_stop_sends_what_is_gathered_and_a_crash_loses_it(tmp_path: Path
         await relay.crash()
         assert [one.numbers for one in relay.messages()] == [[1], [2], [3]]
         await relay.quiet("ops", "chat", within=timedelta(minutes=1))
+
+
+@virtually
+async def test_what_a_stop_cannot_store_is_told_in_the_log(tmp_path: Path) -> None:
+    """It is lost, and its number is known."""
+    async with running(tmp_path, EVERYTHING) as relay:
+        relay.tells.nearly_full(1, 100)
+        await asyncio.sleep(10)
+        for number in (2, 3):
+            relay.tells.nearly_full(number, 100)
+        with virtual_loop().really():
+            await relay.store.close()
+        with capture_logs() as lines:
+            await relay.tells.close()
+        (line,) = lines
+        assert (line["event"], line["type"], line["count"]) == ("relay.notice_lost", "store.nearly_full", 2)
 
 
 @virtually

@@ -15,7 +15,7 @@ from relay.app import App
 from relay.config import Config
 from relay.notices import Pace
 from tests.http.configs import SOURCES, document
-from tests.http.gateway import Arrival, Gateway, Target, running, until
+from tests.http.gateway import Gateway, Target, running, until
 from tests.http.outages import fill
 
 QUICK = Pace(every=timedelta(milliseconds=200), look=timedelta(milliseconds=20))
@@ -49,11 +49,6 @@ def relay(tmp_path: Path, target: Target, ops: Target) -> Relay:
     return run
 
 
-def own(arrivals: list[Arrival]) -> list[Arrival]:
-    """What came from the source `relay`."""
-    return [arrival for arrival in arrivals if arrival["relay-source"] == "relay"]
-
-
 def kinds(relay: Gateway) -> list[str]:
     """The types of the stored events of the source `relay`."""
     return [type_ for source, type_, _ in relay.stored() if source == "relay"]
@@ -84,7 +79,8 @@ async def test_a_target_that_fails_is_told_to_another_and_never_to_itself(
         await gateway.app._dispatcher.enable("crm")
         enabled = await ops.next(2)
         assert json.loads(enabled.body)["type"] == "target.enabled"
-        assert own(target.arrivals) == []
+        carried = "SELECT DISTINCT target FROM delivery JOIN event ON seq = event_seq WHERE source = 'relay'"
+        assert gateway.rows(carried) == [("ops",)]
 
 
 async def test_a_message_is_sent_again_like_any_event(relay: Relay, ops: Target) -> None:
@@ -99,18 +95,15 @@ async def test_a_message_is_sent_again_like_any_event(relay: Relay, ops: Target)
         assert again.body == first.body
 
 
-async def test_a_dead_delivery_is_told_but_not_one_of_a_message(relay: Relay, target: Target, ops: Target) -> None:
-    """Both targets give up at once: the webhook's death is told, the message's own is not, and that is the end."""
-    target.status = ops.status = 500
-    single: dict[str, Any] = {"retry": {"schedule": []}, "disable_after": "never"}
-    news = NEWS | {"to": ["ops"]}
-    async with relay(news, make=partial(App, pace=QUICK), **single) as gateway:
-        await gateway.post("/hooks/open", b'{"type": "paid"}')
-        told = await ops.next()
-        assert json.loads(told.body)["notes"][0]["outcome"] == "failed"
-        gateway.app._notifier.nearly_full(81, 100)  # takes the same way a moment later: nothing came between
-        await ops.next(3)
-        assert [one for one in kinds(gateway) if one == "delivery.dead"] == ["delivery.dead"]
+async def test_a_dead_delivery_is_told(relay: Relay, target: Target, ops: Target) -> None:
+    """What was given up is kept, and somebody hears of it."""
+    target.status = 500
+    async with relay(retry={"schedule": []}, disable_after="never") as gateway:
+        event_id = (await gateway.post("/hooks/open", b'{"type": "paid"}')).json["id"]
+        (note,) = json.loads((await ops.next()).body)["notes"]
+        assert (note["event_id"], note["target"], note["source"], note["status"]) == (event_id, "crm", "open", 500)
+        assert note["reason"] == (await gateway.told("delivery.dead"))["reason"]
+        assert kinds(gateway) == ["delivery.dead"]
 
 
 async def test_nobody_can_post_as_the_relay(relay: Relay) -> None:

@@ -253,7 +253,7 @@ def test_the_example_names_every_variable_that_is_missing(tmp_path: Path) -> Non
 def test_the_example_is_whole_once_its_variables_are_set(tmp_path: Path) -> None:
     """The example can be run as it is, without a doubt about it."""
     checked = run_relay("check", str(ROOT / "config.example.yaml"), cwd=tmp_path, env=EXAMPLE_ENV)
-    assert (checked.stdout, checked.stderr) == ("config ok: 3 sources, 3 targets, 3 routes\n", "")
+    assert (checked.stdout, checked.stderr) == ("config ok: 3 sources, 3 targets, 4 routes\n", "")
 
 
 @pytest.mark.slow

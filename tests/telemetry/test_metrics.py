@@ -75,6 +75,22 @@ def test_what_is_received_is_counted_by_source_and_result(metrics: Metrics) -> N
     assert value(metrics, "relay_source_last_event_timestamp_seconds", source="xoxoday") == NOW.timestamp() - 3600
 
 
+def test_when_a_source_was_heard_last_can_be_asked() -> None:
+    """By whoever looks for silences: a refusal is no sign of life, a duplicate is one; who left the config is
+    forgotten."""
+    metrics = Metrics("1", now=NOW.timestamp)
+    metrics.know(["partner"], [])
+    metrics.event_received("partner", "refused")
+    assert metrics.last_event("partner") is None
+    metrics.source_seen("partner", NOW - timedelta(hours=1))
+    assert metrics.last_event("partner") == NOW - timedelta(hours=1)
+    metrics.event_received("partner", "duplicate")
+    assert metrics.last_event("partner") == NOW
+    metrics.know([], [])
+    metrics.know(["partner"], [])
+    assert metrics.last_event("partner") is None
+
+
 def test_what_is_sent_is_counted_by_target_and_outcome(metrics: Metrics) -> None:
     """Attempts, their length, the way from receipt to delivery, and the store's commits."""
     metrics.attempted("crm", OutcomeKind.FAILED, 0.2)
