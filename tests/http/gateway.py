@@ -20,7 +20,7 @@ import structlog
 from prometheus_client.parser import text_string_to_metric_families
 
 from relay.app import App
-from relay.config import Config, load
+from relay.config import load
 from relay.telemetry.logs import start_logging
 
 PATIENCE = 10.0

@@ -15,7 +15,7 @@ from relay.app import App
 from relay.config import Config
 from relay.notices import Pace
 from tests.http.configs import SOURCES, document
-from tests.http.gateway import Gateway, Target, running, until
+from tests.http.gateway import AUTH, TARGETS, Gateway, Target, running, until
 from tests.http.outages import fill
 
 QUICK = Pace(every=timedelta(milliseconds=200), look=timedelta(milliseconds=20))
@@ -39,7 +39,7 @@ def relay(tmp_path: Path, target: Target, ops: Target) -> Relay:
     """Runs a relay whose `crm` is the usual far target, with `ops` beside it."""
 
     def run(
-        news: dict[str, Any] | None = NEWS, *, make: Callable[[Config], App] = App, **crm: object
+        news: dict[str, Any] | None = NEWS, *, make: Callable[..., App] = App, **crm: object
     ) -> contextlib.AbstractAsyncContextManager[Gateway]:
         routes = [{"name": "all", "from": ["open"], "to": ["crm"]}, *([news] if news else [])]
         targets = {"crm": CRM | crm, "ops": {"url": "${OPS}", "retry": {"schedule": ["100ms"]}}}
@@ -160,9 +160,9 @@ async def test_a_stop_sends_what_is_gathered(relay: Relay, ops: Target) -> None:
 async def test_a_silent_source_is_told_once_until_it_is_heard_again(relay: Relay, ops: Target) -> None:
     """In the log and as a message; the next event ends it, and after a restart the store remembers it."""
 
-    def impatient(config: Config) -> App:
+    def impatient(config: Config, **how: Any) -> App:
         sources = tuple(dataclasses.replace(one, expect_every=timedelta(milliseconds=150)) for one in config.sources)
-        return App(dataclasses.replace(config, sources=sources), pace=QUICK)
+        return App(dataclasses.replace(config, sources=sources), pace=QUICK, **how)
 
     async with relay(make=impatient) as gateway:
         line = await gateway.told("source.silent")
@@ -176,3 +176,19 @@ async def test_a_silent_source_is_told_once_until_it_is_heard_again(relay: Relay
     async with relay(make=impatient) as gateway:
         remembered = (await gateway.told("source.silent"))["last_event_at"]
         assert abs(datetime.fromisoformat(remembered) - datetime.fromisoformat(heard)) < timedelta(seconds=5)
+
+
+async def test_a_refused_reload_is_told_and_a_new_route_is_heeded(relay: Relay, ops: Target) -> None:
+    """The number of problems goes out, not the lines of the file; routes of before the refusal still hold."""
+    async with relay() as gateway:
+        whole = gateway.config.read_text()
+        gateway.config.write_text(whole + "colour: red\n")
+        assert (await gateway.call("/api/v1/reload", method="POST", headers=AUTH)).status == 422
+        told = json.loads((await ops.next()).body)
+        assert (told["type"], told["notes"][0]["problems"]) == ("config.reload_refused", 1)
+        assert "colour" not in json.dumps(told)
+        gateway.config.write_text(whole.replace("- relay\n", "- open\n"))
+        assert (await gateway.call("/api/v1/reload", method="POST", headers=AUTH)).status == 200
+        assert (await gateway.call(f"{TARGETS}/crm/disable", method="POST", headers=AUTH)).status == 200
+        assert await gateway.log("target.disabled")
+        assert kinds(gateway) == ["config.reload_refused"]
