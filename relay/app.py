@@ -15,10 +15,11 @@ from random import SystemRandom
 import structlog
 
 from relay import __version__
-from relay.admin import Admin, EventCalls, TargetCalls, refuse, reload_calls, status_calls
+from relay.admin import Admin, EventCalls, ReplayCalls, TargetCalls, refuse, reload_calls, status_calls
 from relay.config import Address, Config
 from relay.delivery.carrying import Attempted, Observer
 from relay.delivery.dispatcher import Dispatcher
+from relay.delivery.replayer import Replayer
 from relay.delivery.sender import Sender
 from relay.ingress import Ingress
 from relay.listener import Certificate, Listener, tls_context
@@ -36,8 +37,10 @@ from relay.reloading import (
     tell_unknown,
 )
 from relay.rules.egress import EgressPolicy
+from relay.rules.routing import taking
 from relay.standing import Standing
 from relay.store import StoreUnavailable
+from relay.store.replays import Destinations
 from relay.store.sqlite import SqliteStore
 from relay.telemetry.logs import LogPipe
 from relay.telemetry.metrics import Metrics
@@ -87,6 +90,7 @@ class App:
         self._store: SqliteStore
         self._dispatcher: Dispatcher
         self._notifier: Notifier
+        self._replayer: Replayer
         self._ingress: Ingress
         self._hooks: Listener | None = None
         self._stuck = False
@@ -151,6 +155,14 @@ class App:
         await self._dispatcher.start({target.name: digests(target) for target in config.targets})
         self._closing.push_async_callback(self._notifier.close)
         self._closing.push_async_callback(self._finish_work)
+        self._replayer = Replayer(
+            self._store.replays,
+            destinations=self._destinations,
+            wake=self._dispatcher.wake,
+            witness=self._reporter,
+            now=_now,
+        )
+        await self._replayer.start()
         self._ingress = Ingress(
             config.sources,
             config.routes,
@@ -175,6 +187,7 @@ class App:
         self._dispatcher.look_after("retention", self._prune_for_ever)
         self._dispatcher.look_after("refusals", self._refusals.run)
         self._dispatcher.look_after("notices", self._notifier.run)
+        self._dispatcher.look_after("replays", self._replayer.run)
 
     def _make_notifier(self) -> Notifier:
         notifier = Notifier(
@@ -191,6 +204,11 @@ class App:
 
     def _wake(self, targets: Iterable[str]) -> None:
         self._dispatcher.wake(targets)
+
+    def _destinations(self) -> Destinations:
+        """Where a replayed event may go, by the config as it is now."""
+        routes = self._config.routes
+        return Destinations(self._dispatcher.targets, lambda source, type_: taking(source, type_, routes))
 
     async def _tell_of_the_past(self) -> None:
         """What the store remembers and the config does not say: unsafe ground, deliveries of targets that are gone, and
@@ -240,6 +258,9 @@ class App:
             flush_refusals=self._refusals.flush,
             now=_now,
         )
+        replays = ReplayCalls(
+            self._replayer, self._store.replays, self._dispatcher, pending=self._store.pending, now=_now
+        )
         calls = Admin(
             self._dispatcher,
             self._store,
@@ -248,7 +269,12 @@ class App:
             hosts=_names_of(admin.listen),
             unready=self._standing.unready,
             render_metrics=self._standing.render,
-            calls=(*status_calls(self._standing.status), *reload_calls(self._reload), *events.calls()),
+            calls=(
+                *status_calls(self._standing.status),
+                *reload_calls(self._reload),
+                *events.calls(),
+                *replays.calls(),
+            ),
         )
         self._admin = await Listener.open(
             calls.handle, admin.listen.host, admin.listen.port, header_timeout=server.header_timeout, refuse=refuse

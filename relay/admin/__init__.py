@@ -16,13 +16,24 @@ from relay.admin.calls import Call, Calls
 from relay.admin.description import description_calls
 from relay.admin.events import EventCalls
 from relay.admin.reload import reload_calls
+from relay.admin.replays import ReplayCalls
 from relay.admin.status import status_calls
 from relay.admin.targets import TargetCalls
 from relay.delivery.dispatcher import Dispatcher, UnknownTarget
 from relay.model import Secret
 from relay.store import Backlog, Store, StoreUnavailable
 
-__all__ = ["Admin", "Call", "EventCalls", "Problem", "TargetCalls", "refuse", "reload_calls", "status_calls"]
+__all__ = [
+    "Admin",
+    "Call",
+    "EventCalls",
+    "Problem",
+    "ReplayCalls",
+    "TargetCalls",
+    "refuse",
+    "reload_calls",
+    "status_calls",
+]
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 

@@ -47,6 +47,7 @@ FAMILIES: Mapping[str, Mapping[str, Verb]] = {
         "show": Verb("showing", "Show one event: headers, routes, every attempt."),
         "stats": Verb("stats", "Show what came and what arrived, by source and target."),
         "targets": Verb("targets", "Show the targets; enable, disable or test one."),
+        "replay": Verb("replays", "Send again what is dead, or has ended in another way."),
         "health": Verb("asking", "Ask whether it is alive, or ready."),
     },
     "Reference": {
@@ -55,7 +56,7 @@ FAMILIES: Mapping[str, Mapping[str, Verb]] = {
     },
 }
 
-LATER = frozenset("replay tail prune backup route bench generate copy".split())  # noqa: SIM905
+LATER = frozenset("tail prune backup route bench generate copy".split())  # noqa: SIM905
 """Verbs of the contract that are still to come; the overview does not promise them."""
 
 _VERBS = {name: verb for family in FAMILIES.values() for name, verb in family.items()}

@@ -20,7 +20,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 
 from relay.cli.configs import admin_value
 from relay.cli.locating import admin_url, config_path
-from relay.cli.terminal import Failure, Misused, safe
+from relay.cli.terminal import Failure, Refused, Unanswered, safe
 from relay.config import keys, values
 
 CONNECTS = 3
@@ -102,7 +102,9 @@ def call(to: Access, method: str, path: str, *, body: object = None, patience: t
         patience: how long the answer may take once the connection stands.
 
     Raises:
-        Failure: there is no such answer; the message says why and what to do.
+        Refused: the relay would not; the words are its own.
+        Unanswered: nobody is there, or does not answer.
+        Failure: there is no such answer for another reason; the message says why and what to do.
     """
     return asyncio.run(_call(to, method, path, body, patience))
 
@@ -120,14 +122,15 @@ async def _call(to: Access, method: str, path: str, body: object, patience: time
         try:
             return await tries(_ask, session, method, to, path, body)
         except _Unanswered as error:
-            raise Failure(
+            raise Unanswered(
                 f"no relay answers at {to.url} ({to.said_by}): {error}\n"
                 "start one with `relay run`, or say where it is with --admin URL or $RELAY_ADMIN_URL"
             ) from None
         except TimeoutError:
-            raise Failure(f"{to.url} did not answer within {patience.total_seconds():g} s") from None
+            raise Unanswered(f"{to.url} did not answer within {patience.total_seconds():g} s") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise Failure(f"{to.url} ({to.said_by}) does not answer as a relay does: {type(error).__name__}") from None
+            words = f"{to.url} ({to.said_by}) does not answer as a relay does: {type(error).__name__}"
+            raise Unanswered(words) from None
 
 
 async def _ask(session: aiohttp.ClientSession, method: str, to: Access, path: str, body: object) -> Any:
@@ -150,8 +153,7 @@ def _understood(to: Access, response: aiohttp.ClientResponse, content: bytes) ->
     if response.status == 200 and isinstance(said, dict):
         return said
     if response.content_type == "application/problem+json" and isinstance(said, dict):
-        refused = Misused if response.status == 400 else Failure
-        raise refused(safe(str(said.get("detail") or said.get("title") or response.status)))
+        raise Refused(safe(str(said.get("detail") or said.get("title") or response.status)), response.status)
     raise Failure(
         f"{to.url} ({to.said_by}) answered {response.status}, but not as a relay's admin API does; "
         "it has a port of its own, admin.listen"

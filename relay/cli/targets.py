@@ -1,4 +1,4 @@
-"""The verbs about targets: their list, `enable`, `disable`, `test`.
+"""The verbs about targets: their list, `enable`, `disable`, `test`, `discard`.
 
 Law: a program gets the API's own objects, one a line; a person gets a table and, below a target that is not well, what
 is wrong with it and how to end it.
@@ -12,12 +12,15 @@ from typing import Any
 import click
 
 from relay.cli.calling import ANSWER, Access, Wrapped, access, admin_options, call, remembered, remembered_option
-from relay.cli.terminal import Cell, Column, Failure, NotBuilt, apart, note, plural, safe, table
+from relay.cli.terminal import Cell, Column, Failure, agreed, apart, note, plural, safe, table
 from relay.config.problems import suggestion
 
 TARGETS = "/api/v1/targets"
 LONGEST_TEST = timedelta(minutes=11)
 """Longer than any target's own timeout."""
+
+LONGEST_DISCARD = timedelta(minutes=10)
+_PATIENCE = {"test": LONGEST_TEST, "discard": LONGEST_DISCARD}
 
 _COLUMNS = (
     Column("NAME"),
@@ -44,7 +47,7 @@ def _options(function: Wrapped) -> Wrapped:
 @_options
 @click.pass_context
 def targets(ctx: click.Context) -> None:
-    """Show the targets of a running relay; enable, disable or test one."""
+    """Show the targets of a running relay; enable, disable or test one, or discard what it holds."""
     if ctx.invoked_subcommand is None:
         _list(ctx)
 
@@ -98,12 +101,23 @@ def test(ctx: click.Context, name: str) -> None:
     ctx.exit(0 if is_taken else 1)
 
 
-@targets.command(
-    hidden=True, add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True}
-)
-def discard() -> None:
-    """Let go of what a target holds: still to come."""
-    raise NotBuilt("targets discard")
+@targets.command()
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_options
+@click.pass_context
+def discard(ctx: click.Context, name: str, yes: bool) -> None:  # noqa: FBT001 - a flag of the command line
+    """Let go of what a disabled target holds: it becomes dead, and can still be replayed."""
+    dry = _steer(ctx, name, "discard", {"dry_run": True})
+    held = plural(int(dry["discarded"]), "held delivery")
+    if not dry["discarded"]:
+        _show(ctx, dry | {"dry_run": False}, lambda: [f"{name} holds nothing; nothing was done"])
+        return
+    if not yes and not agreed(f"{held} of {name} will be dead. Go on?"):
+        raise Failure(f"nothing was discarded: {held} of {name} stay. Say yes with --yes")
+    found = _steer(ctx, name, "discard", {})
+    gone = f"{name}: {plural(int(found['discarded']), 'delivery')} discarded, now dead"
+    _show(ctx, found, lambda: [gone, f"relay replay --state dead --target {name}   # takes them up again"])
 
 
 def _list(ctx: click.Context) -> None:
@@ -129,7 +143,7 @@ def _steer(ctx: click.Context, name: str, verb: str, body: object) -> dict[str, 
     if name not in known:
         hint = suggestion(name, known) or f"; known: {', '.join(sorted(known))}"
         raise Failure(f'unknown target "{safe(name)}"{hint}')
-    patience = LONGEST_TEST if verb == "test" else ANSWER
+    patience = _PATIENCE.get(verb, ANSWER)
     found: dict[str, Any] = call(to, "POST", f"{TARGETS}/{name}/{verb}", body=body, patience=patience)
     return found
 

@@ -4,6 +4,7 @@ Law: nothing that came from outside reaches a terminal unescaped, and all fits i
 """
 
 import shutil
+import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from typing import IO, Any
 
 import click
 
+_MISUSE = frozenset({400, 422})
+"""Answers of a relay that was asked for something that makes no sense."""
 NARROWEST = 40
 WIDEST = 160
 
@@ -26,10 +29,17 @@ class Failure(click.ClickException):
         click.echo(f"relay: {self.message}", file=file, err=file is None)
 
 
-class Misused(Failure):
-    """What the relay refused because it was asked for wrongly."""
+class Refused(Failure):
+    """What a relay would not do; the words are its own."""
 
-    exit_code = 2
+    def __init__(self, words: str, status: int) -> None:
+        super().__init__(words)
+        self.status = status
+        self.exit_code = 2 if status in _MISUSE else 1  # type: ignore[misc]  # click reads it from the instance
+
+
+class Unanswered(Failure):
+    """Nobody is there to do it, or whoever is does not answer."""
 
 
 class NotBuilt(Failure):
@@ -116,6 +126,14 @@ def span(seconds: float) -> str:
         if whole >= 2 * size or (whole >= size and whole % size == 0):
             return f"{whole // size}{unit}"
     return f"{whole}s"
+
+
+def agreed(question: str) -> bool:
+    """Ask on the terminal. No terminal, no answer and the end of the input are a no."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        return False
+    click.echo(f"{question} [y/N] ", nl=False, err=True)
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
 def plural(count: int, noun: str) -> str:

@@ -14,10 +14,11 @@ from relay.config.expansion import Escaped, Expanded
 from relay.config.problems import Refused, kind, quoted, suggestion
 from relay.config.settings import Address
 from relay.model import IPNetwork, Rate, StatusSet
+from relay.rules.rate import RATE as RATE
+from relay.rules.rate import rate_from
 
 DURATION = re.compile(r"([0-9]{1,15})(ms|s|m|h|d)")
 SIZE = re.compile(r"([0-9]{1,15})(B|KiB|MiB|GiB)")
-RATE = re.compile(r"([1-9][0-9]{0,6})/([0-9]{0,9})(ms|s|m|h|d)")
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 ROUTE_NAME = re.compile(r"(?=.{1,64}$)[a-z0-9][a-z0-9_-]*( [a-z0-9_-]+)*")
 HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
@@ -230,13 +231,12 @@ def ends_in_number(host: str) -> bool:
 
 def rate(value: Any) -> Rate:
     """`100/s` or `150/5m`."""
-    match = RATE.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
+    if not isinstance(value, str) or RATE.fullmatch(value) is None:
         raise Refused(f"{shown(value)} is not a rate (write 100/s or 150/5m)")
-    span = int(match[2] or "1") * _UNITS[match[3]]
-    if not 1 <= span <= _UNITS["d"]:
+    found = rate_from(value)
+    if found is None:
         raise Refused("the span of a rate must be 1ms to 1d")
-    return Rate(int(match[1]), timedelta(milliseconds=span))
+    return found
 
 
 def statuses(value: Any) -> StatusSet:

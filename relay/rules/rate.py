@@ -1,17 +1,38 @@
-"""How many requests a rate lets through, and how many lines a second tells.
+"""How a rate is written, how many requests it lets through, and how many lines a second tells.
 
 Law: pure. A bucket is a value; taking from it gives the next one. It holds at most one second's worth, and at least
 one, so that `150/5m` spreads its requests instead of spending them at once.
 """
 
 import math
+import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from relay.model import Rate
 
+RATE = re.compile(r"([1-9][0-9]{0,6})/([0-9]{0,9})(ms|s|m|h|d)")
+"""`100/s` or `150/5m`."""
+
+_UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DUST = 1e-9
 """What repeated addition of fractions may be short of a whole token."""
+
+
+def rate_from(text: str) -> Rate | None:
+    """A rate as it is written, None where it is none; its span is 1 ms to a day."""
+    match = RATE.fullmatch(text)
+    span = int(match[2] or "1") * _UNITS[match[3]] if match else 0
+    if match is None or not 1 <= span <= _UNITS["d"]:
+        return None
+    return Rate(int(match[1]), timedelta(milliseconds=span))
+
+
+def written(rate: Rate) -> str:
+    """A rate in its largest whole unit; `rate_from` reads it."""
+    span = rate.span // timedelta(milliseconds=1)
+    unit, size = next((unit, size) for unit, size in reversed(_UNITS.items()) if span % size == 0)
+    return f"{rate.count}/{span // size if span > size else ''}{unit}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +60,16 @@ def take(bucket: Bucket, rate: Rate, now: datetime) -> tuple[Bucket, timedelta |
         return Bucket(max(0.0, tokens - 1), now), None
     missing = (1 - tokens) * rate.span.total_seconds() / rate.count
     return Bucket(tokens, now), timedelta(microseconds=math.ceil(missing * 1_000_000))
+
+
+def take_some(bucket: Bucket, rate: Rate, now: datetime, most: int) -> tuple[Bucket, int, timedelta | None]:
+    """Take up to so many tokens: the bucket that is left, how many were had, and how long until the next is free where
+    they were fewer."""
+    had, wait = 0, None
+    while had < most and wait is None:
+        bucket, wait = take(bucket, rate, now)
+        had += wait is None
+    return bucket, had, wait
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,7 @@ LOG_WORDS = frozenset(
     event_id delivery_id dedupe_key delivered throttled unreachable unprepared interrupted in_flight after_seconds
     disabled_by counted_events delivery.header_dropped next_probe_at exc_info exit_code failures restart_in_s
     last_event_at expect_every_s
+    event.replayed replay.started replay.paused replay.finished target.discarded replay_id replayed
     plugandpay plugandpay_v1 standard_webhooks application/json relay-gateway
     """.split()  # noqa: SIM905
 )

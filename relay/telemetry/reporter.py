@@ -13,6 +13,8 @@ import structlog
 from relay.delivery.carrying import Attempted
 from relay.model import DisabledBy, GiveUp, OutcomeKind, RetryAt, TargetHealth, TargetState
 from relay.rules.forwarding import rfc3339
+from relay.rules.rate import written
+from relay.store.replays import JobState, ReplayedEvent, ReplayJob
 from relay.telemetry.lines import compact_traceback
 from relay.telemetry.metrics import Metrics
 
@@ -89,6 +91,23 @@ class Reporter:
         """Tell that a target takes deliveries again."""
         log.warning("target.enabled", target=health.name, held=self._held(health.name))
 
+    def event_replayed(self, replayed: ReplayedEvent) -> None:
+        """Tell that one event was replayed by hand."""
+        log.info("event.replayed", source=replayed.source, event_id=replayed.event_id, targets=list(replayed.replayed))
+
+    def replay_started(self, job: ReplayJob) -> None:
+        """Tell that a replay begins, or goes on."""
+        log.info("replay.started", **_counts(job), filter=job.filter.state.value, rate=written(job.rate))
+
+    def replay_paused(self, job: ReplayJob) -> None:
+        """Tell that a replay stands still, and how it goes on."""
+        log.warning("replay.paused", **_counts(job), reason=job.reason, advice=f"relay replay --resume {job.id}")
+
+    def replay_finished(self, job: ReplayJob) -> None:
+        """Tell that a replay is over."""
+        is_done = job.state is JobState.DONE
+        log.info("replay.finished", **_counts(job), outcome=job.state.value, reason="" if is_done else job.reason)
+
     def committed(self, seconds: float) -> None:
         """Count a commit."""
         self._metrics.committed(seconds)
@@ -115,3 +134,7 @@ class Reporter:
         """End the process: a delivery loop that is down and stays down must not look alive."""
         log.critical("delivery.loops_keep_failing", reason=f"{type(error).__name__}: {error}")
         asyncio.get_running_loop().call_soon(self._end)
+
+
+def _counts(job: ReplayJob) -> dict[str, object]:
+    return {"replay_id": job.id, "total": job.total, "replayed": job.done, "skipped": job.skipped}

@@ -100,7 +100,7 @@ def test_a_wrong_command_line_is_exit_code_2_with_words(tmp_path: Path, argument
     assert words in refused.stderr
 
 
-@pytest.mark.parametrize("verb", [*sorted(LATER), "targets discard"])
+@pytest.mark.parametrize("verb", sorted(LATER))
 def test_what_is_not_built_yet_is_said_so(verb: str) -> None:
     """A verb of the contract that is still to come is no typing error, whatever follows it."""
     following = [] if "--" in verb else ["crm", "--since", "1h"]
@@ -116,7 +116,7 @@ def test_what_is_not_built_yet_is_told_on_stderr_and_not_promised(tmp_path: Path
     assert (said.returncode, said.stdout) == (2, "")
     assert said.stderr == 'relay: "route" is not built yet in this version\n'
     helps = "".join(run_relay(*verb, "--help", cwd=tmp_path).stdout for verb in ((), ("run",), ("targets",)))
-    assert not re.search(rf"^  ({'|'.join(LATER)}|discard) ", helps, re.MULTILINE)
+    assert not re.search(rf"^  ({'|'.join(LATER)}) ", helps, re.MULTILINE)
 
 
 def test_the_version_is_told_in_both_ways(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Events, settlements and a watcher for the tests of the store."""
 
+import asyncio
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,11 +17,14 @@ from relay.model import (
     Outcome,
     OutcomeKind,
     RetryAt,
+    Route,
     TargetHealth,
     TargetState,
     Turn,
 )
+from relay.rules.routing import taking
 from relay.store import Rule, Ruling, Settlement, Store
+from relay.store.replays import Destinations
 
 NOW = datetime(2026, 9, 20, 10, 0, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -75,6 +79,18 @@ async def stored(store: Store, *targets: str, at: datetime = NOW, **parts: objec
     accepted = await store.accept(event, targets)
     assert not accepted.duplicate
     return event
+
+
+async def accepted_many(store: Store, number: int, *targets: str, at: datetime = NOW) -> list[Event]:
+    """Many events for some targets, in few commits."""
+    events = [an_event(at=at) for _ in range(number)]
+    await asyncio.gather(*(store.accept(event, targets) for event in events))
+    return events
+
+
+def towards(*targets: str, routes: Sequence[Route] = ()) -> Destinations:
+    """A config of today with these targets and routes."""
+    return Destinations(frozenset(targets), lambda source, type_: taking(source, type_, routes))
 
 
 async def taken(

@@ -35,6 +35,7 @@ from relay.store.sqlite.connection import in_words, open_reader, open_writer
 from relay.store.sqlite.file import Guard, durability_warning, set_aside, sync_directory
 from relay.store.sqlite.ledger import COUNTED, Ledger
 from relay.store.sqlite.reading import Reading
+from relay.store.sqlite.replays import SqliteReplays
 from relay.store.sqlite.rows import headers_from, millis, moment_if_sound
 from relay.store.sqlite.schema import MIGRATIONS
 from relay.store.sqlite.transaction import Transaction
@@ -62,6 +63,7 @@ class SqliteStore:
         self._tokens = itertools.count(time.time_ns())
         self._pruned_to = 0
         self._archive = SqliteArchive(reading, writer)
+        self.replays = SqliteReplays(reading, writer)
         self._closing: asyncio.Task[None] | None = None
         self.aside: Path | None = None
         """Where a start that was to begin afresh has put what was there."""

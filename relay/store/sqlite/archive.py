@@ -131,7 +131,7 @@ class _Found:
 def _found(
     db: sqlite3.Connection, query: EventQuery, known: Sequence[str], *, limit: int, before: int | None
 ) -> _Found:
-    low, high = _bounds(db, query)
+    low, high = bounds(db, query)
     high = high if before is None else min(before, high)
     if query.unrouted or query.state is None or query.state not in COUNTED:
         return _walk_events(db, query, low, high, limit)
@@ -139,7 +139,7 @@ def _found(
     return _walk_deliveries(db, query, targets, low, high, limit)
 
 
-def _bounds(db: sqlite3.Connection, query: EventQuery) -> tuple[int, int]:
+def bounds(db: sqlite3.Connection, query: EventQuery) -> tuple[int, int]:
     """The numbers between which events of a span of time lie: from the first on, and below the second.
 
     Ids sort by time and numbers by arrival; the two differ only where a clock was set back.
@@ -155,7 +155,7 @@ def _bounds(db: sqlite3.Connection, query: EventQuery) -> tuple[int, int]:
     return low, high
 
 
-def _filters(query: EventQuery) -> tuple[str, dict[str, Any]]:
+def filters(query: EventQuery) -> tuple[str, dict[str, Any]]:
     """What an event `e` itself must be like."""
     parts = ["TRUE"]
     if query.source is not None:
@@ -168,7 +168,7 @@ def _filters(query: EventQuery) -> tuple[str, dict[str, Any]]:
 
 def _walk_events(db: sqlite3.Connection, query: EventQuery, low: int, high: int, limit: int) -> _Found:
     """Look at events one after the other."""
-    where, values = _filters(query)
+    where, values = filters(query)
     deliveries = "SELECT 1 FROM delivery d WHERE d.event_seq = e.seq"
     if query.unrouted:
         where += f" AND NOT EXISTS ({deliveries})"
@@ -218,7 +218,7 @@ def _walk_deliveries(
         if len(rows) == SCAN:
             floor = max(floor, rows[-1][0])
     numbers = sorted((number for number in candidates if number >= floor), reverse=True)
-    where, values = _filters(query)
+    where, values = filters(query)
     numbers = numbers[: limit + 1] if where == "TRUE" else _matching(db, numbers, where, values, limit + 1)
     if len(numbers) > limit:
         return _Found(numbers[:limit], numbers[limit - 1])

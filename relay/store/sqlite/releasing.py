@@ -15,7 +15,7 @@ RELEASE = 10_000
 def release_held(tx: Transaction, target: str) -> None:
     """Make all that waits at a target due, by arrival: what was held leaves oldest first.
 
-    What was never tried is due by its arrival already; the rest waits at a place of its schedule.
+    What was never tried nor replayed is due by its arrival already; the rest waits at a place of its schedule.
     """
     _release(tx, target, Rest(0, tx.ledger.next_seq - 1))
 
@@ -28,7 +28,7 @@ def release_rest(tx: Transaction, target: str) -> None:
 
 
 def _release(tx: Transaction, target: str, rest: Rest) -> None:
-    query = f"""SELECT event_seq, state = 'pending' AND attempts > 0 FROM delivery INDEXED BY delivery_open
+    query = f"""SELECT event_seq, state = 'pending' AND attempts + replays > 0 FROM delivery INDEXED BY delivery_open
         WHERE target = ? AND state IN ('pending', 'in_flight') AND event_seq > ? AND event_seq <= ?
         ORDER BY event_seq LIMIT {RELEASE}"""
     rows = list(tx.db.execute(query, (target, rest.after, rest.last)))

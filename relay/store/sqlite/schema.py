@@ -138,7 +138,7 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE replay (
         seq INTEGER PRIMARY KEY AUTOINCREMENT,
         id TEXT NOT NULL UNIQUE,
-        state TEXT NOT NULL CHECK (state IN ('running', 'paused', 'done', 'cancelled')),
+        state TEXT NOT NULL CHECK (state IN ('collecting', 'running', 'paused', 'done', 'cancelled')),
         filter TEXT NOT NULL,
         rate TEXT NOT NULL,
         total INTEGER NOT NULL,
