@@ -24,13 +24,15 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from relay.model import Claim, DisabledBy, Outcome, OutcomeKind, TargetHealth, TargetState, Turn
+from relay.ids import fresh_id
+from relay.model import Claim, DisabledBy, Outcome, OutcomeKind, Rate, Route, TargetHealth, TargetState, Turn
 from relay.rules.health import disabled_by_hand, enabled_by_hand
 from relay.store import Retention
+from relay.store.replays import DISCARDED, JobState, Replayable, ReplayFilter, ReplayJob
 from relay.store.sqlite import SqliteStore
 from tests.support.store_backends import SqliteBackend, kept
 from tests.support.store_model import TARGETS, Asked, Model, ms, ruling_of
-from tests.support.store_parts import NOW, SECOND, Watch, an_event
+from tests.support.store_parts import NOW, SECOND, Watch, an_event, towards
 
 T = TypeVar("T")
 
@@ -239,6 +241,60 @@ class StoreMachine(RuleBasedStateMachine):
     def enables_by_hand(self, name: str) -> None:
         self.change(name, enabled_by_hand(self.model.healths[name], self.now))
 
+    # replaying
+
+    @precondition(lambda self: self.model.events)
+    @rule(which=st.integers(0, 50), only=st.none() | TARGET, routed=st.sets(TARGET))
+    def replays(self, which: int, only: str | None, routed: set[str]) -> None:
+        """One event by hand: all that had ended, or one target; an unrouted one by routes of today."""
+        ids = list(self.model.events)
+        event_id = ids[which % len(ids)]
+        routes = [Route("today", frozenset({"one", "two"}), tuple(sorted(routed)))]
+        anew, waiting = self.model.replayed(event_id, only, sorted(routed), self.now)
+        found = self.run(self.store.replays.event(event_id, towards(*NAMES, routes=routes), now=self.now, target=only))
+        assert found is not None
+        assert (set(found.replayed), set(found.waiting), found.skipped) == (anew, waiting, ())
+
+    @precondition(lambda self: self.model.events)
+    @rule(state=st.sampled_from(["dead", "delivered"]), only=st.none() | TARGET)
+    def gathers(self, state: str, only: str | None) -> None:
+        """A stored replay, whose items have their turn later, whatever happens in between."""
+        wanted = ReplayFilter(Replayable(state), target=only)
+        job = self.run(
+            self.store.replays.create(ReplayJob(fresh_id("rpl", self.now), wanted, Rate(1, SECOND), self.now))
+        )
+        self.model.gathered(job.id, state, only)
+        assert job.total == len(self.model.jobs[job.id].left)
+
+    @precondition(lambda self: self.model.jobs)
+    @rule(which=st.integers(0, 50), number=st.integers(1, 4))
+    def advances(self, which: int, number: int) -> None:
+        """Some items have their turn; each is replayed if it still is as the filter wanted it."""
+        ids = list(self.model.jobs)
+        job_id = ids[which % len(ids)]
+        expected = self.model.advanced(job_id, number, self.now)
+        job = self.run(self.store.replays.advance(job_id, number, towards(*NAMES), now=self.now)).job
+        assert job is not None
+        assert (job.state.value, job.done, job.skipped) == (expected.state, expected.done, expected.skipped)
+
+    @precondition(lambda self: self.model.jobs)
+    @rule(which=st.integers(0, 50), to=st.sampled_from([JobState.RUNNING, JobState.PAUSED, JobState.CANCELLED]))
+    def steers_a_replay(self, which: int, to: JobState) -> None:
+        """Paused, resumed, cancelled; what is over stays over."""
+        ids = list(self.model.jobs)
+        job_id = ids[which % len(ids)]
+        known = self.model.jobs[job_id]
+        known.state = to.value if known.state in ("running", "paused") else known.state
+        steered = self.run(self.store.replays.steer(job_id, to, "", now=self.now))
+        assert steered is not None
+        assert steered.job.state.value == known.state
+
+    @rule(name=TARGET)
+    def discards(self, name: str) -> None:
+        """All that waits at a target is dead; what is under way goes on."""
+        expected = self.model.discarded(name, DISCARDED, self.now)
+        assert self.run(self.store.replays.discard(name, permitted=lambda _: True, now=self.now)) == expected
+
     @rule(wait=WAITS)
     def time_passes(self, wait: timedelta) -> None:
         self.now += wait
@@ -259,6 +315,8 @@ class StoreMachine(RuleBasedStateMachine):
     def reopen(self) -> None:
         self.store = self.run(self.backend.open(self.watch))
         self.model.restarted()
+        interrupted = {job.id for job in self.run(self.store.replays.interrupt("restart"))}
+        assert interrupted == self.model.interrupted()
 
     @rule()
     def restarts(self) -> None:

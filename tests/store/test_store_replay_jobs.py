@@ -1,7 +1,5 @@
 """Stored replays: a fixed set, oldest first, each item once whatever happens in between."""
 
-import asyncio
-from collections.abc import Iterable
 from dataclasses import replace
 from datetime import timedelta
 
@@ -9,16 +7,14 @@ import pytest
 
 from relay.ids import fresh_id
 from relay.model import Event, Rate, Route
-from relay.store import Retention, StoreUnavailable
+from relay.store import Retention
 from relay.store.replays import Advanced, JobState, Replayable, ReplayFilter, ReplayJob
-from relay.store.sqlite import SqliteStore, collecting
-from relay.store.sqlite.replays import CUT_OFF, PART
+from relay.store.sqlite import SqliteStore
 from tests.support.store_backends import SqliteBackend, kept
 from tests.support.store_parts import (
     NOW,
     SECOND,
     Watch,
-    accepted_many,
     ids,
     killed,
     one,
@@ -44,12 +40,6 @@ async def dead(store: SqliteStore, *targets: str, **parts: object) -> Event:
     for target in targets:
         await killed(store, await one(store, target, now=LATER))
     return event
-
-
-async def all_dead(store: SqliteStore, events: Iterable[Event], target: str = "crm") -> None:
-    """Many events are refused for good, in few commits."""
-    while claims := await taken(store, target, limit=500, now=LATER):
-        await asyncio.gather(*(killed(store, claim) for claim in claims))
 
 
 async def advanced(store: SqliteStore, job: ReplayJob, number: int = 100) -> ReplayJob:
@@ -134,47 +124,6 @@ async def test_delivered_and_unrouted_ones_are_found_among_the_others(store: Sql
     assert (await advanced(store, job)).done == 1
     (again,) = [claim for claim in await taken(store, limit=9, now=LATER) if claim.replayed]
     assert (again.event.id, again.attempt) == (delivered.id, 2)
-
-
-@pytest.mark.parametrize("what", [Replayable.DEAD, Replayable.DELIVERED])
-async def test_a_large_set_is_gathered_in_parts(
-    store: SqliteStore, backend: SqliteBackend, watch: Watch, monkeypatch: pytest.MonkeyPatch, what: Replayable
-) -> None:
-    """Whatever the size of a page, all of them are found, each once; a limit cuts it off at the oldest."""
-    monkeypatch.setattr(collecting, "PAGE", 7)
-    monkeypatch.setattr(collecting, "SCAN", 7)
-    events = await accepted_many(store, 40, "crm", "books")
-    for target in ("crm", "books"):
-        for claim in await taken(store, target, limit=99):
-            await (killed(store, claim) if what is Replayable.DEAD else store.settle(settlement(claim)))
-    await store.replays.create(a_job(ReplayFilter(what)))
-    assert items(backend) == [(event.id, target) for event in events for target in ("books", "crm")]
-    assert (await store.replays.create(a_job(ReplayFilter(what, limit=33)))).total == 33
-    assert items(backend)[80:] == items(backend)[:33]
-
-
-async def test_no_transaction_of_a_large_set_is_long(store: SqliteStore, backend: SqliteBackend) -> None:
-    """It is written, and thrown away, a thousand items at a time."""
-    await all_dead(store, await accepted_many(store, 2 * PART + 10, "crm"))
-    sizes: list[int] = []
-    write = store._writer.work
-
-    def measured(work: object) -> object:
-        before = backend.rows("SELECT count(*) FROM replay_item")[0][0]
-        future = write(work)  # type: ignore[arg-type]
-        future.add_done_callback(
-            lambda _: sizes.append(abs(backend.rows("SELECT count(*) FROM replay_item")[0][0] - before))
-        )
-        return future
-
-    store._writer.work = measured  # type: ignore[method-assign,assignment]
-    job = await store.replays.create(a_job())
-    assert sum(sizes) == job.total == 2 * PART + 10
-    await store.replays.steer(job.id, JobState.CANCELLED, "by hand", now=LATER)
-    while await store.replays.sweep():
-        pass
-    assert max(sizes) <= PART
-    assert items(backend) == []
 
 
 @pytest.mark.row("H60")
@@ -304,51 +253,6 @@ async def test_killed_anywhere_each_item_is_replayed_once(store: SqliteStore, ba
         assert left.rows("SELECT DISTINCT replays, state FROM delivery") == [(1, "pending")]
         assert ids(await taken(again, limit=9, now=LATER)) == [event.id for event in events]
         await again.close()
-
-
-async def test_a_set_that_was_cut_off_never_runs(
-    store: SqliteStore, backend: SqliteBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Neither in this process nor in the next: it is not shown while it is gathered, then cancelled with the reason."""
-    monkeypatch.setattr(collecting, "PAGE", 1)
-    for _ in range(3):
-        await dead(store, "crm")
-    pages = collecting.page
-    job = a_job()
-
-    def failing(*arguments: object, **how: object) -> collecting.Page:
-        if backend.rows("SELECT count(*) FROM replay_item") == [(2,)]:
-            raise StoreUnavailable("the disk is gone")
-        return pages(*arguments, **how)  # type: ignore[arg-type]
-
-    monkeypatch.setattr("relay.store.sqlite.replays.page", failing)
-    with pytest.raises(StoreUnavailable):
-        await store.replays.create(job)
-    assert await store.replays.jobs(9) == []
-    assert await store.replays.steer(job.id, JobState.RUNNING, "", now=LATER) is None
-    left = backend.after_a_kill()
-    for one_store, files in ((store, backend), (await left.open(Watch()), left)):
-        assert await one_store.replays.interrupt("restart") == []
-        while await one_store.replays.sweep():
-            pass
-        assert items(files) == []
-        (shown,) = await one_store.replays.jobs(9)
-        assert (shown.id, shown.state, shown.reason, shown.done) == (job.id, JobState.CANCELLED, CUT_OFF, 0)
-        assert (await advanced(one_store, job)).state is JobState.CANCELLED
-    await one_store.close()
-
-
-async def test_a_set_that_is_being_gathered_is_not_swept(
-    store: SqliteStore, backend: SqliteBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A sweep between two of its parts leaves it alone."""
-    monkeypatch.setattr(collecting, "PAGE", 1)
-    for _ in range(5):
-        await dead(store, "crm")
-    gathering = asyncio.create_task(store.replays.create(a_job()))
-    while not gathering.done():
-        await store.replays.sweep()
-    assert (await gathering).total == len(items(backend)) == 5
 
 
 async def test_counts_stay_true_when_pruning_comes_between(store: SqliteStore, backend: SqliteBackend) -> None:

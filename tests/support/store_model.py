@@ -71,6 +71,7 @@ class Delivery:
     first_try: int | None = None
     last_began: int | None = None
     settled: int | None = None
+    replays: int = 0
     holder: Claim | None = None
     recorded: list[tuple[int, str]] = field(default_factory=list)
 
@@ -94,6 +95,17 @@ class Asked:
     before: TargetHealth | None = None
 
 
+@dataclass
+class Job:
+    """A stored replay: the state it wants, what is left of its set, and what became of the rest."""
+
+    wanted: str
+    left: list[tuple[str, str]]
+    state: str = "running"
+    done: int = 0
+    skipped: int = 0
+
+
 class Model:
     """Every event that was promised, and what must have become of it."""
 
@@ -105,6 +117,8 @@ class Model:
         self.successes: dict[str, list[int]] = {name: [] for name in TARGETS}
         self.began: dict[tuple[str, str, int], datetime] = {}
         self.lost: list[Claim] = []
+        self.orders: dict[str, int] = {}
+        self.jobs: dict[str, Job] = {}
         self._order = 0
 
     def live(self) -> list[Claim]:
@@ -119,6 +133,7 @@ class Model:
     def accepted(self, event: Event, targets: list[str]) -> None:
         """A new event was promised."""
         self._order += 1
+        self.orders[event.id] = self._order
         self.events[event.id] = event
         if event.dedupe_key:
             self.keys[event.source, event.dedupe_key] = event.id
@@ -158,6 +173,7 @@ class Model:
         assert claim.attempt > max((number for number, _ in one.recorded), default=0)
         assert (claim.step, claim.event.body) == (one.step, self.events[claim.event.id].body)
         assert claim.first_try_at is None if one.first_try is None else ms(claim.first_try_at or now) == one.first_try
+        assert claim.replayed == (one.replays > 0)
         one.move(DeliveryState.IN_FLIGHT)
         one.attempts, one.holder = claim.attempt, claim
         self.began[claim.event.id, claim.target, claim.attempt] = now
@@ -231,6 +247,65 @@ class Model:
         if frees:
             for _, one in self.waiting(target):
                 one.due = ms(one.received_at)
+
+    def replayed(
+        self, event_id: str, target: str | None, routed: list[str], now: datetime
+    ) -> tuple[set[str], set[str]]:
+        """An event was replayed: which targets must have begun anew, and which were left alone."""
+        states = {name: one for (event, name), one in self.deliveries.items() if event == event_id}
+        names = {target} if target else set(states) or set(routed)
+        waiting = {name for name in names if name in states and states[name].state not in ENDED}
+        for name in names - waiting:
+            event = self.events[event_id]
+            one = states.get(name)
+            if one is None:
+                one = Delivery(self.orders[event_id], event.received_at, DeliveryState.PENDING, ms(now))
+                self.deliveries[event_id, name] = one
+            else:
+                one.move(DeliveryState.PENDING)
+            one.due, one.step, one.reason, one.first_try, one.settled = ms(now), 0, None, None, None
+            one.replays += 1
+        return names - waiting, waiting
+
+    def discarded(self, target: str, reason: str, now: datetime) -> int:
+        """What waited at a target was let go of; how many."""
+        waiting = self.waiting(target)
+        for _, one in waiting:
+            one.move(DeliveryState.DEAD)
+            one.reason, one.settled = reason, ms(now)
+        return len(waiting)
+
+    def gathered(self, job_id: str, state: str, target: str | None) -> None:
+        """A replay was stored, with all that is in a state now, oldest first."""
+        found = [
+            (one.order, name, event_id)
+            for (event_id, name), one in self.deliveries.items()
+            if one.state.value == state and target in (None, name)
+        ]
+        self.jobs[job_id] = Job(state, [(event_id, name) for _, name, event_id in sorted(found)])
+
+    def advanced(self, job_id: str, number: int, now: datetime) -> "Job":
+        """Some items of a running replay had their turn; the last one ends it."""
+        job = self.jobs[job_id]
+        if job.state != "running":
+            return job
+        for event_id, name in job.left[:number]:
+            one = self.deliveries.get((event_id, name))
+            if one is None or one.state.value != job.wanted:
+                job.skipped += 1
+            else:
+                self.replayed(event_id, name, [], now)
+                job.done += 1
+        del job.left[:number]
+        job.state = job.state if job.left else "done"
+        return job
+
+    def interrupted(self) -> set[str]:
+        """The replays that ran when the process ended stand still."""
+        ran = {job_id for job_id, job in self.jobs.items() if job.state == "running"}
+        for job_id in ran:
+            self.jobs[job_id].state = "paused"
+        return ran
 
     def restarted(self) -> None:
         """Another process has the store: every claim is lost, and health is what was stored."""
