@@ -255,6 +255,29 @@ async def test_killed_anywhere_each_item_is_replayed_once(store: SqliteStore, ba
         await again.close()
 
 
+@pytest.mark.row("H60")
+async def test_no_commit_lies_between_a_replay_and_its_removal_from_the_set(backend: SqliteBackend) -> None:
+    """Whatever commit a kill follows: what was replayed and what is still to be are together the whole set."""
+    seen: set[tuple[int, int]] = set()
+
+    class AtEachCommit(Watch):
+        def committed(self, seconds: float) -> None:
+            ((replayed, left),) = backend.rows(
+                "SELECT (SELECT sum(replays) FROM delivery), (SELECT count(*) FROM replay_item)"
+            )
+            seen.add((replayed, left))
+
+    store = await backend.open(AtEachCommit())
+    for _ in range(6):
+        await dead(store, "crm")
+    job = await store.replays.create(a_job())
+    seen.clear()
+    while (await advanced(store, job, 2)).state is JobState.RUNNING:
+        pass
+    assert seen == {(2, 4), (4, 2), (6, 0)}
+    await store.close()
+
+
 async def test_counts_stay_true_when_pruning_comes_between(store: SqliteStore, backend: SqliteBackend) -> None:
     """Retention may delete what a job still has in its set."""
     for _ in range(4):
