@@ -132,7 +132,23 @@ def _replay_many(how: _How, wanted: dict[str, Any]) -> int:
         return 0
     if "yes" not in wanted and not agreed(f"{what}. Replay them?"):
         raise Failure(f"nothing was replayed: {what}. Say yes with --yes")
-    return _follow(how, _begun(how.to, body))
+    try:
+        job = _begun(how.to, body)
+    except KeyboardInterrupt:
+        click.echo(
+            f"relay: interrupted before {how.to.url} answered: the replay may begin. {_running(how.to)}", err=True
+        )
+        return INTERRUPTED
+    return _follow(how, job)
+
+
+def _running(to: Access) -> str:
+    """Which replays run now, as far as that can be had."""
+    try:
+        ids = [str(job["id"]) for job in call(to, "GET", REPLAYS)["replays"] if job["state"] == "running"]
+    except Failure as failure:
+        return failure.message
+    return "\n".join(("What runs now:", *map(_further, ids))) if ids else "None runs now."
 
 
 def _begun(to: Access, body: dict[str, Any]) -> dict[str, Any]:

@@ -171,6 +171,7 @@ class Replayer:
             except StoreUnavailable:
                 raise
             except Exception as error:  # noqa: BLE001 - a fault in one replay must not end the deliveries of all
+                self._running.pop(job_id, None)
                 await self._steer(job_id, JobState.PAUSED, f"a fault of ours: {type(error).__name__}: {error}")
                 return None
             self._wake(advanced.targets)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.model import Rate
-from relay.rules.rate import Bucket, Quota, spend, take
+from relay.rules.rate import Bucket, Quota, rate_from, spend, take, take_some, written
 
 NOW = datetime(2026, 9, 20, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -78,3 +78,42 @@ def test_lines_beyond_a_few_a_second_are_counted_in_the_next() -> None:
         quota, untold = spend(quota, 2, now)
         told.append(untold)
     assert told == [0, 0, None, None, 2, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("50/s", Rate(50, SECOND)),
+        ("150/5m", Rate(150, timedelta(minutes=5))),
+        ("1/d", Rate(1, timedelta(days=1))),
+        ("3/250ms", Rate(3, timedelta(milliseconds=250))),
+    ],
+)
+def test_a_rate_is_written_as_it_is_read(text: str, rate: Rate) -> None:
+    """In its largest whole unit, with no number before a single one."""
+    assert rate_from(text) == rate
+    assert written(rate) == text
+
+
+@pytest.mark.parametrize("text", ["", "50", "0/s", "50/0s", "50/2d", "-1/s", "1/s ", "1.5/s", "9/w"])
+def test_what_is_no_rate_is_none(text: str) -> None:
+    """Its span is a millisecond to a day."""
+    assert rate_from(text) is None
+
+
+def test_a_rate_of_another_unit_means_the_same() -> None:
+    """Sixty seconds are a minute."""
+    assert written(Rate(7, SECOND * 60)) == "7/m"
+    assert rate_from("7/60s") == rate_from("7/m")
+
+
+def test_some_are_taken_at_once_up_to_a_bound() -> None:
+    """What the rate allows, or the bound; where it was the rate, how long the next takes."""
+    rate = Rate(10, SECOND)
+    bucket, had, wait = take_some(Bucket(), rate, NOW, 7)
+    assert (had, wait) == (7, None)
+    bucket, had, wait = take_some(bucket, rate, NOW, 7)
+    assert had == 3
+    assert wait is not None
+    assert take_some(bucket, rate, NOW + wait, 7)[1] == 1
+    assert take_some(bucket, rate, NOW, 0)[1:] == (0, None)

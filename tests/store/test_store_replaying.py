@@ -238,3 +238,13 @@ async def test_a_discard_goes_in_small_parts_and_spares_what_comes_meanwhile(
     late = await coming[0]
     assert backend.deliveries()[late.id, "crm"].state == "pending"
     assert await kept(store, "crm") == backend.counted() == {("crm", "pending"): 1, ("crm", "dead"): DISCARD + 500}
+
+
+async def test_an_event_whose_type_was_damaged_fits_no_route(store: SqliteStore, backend: SqliteBackend) -> None:
+    """The disk may have changed it; that is no reason for the store to fail."""
+    event = await stored(store)
+    db = store._writer._db
+    assert db is not None
+    await db.execute("UPDATE event SET type = CAST(x'ff00' AS TEXT)")
+    anew = towards("crm", routes=[Route("r", frozenset({"partner"}), ("crm",), ("paid",))])
+    assert await store.replays.event(event.id, anew, now=LATER) == ReplayedEvent(event.id, event.source)

@@ -23,6 +23,8 @@ Item = tuple[int, str]
 Delivery = tuple[int, str, DeliveryState | None]
 """A delivery and its state, None where it is still to be made."""
 
+_NAMED = "e.seq, CAST(e.source AS BLOB), CAST(e.type AS BLOB)"
+
 _ANEW = """WITH anew (event_seq, target, due_at) AS (VALUES {rows})
     UPDATE delivery SET state = 'pending', due_at = a.due_at, step = 0, first_try_at = NULL, settled_at = NULL,
         reason = NULL, replays = replays + 1
@@ -42,10 +44,10 @@ def replay_event(
     tx: Transaction, event_id: str, destinations: Destinations, *, target: str | None, now: datetime
 ) -> ReplayedEvent | None:
     """See `Replays.event`."""
-    row = tx.db.execute("SELECT seq, source, type FROM event WHERE id = ?", (event_id,)).fetchone()
+    row = tx.db.execute(f"SELECT {_NAMED} FROM event e WHERE e.id = ?", (event_id,)).fetchone()
     if row is None:
         return None
-    seq, source, type_ = row
+    seq, source, type_ = _named(row)
     stored = tx.db.execute("SELECT target, state FROM delivery WHERE event_seq = ?", (seq,))
     states: dict[str, DeliveryState | None] = {name: DeliveryState(state) for name, state in stored}
     if target is not None:
@@ -125,13 +127,19 @@ def _routed_anew(tx: Transaction, seqs: Sequence[int], destinations: Destination
     """The deliveries to be made of events that have none, by the routes of today."""
     made: list[Delivery] = []
     for part in slices(seqs):
-        query = f"""SELECT e.seq, e.source, e.type FROM event e WHERE e.seq IN ({marks(len(part))})
+        query = f"""SELECT {_NAMED} FROM event e WHERE e.seq IN ({marks(len(part))})
             AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.event_seq = e.seq) ORDER BY e.seq"""
-        for seq, source, type_ in tx.db.execute(query, part).fetchall():
+        for seq, source, type_ in map(_named, tx.db.execute(query, part).fetchall()):
             routes = destinations.routes(source, type_)
             _remember_routes(tx, seq, routes)
             made += [(seq, target, None) for target in targets_of(routes) if target in destinations.known]
     return made
+
+
+def _named(row: tuple[int, bytes, bytes]) -> tuple[int, str, str]:
+    """An event's number, source and type; what the disk has damaged fits no route, and fails nothing else."""
+    seq, source, type_ = row
+    return seq, str(source, "utf-8", "replace"), str(type_, "utf-8", "replace")
 
 
 def _remember_routes(tx: Transaction, seq: int, routes: Sequence[Route]) -> None:
