@@ -269,26 +269,14 @@ async def test_a_filter_that_is_not_understood_is_refused(gateway: Gateway, body
 async def test_what_is_unknown_is_said(strict: Gateway) -> None:
     """An event, a target, a job; the jobs that can still be steered are named."""
     assert await refused(strict, f"{EVENTS}/evt_nobody/replay", 404) == "unknown event"
-    event = await posted(strict, id=1)
+    event, _ = await dead(strict, 2)
     assert "known: crm" in await refused(strict, f"{EVENTS}/{event}/replay", 422, target="nobody")
     assert "target must be" in await refused(strict, f"{EVENTS}/{event}/replay", 422, target=7)
     assert "not over: none" in await refused(strict, f"{REPLAYS}/rpl_nobody/pause", 404)
-    await until(lambda: states(strict) == {"delivered": 1})
-    job = await asked(strict, REPLAYS, state="delivered", rate="1/d")
-    await job_is(strict, job["id"], "done")
-    await dead_again(strict)
     slow = await asked(strict, REPLAYS, state="dead", rate="1/d")
     assert f"not over: {slow['id']} (running)" in await refused(strict, f"{REPLAYS}/rpl_nobody/cancel", 404)
     answer = await strict.call(f"{REPLAYS}/rpl_nobody", headers=AUTH)
     assert_problem(answer, 404)
-
-
-async def dead_again(gateway: Gateway) -> None:
-    """Two more dead events."""
-    gateway.target.status = 400
-    for n in range(2):
-        await posted(gateway, id=f"again-{n}")
-    await until(lambda: states(gateway).get("dead") == 2)
 
 
 async def test_what_a_disabled_target_holds_is_discarded(strict: Gateway) -> None:
