@@ -152,13 +152,8 @@ def _running(to: Access) -> str:
 
 
 def _begun(to: Access, body: dict[str, Any]) -> dict[str, Any]:
-    """Have a filter counted or replayed; what the relay does not understand was typed wrong."""
-    try:
-        found: dict[str, Any] = call(to, "POST", REPLAYS, body=body, patience=GATHERING)
-    except Refused as refused:
-        if refused.status == 422:
-            raise click.UsageError(refused.message) from None
-        raise
+    """Have a filter counted or replayed."""
+    found: dict[str, Any] = call(to, "POST", REPLAYS, body=body, patience=GATHERING)
     return found
 
 
