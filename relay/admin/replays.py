@@ -140,8 +140,7 @@ class ReplayCalls:
         """The target that is asked for; it must be one of today's."""
         target = _text(asked, "target")
         if target is not None and target not in self._dispatcher.targets:
-            known = ", ".join(sorted(self._dispatcher.targets)) or "none"
-            raise Problem(422, f"target is not in the config; known: {known}")
+            raise UnknownTarget(target)
         return target
 
     def _filter(self, asked: Mapping[str, Any]) -> ReplayFilter:
@@ -166,8 +165,10 @@ class ReplayCalls:
 
 
 def _text(asked: Mapping[str, Any], name: str) -> str | None:
-    value = asked.get(name)
-    if value is not None and not (isinstance(value, str) and 0 < len(value) <= LONGEST):
+    if name not in asked:
+        return None
+    value = asked[name]
+    if not (isinstance(value, str) and 0 < len(value) <= LONGEST):
         raise Problem(422, f"{name} must be a string of 1 to {LONGEST} characters")
     return value
 
@@ -178,10 +179,13 @@ def _moment(asked: Mapping[str, Any], name: str, now: datetime) -> datetime | No
 
 
 def _limit(asked: Mapping[str, Any]) -> int | None:
-    value = asked.get("limit")
-    if value is not None and (type(value) is not int or not 1 <= value <= LARGEST_LIMIT):
+    if "limit" not in asked:
+        return None
+    value = asked["limit"]
+    is_whole = type(value) is int or (type(value) is float and value.is_integer())
+    if not is_whole or not 1 <= value <= LARGEST_LIMIT:
         raise Problem(422, f"limit must be a whole number from 1 to {LARGEST_LIMIT}")
-    return value
+    return int(value)
 
 
 def _flag(asked: Mapping[str, Any], name: str) -> bool:

@@ -253,7 +253,6 @@ async def test_a_job_waits_for_an_outage_to_end(strict: Gateway) -> None:
         ({"state": "dead", "limit": True}, "limit must be a whole number"),
         ({"state": "dead", "rate": "50"}, "rate must be"),
         ({"state": "dead", "rate": "5/2d"}, "rate must be"),
-        ({"state": "dead", "target": "nobody"}, "target is not in the config; known: crm"),
         ({"state": "unrouted", "target": "crm"}, "target does not go with"),
         ({"state": "dead", "source": ""}, "source must be"),
         ({"state": "dead", "dry_run": "yes"}, "dry_run must be true or false"),
@@ -270,7 +269,8 @@ async def test_what_is_unknown_is_said(strict: Gateway) -> None:
     """An event, a target, a job; the jobs that can still be steered are named."""
     assert await refused(strict, f"{EVENTS}/evt_nobody/replay", 404) == "unknown event"
     event, _ = await dead(strict, 2)
-    assert "known: crm" in await refused(strict, f"{EVENTS}/{event}/replay", 422, target="nobody")
+    assert "known: crm" in await refused(strict, f"{EVENTS}/{event}/replay", 404, target="nobody")
+    assert "known: crm" in await refused(strict, REPLAYS, 404, state="dead", target="nobody")
     assert "target must be" in await refused(strict, f"{EVENTS}/{event}/replay", 422, target=7)
     assert "not over: none" in await refused(strict, f"{REPLAYS}/rpl_nobody/pause", 404)
     slow = await asked(strict, REPLAYS, state="dead", rate="1/d")
