@@ -15,7 +15,7 @@ from random import SystemRandom
 import structlog
 
 from relay import __version__
-from relay.admin import Admin, EventCalls, ReplayCalls, TargetCalls, refuse, reload_calls, status_calls
+from relay.admin import Admin, EventCalls, ReplayCalls, StreamCalls, TargetCalls, refuse, reload_calls, status_calls
 from relay.config import Address, Config
 from relay.delivery.carrying import Attempted, Observer
 from relay.delivery.dispatcher import Dispatcher
@@ -96,6 +96,7 @@ class App:
         self._stuck = False
         self._admin: Listener | None = None
         self._reloading: Reloading
+        self._streams: StreamCalls
 
     @property
     def hooks_address(self) -> tuple[str, int]:
@@ -261,6 +262,7 @@ class App:
         replays = ReplayCalls(
             self._replayer, self._store.replays, self._dispatcher, pending=self._store.pending, now=_now
         )
+        self._streams = StreamCalls(self._store.following, is_held=self._standing.holds, now=_now)
         calls = Admin(
             self._dispatcher,
             self._store,
@@ -274,6 +276,7 @@ class App:
                 *reload_calls(self._reload),
                 *events.calls(),
                 *replays.calls(),
+                *self._streams.calls(),
             ),
         )
         self._admin = await Listener.open(
@@ -328,6 +331,8 @@ class App:
 
     async def _close_admin(self) -> None:
         if self._admin is not None:
+            await self._admin.stop_accepting()
+            self._streams.end()  # only now: whoever comes back at once must not find a stream again
             await self._admin.close()
 
     async def _finish_work(self) -> None:

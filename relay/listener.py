@@ -60,6 +60,11 @@ class PlainAnswers(RequestHandler):
         return await super().finish_response(request, resp, start_time)
 
     @property
+    def is_half_closed(self) -> bool:
+        """The client will send no more."""
+        return self._is_half_closed
+
+    @property
     def busy(self) -> bool:
         """A request is under way, from its head to its answer."""
         return self._request_in_progress
@@ -301,6 +306,12 @@ def _why(host: str, port: int, error: Exception) -> str:
     code = getattr(error, "errno", None)
     words = {98: "it is in use by another program", 48: "it is in use by another program", 13: "permission denied"}
     return f"cannot listen on {where}: {words.get(code or 0) or getattr(error, 'strerror', None) or error}"
+
+
+def has_left(request: web.BaseRequest) -> bool:
+    """Whether the client has closed its end: who gets an answer without an end is then gone, or as good as that."""
+    connection = request.protocol
+    return connection.transport is None or (isinstance(connection, PlainAnswers) and connection.is_half_closed)
 
 
 def peer_of(request: web.BaseRequest) -> str | None:

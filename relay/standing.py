@@ -82,7 +82,7 @@ class Standing:
     def gauges(self) -> Iterable[TargetGauges]:
         """What is kept of each target's deliveries."""
         for name, kept in self._backlog.items():
-            is_held = self._holds(name)
+            is_held = self.holds(name)
             yield TargetGauges(
                 name,
                 pending=0 if is_held else kept.pending,
@@ -93,7 +93,7 @@ class Standing:
                 disabled=is_held,
             )
 
-    def _holds(self, target: str) -> bool:
+    def holds(self, target: str) -> bool:
         """Whether what waits for a target is held: it is disabled, or the config does not name it."""
         is_known = target in self._dispatcher.targets
         return not is_known or self._dispatcher.health(target).state is TargetState.DISABLED
@@ -101,7 +101,7 @@ class Standing:
     def status(self) -> dict[str, Any]:
         """All of it in one object."""
         config, condition, counted = self._config(), self._store.condition(), self._store.counted()
-        held = sum(number for target, number in self._store.waiting().items() if self._holds(target))
+        held = sum(number for target, number in self._store.waiting().items() if self.holds(target))
         reasons = self.unready()
         return {
             "version": __version__,

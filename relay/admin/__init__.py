@@ -18,6 +18,7 @@ from relay.admin.events import EventCalls
 from relay.admin.reload import reload_calls
 from relay.admin.replays import ReplayCalls
 from relay.admin.status import status_calls
+from relay.admin.stream import StreamCalls
 from relay.admin.targets import TargetCalls
 from relay.delivery.dispatcher import Dispatcher, UnknownTarget
 from relay.model import Secret
@@ -29,6 +30,7 @@ __all__ = [
     "EventCalls",
     "Problem",
     "ReplayCalls",
+    "StreamCalls",
     "TargetCalls",
     "refuse",
     "reload_calls",

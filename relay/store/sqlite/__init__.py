@@ -33,6 +33,7 @@ from relay.store.sqlite.batch import AcceptWish
 from relay.store.sqlite.claiming import ClaimWish
 from relay.store.sqlite.connection import in_words, open_reader, open_writer
 from relay.store.sqlite.file import Guard, durability_warning, set_aside, sync_directory
+from relay.store.sqlite.following import Commits, SqliteFollowing
 from relay.store.sqlite.ledger import COUNTED, Ledger
 from relay.store.sqlite.reading import Reading
 from relay.store.sqlite.replays import SqliteReplays
@@ -55,7 +56,7 @@ CLOSE_S = 3.0
 class SqliteStore:
     """The port on one SQLite file."""
 
-    def __init__(self, path: Path, guard: Guard, writer: Writer, reading: Reading) -> None:
+    def __init__(self, path: Path, guard: Guard, writer: Writer, reading: Reading, commits: Commits) -> None:
         self._path = path
         self._guard = guard
         self._writer = writer
@@ -64,6 +65,7 @@ class SqliteStore:
         self._pruned_to = 0
         self._archive = SqliteArchive(reading, writer)
         self.replays = SqliteReplays(reading, writer)
+        self.following = SqliteFollowing(reading, commits)
         self._closing: asyncio.Task[None] | None = None
         self.aside: Path | None = None
         """Where a start that was to begin afresh has put what was there."""
@@ -108,15 +110,16 @@ class SqliteStore:
             if isinstance(error, OSError):
                 raise StoreUnusable(f"{path}: {error.strerror}") from None
             raise
+        commits = Commits(watcher)
         writer = Writer(
             path,
             connection,
             ledger,
-            watcher,
+            commits,
             check=lambda: guard.check(path),
             check_presence=lambda: guard.check_presence(path),
         )
-        store = cls(path, guard, writer, Reading(path, reader))
+        store = cls(path, guard, writer, Reading(path, reader), commits)
         store.aside, store.missing = aside, missing
         return store
 
