@@ -19,7 +19,7 @@ from aiohttp_sse import EventSourceResponse
 from relay.admin.answers import SAFE, Problem
 from relay.admin.calls import Call
 from relay.admin.reading import Query
-from relay.admin.views import shown
+from relay.admin.views import shown_at
 from relay.listener import has_left
 from relay.model import DeliveryState, OutcomeKind
 from relay.store import StoreUnavailable
@@ -206,7 +206,7 @@ class _Stream:
 def _accepted(event: AcceptedEvent) -> dict[str, Any]:
     return {
         "kind": "accepted",
-        "at": shown(event.at),
+        "at": shown_at(event.at),
         "event_id": event.id,
         "source": event.source,
         "type": event.type,
@@ -218,7 +218,7 @@ def _accepted(event: AcceptedEvent) -> dict[str, Any]:
 def _refused(refusal: RefusedRequest) -> dict[str, Any]:
     return {
         "kind": "refused",
-        "at": shown(refusal.received_at),
+        "at": shown_at(refusal.received_at),
         "source": refusal.source,
         "remote": refusal.remote,
         "status": refusal.status,
@@ -232,7 +232,7 @@ def _attempted(attempt: RecordedAttempt, *, is_held: bool) -> dict[str, Any]:
     state = "held" if is_pending and is_held else attempt.state and attempt.state.value
     return {
         "kind": "attempted",
-        "at": shown(attempt.at),
+        "at": shown_at(attempt.at),
         "event_id": attempt.event_id,
         "source": attempt.source,
         "type": attempt.type,
@@ -243,5 +243,5 @@ def _attempted(attempt: RecordedAttempt, *, is_held: bool) -> dict[str, Any]:
         "duration_ms": attempt.duration_ms,
         "reason": attempt.reason,
         "state": state,
-        "next_attempt_at": shown(attempt.due_at) if state == "pending" else None,
+        "next_attempt_at": shown_at(attempt.due_at) if state == "pending" else None,
     }

@@ -48,6 +48,7 @@ FAMILIES: Mapping[str, Mapping[str, Verb]] = {
         "stats": Verb("stats", "Show what came and what arrived, by source and target."),
         "targets": Verb("targets", "Show the targets; enable, disable or test one."),
         "replay": Verb("replays", "Send again what is dead, or has ended in another way."),
+        "tail": Verb("tail", "Watch what is accepted, refused and attempted, live."),
         "health": Verb("asking", "Ask whether it is alive, or ready."),
     },
     "Reference": {
@@ -56,7 +57,7 @@ FAMILIES: Mapping[str, Mapping[str, Verb]] = {
     },
 }
 
-LATER = frozenset("tail prune backup route bench generate copy".split())  # noqa: SIM905
+LATER = frozenset("prune backup route bench generate copy".split())  # noqa: SIM905
 """Verbs of the contract that are still to come; the overview does not promise them."""
 
 _VERBS = {name: verb for family in FAMILIES.values() for name, verb in family.items()}

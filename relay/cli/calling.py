@@ -5,10 +5,11 @@ connection that was never made is tried again, so nothing is asked for twice.
 """
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -28,6 +29,8 @@ CONNECT_PAUSE = timedelta(seconds=0.3)
 """Between two tries to connect: a relay that is just starting is reached."""
 ANSWER = timedelta(seconds=10)
 
+STREAM_TYPE = "text/event-stream"
+
 _KEY = "relay.cli.calling."
 
 Wrapped = TypeVar("Wrapped", bound=Callable[..., Any])
@@ -42,8 +45,12 @@ class Access:
     token: str | None = field(default=None, repr=False)
 
 
-class _Unanswered(Exception):
+class NoConnection(Exception):
     """No connection could be made; nothing was asked."""
+
+
+class Unready(Refused):
+    """There is a relay, but it does not answer this call now."""
 
 
 def _remember(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
@@ -110,38 +117,76 @@ def call(to: Access, method: str, path: str, *, body: object = None, patience: t
 
 
 async def _call(to: Access, method: str, path: str, body: object, patience: timedelta) -> Any:
-    headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {to.token}"} if to.token else {})
     timeout = aiohttp.ClientTimeout(total=patience.total_seconds(), sock_connect=3)
-    tries = AsyncRetrying(
+    async with session(to, timeout) as opened, in_words(to, patience):
+        return await first_tries()(_ask, opened, method, to, path, body)
+
+
+def session(to: Access, timeout: aiohttp.ClientTimeout) -> aiohttp.ClientSession:
+    """A client of the admin API."""
+    headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {to.token}"} if to.token else {})
+    return aiohttp.ClientSession(headers=headers, timeout=timeout)
+
+
+def first_tries() -> AsyncRetrying:
+    """How often it is tried to reach a relay of which nothing was heard yet."""
+    return AsyncRetrying(
         stop=stop_after_attempt(CONNECTS),
         wait=wait_fixed(CONNECT_PAUSE.total_seconds()),
-        retry=retry_if_exception_type(_Unanswered),
+        retry=retry_if_exception_type(NoConnection),
         reraise=True,
     )
-    async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
-        try:
-            return await tries(_ask, session, method, to, path, body)
-        except _Unanswered as error:
-            raise Unanswered(
-                f"no relay answers at {to.url} ({to.said_by}): {error}\n"
-                "start one with `relay run`, or say where it is with --admin URL or $RELAY_ADMIN_URL"
-            ) from None
-        except TimeoutError:
-            raise Unanswered(f"{to.url} did not answer within {patience.total_seconds():g} s") from None
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            words = f"{to.url} ({to.said_by}) does not answer as a relay does: {type(error).__name__}"
-            raise Unanswered(words) from None
 
 
-async def _ask(session: aiohttp.ClientSession, method: str, to: Access, path: str, body: object) -> Any:
+@contextlib.asynccontextmanager
+async def in_words(to: Access, patience: timedelta) -> AsyncIterator[None]:
+    """Whatever bars an answer becomes an `Unanswered` that says why and what to do."""
     try:
-        async with session.request(method, f"{to.url}{path}", json=body, allow_redirects=False) as response:
-            return _understood(to, response, await response.read())
+        yield
+    except NoConnection as error:
+        raise Unanswered(
+            f"no relay answers at {to.url} ({to.said_by}): {error}\n"
+            "start one with `relay run`, or say where it is with --admin URL or $RELAY_ADMIN_URL"
+        ) from None
+    except TimeoutError:
+        raise Unanswered(f"{to.url} did not answer within {patience.total_seconds():g} s") from None
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        raise Unanswered(f"{to.url} ({to.said_by}) does not answer as a relay does: {type(error).__name__}") from None
+
+
+async def _ask(opened: aiohttp.ClientSession, method: str, to: Access, path: str, body: object) -> Any:
+    async with await _requested(opened, method, to, path, json=body) as response:
+        return _understood(to, response, await response.read())
+
+
+async def begin_stream(
+    opened: aiohttp.ClientSession, to: Access, path: str, headers: Mapping[str, str]
+) -> aiohttp.ClientResponse:
+    """Begin a call whose answer is a stream of server-sent events, and return that.
+
+    Raises:
+        NoConnection: nobody is there.
+        Unready: not now.
+        Failure: no relay, no right to it, or a refusal in its own words.
+    """
+    response = await _requested(opened, "GET", to, path, headers={"Accept": STREAM_TYPE, **headers})
+    if response.status == 200 and response.content_type == STREAM_TYPE:
+        return response
+    async with response:
+        _understood(to, response, await response.read())
+    raise Failure(f"{to.url} ({to.said_by}) does not answer as a relay does")
+
+
+async def _requested(
+    opened: aiohttp.ClientSession, method: str, to: Access, path: str, **settings: Any
+) -> aiohttp.ClientResponse:
+    try:
+        return await opened.request(method, f"{to.url}{path}", allow_redirects=False, **settings)
     except aiohttp.ClientConnectorError as error:
         code = error.os_error.errno or 0
-        raise _Unanswered(os.strerror(code) if code in errno.errorcode else str(error.os_error)) from None
+        raise NoConnection(os.strerror(code) if code in errno.errorcode else str(error.os_error)) from None
     except aiohttp.ConnectionTimeoutError:
-        raise _Unanswered("no connection within 3 s") from None
+        raise NoConnection("no connection within 3 s") from None
 
 
 def _understood(to: Access, response: aiohttp.ClientResponse, content: bytes) -> Any:
@@ -153,7 +198,8 @@ def _understood(to: Access, response: aiohttp.ClientResponse, content: bytes) ->
     if response.status == 200 and isinstance(said, dict):
         return said
     if response.content_type == "application/problem+json" and isinstance(said, dict):
-        raise Refused(safe(str(said.get("detail") or said.get("title") or response.status)), response.status)
+        refused = Refused if response.status < 500 else Unready
+        raise refused(safe(str(said.get("detail") or said.get("title") or response.status)), response.status)
     raise Failure(
         f"{to.url} ({to.said_by}) answered {response.status}, but not as a relay's admin API does; "
         "it has a port of its own, admin.listen"
