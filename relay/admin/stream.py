@@ -27,8 +27,8 @@ from relay.store.archive import RefusedRequest
 from relay.store.following import AcceptedEvent, Following, Occurrence, Position, RecordedAttempt, UnknownPosition
 
 STREAMS = 32
-BATCH = 200
-"""Of each kind, what one look reads."""
+BATCH = 50
+"""Of each kind, what one look reads; more would hold up others on the event loop while it is told."""
 PAUSE = 0.1
 """Seconds between two looks at least."""
 LOOK = 1.0

@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from relay.admin.stream import STREAMS, Wanted
+from relay.admin.stream import BATCH, STREAMS, Wanted
 from relay.model import DeliveryState
 from relay.store.archive import RefusedRequest
 from relay.store.following import AcceptedEvent, Occurrence, RecordedAttempt
@@ -31,6 +31,7 @@ from tests.http.gateway import (
     until,
     wired,
 )
+from tests.support.store_parts import an_event
 
 STREAM = "/api/v1/stream"
 
@@ -193,6 +194,17 @@ async def test_a_filtered_stream_does_not_look_through_the_same_again(gateway: G
                 assert lines is not None
                 assert not any(line.startswith("data") for line in lines)
                 stream.last_id = lines[0].removeprefix("id: ")
+
+
+async def test_what_is_wanted_is_found_behind_much_that_is_not(gateway: Gateway) -> None:
+    """More than one look reads."""
+    events = [an_event(source="open") for _ in range(2 * BATCH + 1)]
+    await asyncio.gather(*(gateway.app._store.accept(event, ()) for event in events))
+    async with streaming(gateway, "?from=start&source=key") as stream:
+        last = an_event(source="key")
+        await gateway.app._store.accept(last, ())
+        assert (await stream.next())["event_id"] == last.id
+        assert stream.last_id == str(await gateway.app._store.following.newest())
 
 
 async def test_a_stream_begins_where_it_is_asked_to(gateway: Gateway) -> None:

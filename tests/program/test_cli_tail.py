@@ -23,6 +23,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 from test_cli import command, environment, run_relay
@@ -267,6 +268,43 @@ def test_no_relay_and_a_bad_option_are_told_apart(tmp_path: Path) -> None:
     bad = run_relay("tail", "--since", "soon", "--admin", "http://127.0.0.1:1", cwd=tmp_path)
     assert (bad.returncode, bad.stdout) == (2, "")
     assert "--since" in bad.stderr
+
+
+@pytest.mark.slow
+async def test_it_comes_back_to_where_it_was_though_nothing_had_happened_yet(tmp_path: Path) -> None:
+    """The first position is kept, a relay that has no room yet is waited for, and another store is told of."""
+    asked: list[str | None] = []
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        asked.append(request.headers.get("Last-Event-ID"))
+        if len(asked) == 2:
+            return web.json_response({"detail": "no room"}, status=503, content_type="application/problem+json")
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(f": hello\r\nid: {len(asked)}\r\n\r\n".encode())
+        if len(asked) == 3:
+            told = {"kind": "reset", "reason": "another store", "position": "7"}
+            await response.write(f"id: 7\r\nevent: reset\r\ndata: {json.dumps(told)}\r\n\r\n".encode())
+        return response
+
+    runner = web.ServerRunner(web.Server(answer))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    process = await asyncio.create_subprocess_exec(
+        *command("tail", "--admin", "http://127.0.0.1:{1}".format(*runner.addresses[0])),
+        cwd=tmp_path,
+        env=environment(),
+        stderr=subprocess.PIPE,
+    )
+    await until(lambda: len(asked) >= 4)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    said = (await process.stderr.read()).decode()
+    assert await process.wait() == 0
+    await runner.cleanup()
+    assert asked[:4] == [None, "1", "1", "7"]
+    lost, back = "relay: connection lost, reconnecting", "relay: back"
+    assert said.splitlines()[:4] == [lost, back, "relay: another store", lost]
 
 
 @pytest.mark.slow

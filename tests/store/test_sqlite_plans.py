@@ -149,6 +149,19 @@ async def test_the_oldest_waiting_is_one_look(traced: Traced) -> None:
     assert not any("count(" in text for text in plans)
 
 
+async def test_following_goes_on_by_number(traced: Traced) -> None:
+    """Of what lies behind a position nothing is looked at, however much is kept; nor to find a time."""
+    await traced.store.settle(settlement(await one(traced.store, now=NOW + 2 * SECOND)))
+    traced.plans()
+    position = await traced.store.following.first(NOW - SECOND)
+    await traced.store.following.after(position, limit=2)
+    plans = traced.plans()
+    walks = [plan for text, plan in plans.items() if "ORDER BY" in text]
+    assert len(walks) > 3
+    assert [plan for plan in walks if not re.match(r"SEARCH \w+ USING INTEGER PRIMARY KEY \(rowid>", plan[0])] == []
+    assert scanned(plans) == []
+
+
 async def test_enabling_walks_only_what_waits_at_the_target(traced: Traced) -> None:
     """By the index of its open deliveries, each then changed by its key."""
     await traced.store.change_health("crm", lambda _: disabled())
