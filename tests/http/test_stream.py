@@ -98,7 +98,7 @@ async def streaming(gateway: Gateway, query: str = "", *, after: str | None = No
 async def turn_away(gateway: Gateway, source: str = "key") -> None:
     """Have a refusal kept."""
     refusal = RefusedRequest(datetime.now(UTC), source, "192.0.2.1", 401, "missing_key", "no X-Key")
-    await gateway.app._store.archive.keep_refusals([refusal], counts={source: 1})
+    await gateway.app._store.archive.keep_refusals([refusal], counts={source: 1}, at=refusal.received_at)
 
 
 async def recorded(gateway: Gateway, number: int) -> None:
@@ -309,7 +309,7 @@ async def test_a_client_that_reads_nothing_holds_up_nobody_and_is_let_go(start: 
     await recorded(gateway, 20)
     db = gateway.app._store
     refusals = [RefusedRequest(datetime.now(UTC), "key", None, 401, "r", "d" * 20_000)] * 500
-    await db.archive.keep_refusals(refusals, counts={})
+    await db.archive.keep_refusals(refusals, counts={}, at=refusals[-1].received_at)
     streams = gateway.app._streams._open
     with socket.socket() as stalled:
         stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

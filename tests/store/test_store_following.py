@@ -21,7 +21,7 @@ def following(store: Any) -> Following:
 async def refused(store: Any, source: str = "partner", *, at: Any = NOW) -> None:
     """One request that was turned away."""
     refusal = RefusedRequest(at, source, "192.0.2.1", 401, "missing_key", "no X-Key")
-    await store.archive.keep_refusals([refusal], counts={source: 1})
+    await store.archive.keep_refusals([refusal], counts={source: 1}, at=refusal.received_at)
 
 
 async def all_after(store: Any, position: Position, *, limit: int = 100) -> list[Happened]:
