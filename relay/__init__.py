@@ -13,6 +13,7 @@ The map. Imports point down only, siblings on a floor do not import each other, 
 | 5 | `ingress` | Receives a webhook: read, verify, route, accept, answer. |
 | 5 | `refusals` | Keeps the requests that were turned away, for who asks why. |
 | 5 | `notices` | Tells people what happens to the relay itself, as events of the source `relay`. |
+| 5 | `upkeep` | Keeps the store within its bounds, by age and by size. |
 | 5 | `admin/` | Shows and steers: health, metrics, the API. |
 | 5 | `config/` | Reads the YAML into frozen, fully checked values; every refusal names its place. |
 | 5 | `telemetry/` | Logs and metrics: set-up, redaction, the bounded writer, who is told what. |

@@ -9,21 +9,30 @@ import contextlib
 import os
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from random import SystemRandom
 
 import structlog
 
 from relay import __version__
-from relay.admin import Admin, EventCalls, ReplayCalls, StreamCalls, TargetCalls, refuse, reload_calls, status_calls
-from relay.config import Address, Config
-from relay.delivery.carrying import Attempted, Observer
+from relay.admin import (
+    Admin,
+    EventCalls,
+    KeepingCalls,
+    ReplayCalls,
+    StreamCalls,
+    TargetCalls,
+    refuse,
+    reload_calls,
+    status_calls,
+)
+from relay.config import Config
+from relay.delivery.carrying import Observer, Observers
 from relay.delivery.dispatcher import Dispatcher
 from relay.delivery.replayer import Replayer
 from relay.delivery.sender import Sender
 from relay.ingress import Ingress
 from relay.listener import Certificate, Listener, tls_context
-from relay.model import Target, TargetHealth
+from relay.model import Target
 from relay.notices import CONTRACT, Notifier, Pace, names_of
 from relay.refusals import Refusals
 from relay.reloading import (
@@ -45,6 +54,7 @@ from relay.store.sqlite import SqliteStore
 from relay.telemetry.logs import LogPipe
 from relay.telemetry.metrics import Metrics
 from relay.telemetry.reporter import Reporter
+from relay.upkeep import Upkeep
 from relay.watching import Watch
 
 FINE, FAILURE = 0, 1
@@ -53,9 +63,6 @@ FINE, FAILURE = 0, 1
 COMMIT = timedelta(seconds=3)
 """How long the last request may wait for its commit."""
 LONGEST_FINISH = timedelta(seconds=20)
-PRUNE_EVERY = timedelta(minutes=1)
-PRUNE_PAUSE = timedelta(milliseconds=100)
-"""Between two batches of one round, so that answers do not queue behind deletions."""
 
 log = structlog.get_logger()
 
@@ -92,6 +99,7 @@ class App:
         self._notifier: Notifier
         self._replayer: Replayer
         self._ingress: Ingress
+        self._upkeep: Upkeep
         self._hooks: Listener | None = None
         self._stuck = False
         self._admin: Listener | None = None
@@ -136,7 +144,7 @@ class App:
 
     async def _start(self) -> None:
         config = self._config
-        self._store = await SqliteStore.open(store_path(config.store.url), self._reporter, afresh=self._new_store)
+        self._store = await SqliteStore.open(config.store.file, self._reporter, afresh=self._new_store)
         self._closing.push_async_callback(self._close_store)
         self._closing.push_async_callback(self._close_admin)  # after all that it shows has stopped
         self._store.task.add_done_callback(self._writer_ended)
@@ -146,7 +154,7 @@ class App:
             config.targets,
             self._store,
             sender=lambda target: self._sender(target, config.egress),
-            observer=_Each(self._reporter, self._notifier, *([self._also] if self._also else [])),
+            observer=Observers(self._reporter, self._notifier, *([self._also] if self._also else [])),
             supervisor=self._reporter,
             now=_now,
             rng=SystemRandom(),
@@ -175,20 +183,36 @@ class App:
             limits=limits(config.server),
             now=_now,
         )
+        await self._watch_over_store()
+        await self._listen()
+        for name, loop in (
+            ("fill level", self._upkeep.watch),
+            ("retention", self._upkeep.prune_for_ever),
+            ("refusals", self._refusals.run),
+            ("notices", self._notifier.run),
+            ("replays", self._replayer.run),
+        ):
+            self._dispatcher.look_after(name, loop)
+
+    async def _watch_over_store(self) -> None:
+        """Know how full the store is before anything is taken, and how the relay stands."""
+        self._upkeep = Upkeep(
+            self._store, lambda: self._config.store.retention, now=_now, nearly_full=self._notifier.nearly_full
+        )
+        with contextlib.suppress(StoreUnavailable):
+            await self._upkeep.look()
         self._standing = Standing(
             self._store,
             self._dispatcher,
+            self._upkeep,
             self._metrics,
             config=lambda: self._config,
             is_draining=lambda: self._draining,
             started_at=_now(),
         )
-        self._metrics.watch(gauges=self._standing.gauges, store_bytes=self._store.size)
-        await self._listen()
-        self._dispatcher.look_after("retention", self._prune_for_ever)
-        self._dispatcher.look_after("refusals", self._refusals.run)
-        self._dispatcher.look_after("notices", self._notifier.run)
-        self._dispatcher.look_after("replays", self._replayer.run)
+        self._metrics.watch(
+            gauges=self._standing.gauges, store_bytes=lambda: self._upkeep.used, store_limit=lambda: self._upkeep.limit
+        )
 
     def _make_notifier(self) -> Notifier:
         notifier = Notifier(
@@ -256,6 +280,7 @@ class App:
             sources=lambda: self._config.sources,
             routes=lambda: self._config.routes,
             waiting=self._store.waiting,
+            is_held=self._standing.holds,
             flush_refusals=self._refusals.flush,
             now=_now,
         )
@@ -268,7 +293,7 @@ class App:
             self._store,
             TargetCalls(self._dispatcher, self._store, archive, waiting=self._store.waiting, now=_now),
             token=admin.token,
-            hosts=_names_of(admin.listen),
+            hosts=frozenset({admin.listen.host_name}),
             unready=self._standing.unready,
             render_metrics=self._standing.render,
             calls=(
@@ -277,6 +302,7 @@ class App:
                 *events.calls(),
                 *replays.calls(),
                 *self._streams.calls(),
+                *KeepingCalls(self._upkeep, self._store).calls(),
             ),
         )
         self._admin = await Listener.open(
@@ -357,49 +383,6 @@ class App:
         self._failed = True
         self._ended.set()
 
-    async def _prune_for_ever(self) -> None:
-        """Delete what has outlived its retention, a small batch at a time."""
-        while True:
-            gone = 0
-            try:
-                while number := await self._store.prune(self._config.store.retention, _now()):
-                    gone += number
-                    await asyncio.sleep(PRUNE_PAUSE.total_seconds())
-            except StoreUnavailable:
-                pass  # the outage is told by the store; the next round goes on
-            if gone:
-                log.info("events.pruned", count=gone, reason="retention")
-            await asyncio.sleep(PRUNE_EVERY.total_seconds())
-
-
-class _Each:
-    """Several observers as one: the log, who tells people, and who watches a demonstration."""
-
-    def __init__(self, *observers: Observer) -> None:
-        self._observers = observers
-
-    def attempted(self, attempt: Attempted) -> None:
-        for observer in self._observers:
-            observer.attempted(attempt)
-
-    def disabled(self, health: TargetHealth) -> None:
-        for observer in self._observers:
-            observer.disabled(health)
-
-    def enabled(self, health: TargetHealth) -> None:
-        for observer in self._observers:
-            observer.enabled(health)
-
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-def store_path(url: str) -> Path:
-    """The file of a `sqlite:///` URL, whole, so that every message says where it is."""
-    return Path(url.removeprefix("sqlite:///")).absolute()
-
-
-def _names_of(address: Address) -> frozenset[str]:
-    host = f"[{address.host}]" if ":" in address.host else address.host
-    return frozenset({host})

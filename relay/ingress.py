@@ -24,7 +24,7 @@ from relay.rules.rate import Bucket, Quota, spend, take
 from relay.rules.routing import taking, targets_of
 from relay.rules.secrets import harmless
 from relay.rules.verification import Refusal, prove_headers, unproven, verify
-from relay.store import Accepted, Store, StoreUnavailable
+from relay.store import Accepted, Store, StoreFull, StoreUnavailable
 from relay.store.archive import RefusedRequest
 
 HEALTH_PATH = "/healthz"
@@ -34,6 +34,8 @@ HEAVY_BODY = 256 * 1024
 """Bodies beyond this are verified in a thread, so that they do not hold up the others."""
 LINES_A_SECOND = 20
 """Warnings of a kind, a second and source; the rest is counted in the next."""
+RETRY_WHEN_FULL = 10
+"""Seconds that a sender is asked to wait when there is no room, which takes longer to change than other faults."""
 
 log = structlog.get_logger()
 
@@ -142,6 +144,8 @@ class Ingress:
             return self._elsewhere(request, path)
         try:
             answer = await self._receive(request, desk)
+        except StoreFull as error:
+            answer = Turned(503, "store_full", str(error), RETRY_WHEN_FULL)
         except StoreUnavailable as error:
             answer = Turned(503, "store_unavailable", str(error), RETRY_SOON)
         except Exception as error:  # a bug of ours: told, counted, and answered like an outage

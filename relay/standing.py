@@ -23,14 +23,23 @@ class Kept(Protocol):
     def condition(self) -> Condition:
         """Whether it takes writes now."""
 
-    def size(self) -> int:
-        """Bytes in use."""
-
     def waiting(self) -> dict[str, int]:
         """How many deliveries wait, by target."""
 
     def counted(self) -> dict[str, int]:
         """How many deliveries are pending, in flight and dead, over all targets."""
+
+
+class Room(Protocol):
+    """How full the store is."""
+
+    @property
+    def used(self) -> int:
+        """Bytes in use."""
+
+    @property
+    def limit(self) -> int:
+        """Bytes that may be in use."""
 
 
 class Standing:
@@ -40,6 +49,7 @@ class Standing:
         self,
         store: Kept,
         dispatcher: Dispatcher,
+        room: Room,
         metrics: Metrics,
         *,
         config: Callable[[], Config],
@@ -48,6 +58,7 @@ class Standing:
     ) -> None:
         self._store = store
         self._dispatcher = dispatcher
+        self._room = room
         self._metrics = metrics
         self._config = config
         self._is_draining = is_draining
@@ -64,8 +75,9 @@ class Standing:
         reasons: list[str] = []
         if self._is_draining():
             reasons.append("draining")
-        if not self._store.condition().writable:
-            reasons.append("store_unavailable")
+        condition = self._store.condition()
+        if not condition.accepting:
+            reasons.append("store_full" if condition.writable else "store_unavailable")
         if self._dispatcher.failing():
             reasons.append("delivery_loop_failed")
         if self._dispatcher.stale_lanes():
@@ -111,8 +123,10 @@ class Standing:
             "store": {
                 "url": config.store.url,
                 "writable": condition.writable,
+                "accepting": condition.accepting,
                 "reason": condition.reason,
-                "bytes": self._store.size(),
+                "bytes": self._room.used,
+                "limit_bytes": self._room.limit,
             },
             "config": {
                 "path": str(config.path),

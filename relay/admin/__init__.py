@@ -15,6 +15,7 @@ from relay.admin.answers import SAFE, Problem, shown
 from relay.admin.calls import Call, Calls
 from relay.admin.description import description_calls
 from relay.admin.events import EventCalls
+from relay.admin.keeping import KeepingCalls
 from relay.admin.reload import reload_calls
 from relay.admin.replays import ReplayCalls
 from relay.admin.status import status_calls
@@ -28,6 +29,7 @@ __all__ = [
     "Admin",
     "Call",
     "EventCalls",
+    "KeepingCalls",
     "Problem",
     "ReplayCalls",
     "StreamCalls",

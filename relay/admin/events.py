@@ -12,7 +12,7 @@ from relay.admin.calls import Call
 from relay.admin.reading import Query
 from relay.admin.views import HELD, UNROUTED, event_view, record_view, refusal_view, tally_view
 from relay.delivery.dispatcher import Dispatcher
-from relay.model import DeliveryState, Route, Source, TargetState
+from relay.model import DeliveryState, Route, Source
 from relay.rules.routing import unwanted_because
 from relay.rules.secrets import presentable
 from relay.store import Store, StoreUnusable
@@ -34,16 +34,19 @@ class EventCalls:
         sources: Callable[[], Sequence[Source]],
         routes: Callable[[], Sequence[Route]],
         waiting: Callable[[], Iterable[str]],
+        is_held: Callable[[str], bool],
         flush_refusals: Callable[[], Awaitable[None]],
         now: Callable[[], datetime],
     ) -> None:
-        """`waiting` names the targets for which deliveries wait; `flush_refusals` stores what was refused up to now."""
+        """`waiting` names the targets for which deliveries wait, `is_held` says whether one takes none now;
+        `flush_refusals` stores what was refused up to now."""
         self._archive = archive
         self._store = store
         self._dispatcher = dispatcher
         self._sources = sources
         self._routes = routes
         self._waiting = waiting
+        self._is_held = is_held
         self._flush_refusals = flush_refusals
         self._now = now
 
@@ -80,9 +83,7 @@ class EventCalls:
 
     def _held(self) -> frozenset[str]:
         """The targets whose deliveries are held: disabled, or not in the config."""
-        known = self._dispatcher.targets
-        disabled = {name for name in known if self._dispatcher.health(name).state is TargetState.DISABLED}
-        return frozenset(disabled | {name for name in self._waiting() if name not in known})
+        return frozenset(name for name in {*self._dispatcher.targets, *self._waiting()} if self._is_held(name))
 
     async def _event(self, request: web.BaseRequest, event_id: str) -> web.Response:
         query = Query(request, "body")

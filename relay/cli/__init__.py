@@ -49,6 +49,8 @@ FAMILIES: Mapping[str, Mapping[str, Verb]] = {
         "targets": Verb("targets", "Show the targets; enable, disable or test one."),
         "replay": Verb("replays", "Send again what is dead, or has ended in another way."),
         "tail": Verb("tail", "Watch what is accepted, refused and attempted, live."),
+        "prune": Verb("keeping", "Delete what has outlived its retention, or erase one event."),
+        "backup": Verb("keeping", "Copy the store while it runs."),
         "health": Verb("asking", "Ask whether it is alive, or ready."),
     },
     "Reference": {
@@ -57,7 +59,7 @@ FAMILIES: Mapping[str, Mapping[str, Verb]] = {
     },
 }
 
-LATER = frozenset("prune backup route bench generate copy".split())  # noqa: SIM905
+LATER = frozenset("route bench generate copy".split())  # noqa: SIM905
 """Verbs of the contract that are still to come; the overview does not promise them."""
 
 _VERBS = {name: verb for family in FAMILIES.values() for name, verb in family.items()}

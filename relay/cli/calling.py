@@ -28,6 +28,10 @@ CONNECTS = 3
 CONNECT_PAUSE = timedelta(seconds=0.3)
 """Between two tries to connect: a relay that is just starting is reached."""
 ANSWER = timedelta(seconds=10)
+LONGEST_SILENCE = timedelta(minutes=30)
+"""Before the first byte of a download: what is fetched is made first."""
+PART = 256 * 1024
+LARGEST_PROBLEM = 64 * 1024
 
 STREAM_TYPE = "text/event-stream"
 
@@ -116,10 +120,26 @@ def call(to: Access, method: str, path: str, *, body: object = None, patience: t
     return asyncio.run(_call(to, method, path, body, patience))
 
 
+def download(to: Access, path: str, take: Callable[[bytes, int], None]) -> int:
+    """Fetch a file in parts; each goes to `take` with the length of the whole. Returns that length.
+
+    Raises:
+        Failure: there is no such answer, or it was cut short.
+    """
+    return asyncio.run(_download(to, path, take))
+
+
 async def _call(to: Access, method: str, path: str, body: object, patience: timedelta) -> Any:
     timeout = aiohttp.ClientTimeout(total=patience.total_seconds(), sock_connect=3)
     async with session(to, timeout) as opened, in_words(to, patience):
         return await first_tries()(_ask, opened, method, to, path, body)
+
+
+async def _download(to: Access, path: str, take: Callable[[bytes, int], None]) -> int:
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=3, sock_read=LONGEST_SILENCE.total_seconds())
+    async with session(to, timeout) as opened, in_words(to, LONGEST_SILENCE):
+        length: int = await first_tries()(_fetch, opened, to, path, take)
+        return length
 
 
 def session(to: Access, timeout: aiohttp.ClientTimeout) -> aiohttp.ClientSession:
@@ -157,6 +177,22 @@ async def in_words(to: Access, patience: timedelta) -> AsyncIterator[None]:
 async def _ask(opened: aiohttp.ClientSession, method: str, to: Access, path: str, body: object) -> Any:
     async with await _requested(opened, method, to, path, json=body) as response:
         return _understood(to, response, await response.read())
+
+
+async def _fetch(opened: aiohttp.ClientSession, to: Access, path: str, take: Callable[[bytes, int], None]) -> int:
+    async with await _requested(opened, "GET", to, path) as response:
+        length = response.content_length
+        if response.status != 200 or length is None:
+            _understood(to, response, await response.content.read(LARGEST_PROBLEM))
+            raise Failure(f"{to.url} ({to.said_by}) does not answer as a relay does")
+        came = 0
+        with contextlib.suppress(aiohttp.ClientPayloadError, ConnectionError):
+            async for part in response.content.iter_chunked(PART):
+                take(part, length)
+                came += len(part)
+        if came != length:
+            raise Failure(f"the relay at {to.url} stopped after {came} of {length} bytes; nothing was kept")
+        return length
 
 
 async def begin_stream(

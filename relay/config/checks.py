@@ -151,7 +151,8 @@ def _store(section: StoreSection, report: Report) -> StoreSettings:
             report.warn(("store", "url"), f"directory {home} cannot be written by this user")
     except Refused as refused:
         report.refuse(("store", "url"), str(refused))
-    return StoreSettings(section.url, Retention(delivered=section.retention.delivered, dead=section.retention.dead))
+    kept = section.retention
+    return StoreSettings(section.url, Retention(delivered=kept.delivered, dead=kept.dead, max_size=kept.max_size))
 
 
 def _check_store_url(url: str) -> Path:

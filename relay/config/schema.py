@@ -130,7 +130,10 @@ Text = Annotated[str, Parsed(values.text)]
 SecretValue = Annotated[SecretText, Parsed(values.secret)]
 Flag = Annotated[bool, Parsed(values.boolean, {"type": "boolean"})]
 Listen = Annotated[Address, Parsed(values.address, _matching("^.+:[0-9]{1,5}$"))]
-Size = Annotated[int, Parsed(partial(values.size, low=1, high=64 * 1024**2), _matching(r"^[0-9]+(B|KiB|MiB|GiB)$"))]
+Size = Annotated[int, Parsed(partial(values.size, low=1, high=64 * 1024**2), _matching(f"^{values.SIZE.pattern}$"))]
+StoreSize = Annotated[
+    int, Parsed(partial(values.size, low=1024**2, high=1024**5), _matching(f"^{values.SIZE.pattern}$"))
+]
 HeaderName = Annotated[str, Parsed(values.header_name, _matching(f"^{values.HEADER_NAME.pattern}$"))]
 HeaderValue = Annotated[str, Parsed(values.header_value)]
 ListenPath = Annotated[str, Parsed(values.listen_path, _matching(f"^{values.PATH.pattern}$"))]
@@ -191,11 +194,13 @@ class AdminSection(Section):
 
 
 class RetentionSection(Section):
-    """How long ended deliveries are kept; nothing else deletes."""
+    """How long ended deliveries are kept, and how much; nothing else deletes."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"max_size"})
     delivered: Kept = _key(default="7d", description="Events that every target has")
     dead: Kept = _key(default="30d", description="Events with a dead delivery")
+    max_size: StoreSize = _key(
+        default="8GiB", description="What the store may take; the oldest events that are done go first, 1MiB to 1PiB"
+    )
 
 
 class StoreSection(Section):

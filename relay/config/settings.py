@@ -21,7 +21,12 @@ class Address:
     port: int
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return f"{self.host_name}:{self.port}"
+
+    @property
+    def host_name(self) -> str:
+        """The host as it stands in a URL."""
+        return f"[{self.host}]" if ":" in self.host else self.host
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,11 @@ class StoreSettings:
 
     url: str
     retention: Retention
+
+    @property
+    def file(self) -> Path:
+        """The file of a `sqlite:///` URL, whole, so that every message says where it is."""
+        return Path(self.url.removeprefix("sqlite:///")).absolute()
 
 
 @dataclass(frozen=True, slots=True)

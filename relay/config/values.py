@@ -18,14 +18,14 @@ from relay.rules.rate import RATE as RATE
 from relay.rules.rate import rate_from
 
 DURATION = re.compile(r"([0-9]{1,15})(ms|s|m|h|d)")
-SIZE = re.compile(r"([0-9]{1,15})(B|KiB|MiB|GiB)")
+SIZE = re.compile(r"([0-9]{1,15})(B|KiB|MiB|GiB|TiB|PiB)")
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 ROUTE_NAME = re.compile(r"(?=.{1,64}$)[a-z0-9][a-z0-9_-]*( [a-z0-9_-]+)*")
 HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
 PATH = re.compile(r"(/[A-Za-z0-9_-]{1,64})+/?")
 
 _UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-_SIZES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+_SIZES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4, "PiB": 1024**5}
 _STATUS = re.compile(r"([1-5][0-9]{2})(?:\s*-\s*([1-5][0-9]{2}))?")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
@@ -170,7 +170,7 @@ def duration_text(span: timedelta) -> str:
 
 def size_text(count: int) -> str:
     """A size as the YAML writes it, in the largest unit that fits."""
-    unit = next(unit for unit in ("GiB", "MiB", "KiB", "B") if count % _SIZES[unit] == 0)
+    unit = next(unit for unit in reversed(_SIZES) if count % _SIZES[unit] == 0)
     return f"{count // _SIZES[unit]}{unit}"
 
 

@@ -58,6 +58,25 @@ class Observer(Protocol):
         """A target was enabled by what was recorded."""
 
 
+class Observers:
+    """Several observers as one, told in their order."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def attempted(self, attempt: Attempted) -> None:
+        for observer in self._observers:
+            observer.attempted(attempt)
+
+    def disabled(self, health: TargetHealth) -> None:
+        for observer in self._observers:
+            observer.disabled(health)
+
+    def enabled(self, health: TargetHealth) -> None:
+        for observer in self._observers:
+            observer.enabled(health)
+
+
 class Owner(Protocol):
     """The lane whose claims are carried; called on the event loop."""
 

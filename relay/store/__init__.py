@@ -5,13 +5,18 @@ behaviour suite proves them for each. A verb either guarantees its effect to be 
 returns, or raises.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
 from relay.model import Claim, Decision, Event, Outcome, TargetHealth, Turn
+from relay.rules.fullness import Room
 from relay.store.archive import Archive
+
+COPY_TYPE = "application/vnd.sqlite3"
+"""The media type of a copy."""
 
 
 class StoreError(Exception):
@@ -28,6 +33,29 @@ class StoreInUse(StoreError):
 
 class StoreUnavailable(StoreError):
     """The store cannot take it now: full, broken, slow or overloaded. Nothing was promised; it may work later."""
+
+
+class StoreFull(StoreUnavailable):
+    """No new event is taken until there is room; all else goes on."""
+
+
+class CopyUnderWay(StoreError):
+    """A copy is being made or fetched already."""
+
+
+class NoRoomForCopy(StoreError):
+    """A copy does not fit beside the store."""
+
+
+class Copy(Protocol):
+    """A copy of a store, whole in itself."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+    def parts(self) -> AsyncIterator[bytes]:
+        """Its bytes, in order, `size` in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,19 +123,37 @@ class Backlog:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How long events are kept after their last delivery ended."""
+    """How long events are kept after their last delivery ended, and how many bytes the store may take."""
 
     delivered: timedelta
     dead: timedelta
+    max_size: int = 8 * 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class Outlived:
+    """How many events would be deleted now; `is_whole` is False where there are more than were looked at."""
+
+    events: int
+    is_whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """Whether the store takes writes in time, why not, and since when."""
+    """Whether the store takes writes in time, why not, and since when.
+
+    A store that is `full` is writable: it refuses new events, and what it has is delivered and settled.
+    """
 
     writable: bool
     reason: str = ""
     since: datetime | None = None
+    full: bool = False
+
+    @property
+    def accepting(self) -> bool:
+        """New events are taken."""
+        return self.writable and not self.full
 
 
 class Watcher(Protocol):
@@ -183,11 +229,40 @@ class Store(Protocol):
     async def prune(self, retention: Retention, now: datetime) -> int:
         """Delete one small batch of events whose time is over; return how many, 0 when there is nothing left."""
 
+    async def prune_oldest(self, wanted: int) -> int | None:
+        """Delete one small batch of the oldest events that have nothing left to be done: every delivery was made or
+        skipped, or there was none; no more than make `wanted` bytes of room, roughly. Return how many; 0 where none
+        of those looked at may go, but the next call looks further; None when all that is left must stay. One caller
+        at a time."""
+
+    async def outlived(self, retention: Retention, now: datetime, *, wanted: int) -> Outlived:
+        """How many events `prune` would delete, and `prune_oldest` to make `wanted` bytes of room; roughly, and
+        nothing is deleted."""
+
+    async def erase(self, event_id: str) -> int | None:
+        """Delete one event and all that was kept of it, whatever is still to be done with it, and overwrite it on the
+        disk; return how many deliveries went with it, None where there is no such event. Claims on it are lost."""
+
+    async def room(self) -> Room:
+        """What the store takes, and what its file system has left."""
+
+    async def empty_log(self) -> bool:
+        """Give back what was written and is in its place already; False where that must wait and goes on by itself."""
+
+    def bar(self, reason: str) -> None:
+        """Refuse new events with `StoreFull` from now on, and nothing else; no reason ends it."""
+
+    def copy(self) -> AbstractAsyncContextManager[Copy]:
+        """A consistent copy of all that is committed now, made while everything goes on, and gone with the block.
+
+        Raises:
+            CopyUnderWay: another one is being made or fetched.
+            NoRoomForCopy: it does not fit beside the store; nothing is left of it.
+            StoreUnavailable: the store cannot be read now.
+        """
+
     def condition(self) -> Condition:
         """Whether the store takes writes now."""
-
-    def size(self) -> int:
-        """Bytes on disk."""
 
     async def close(self) -> bool:
         """Write what can still be written, and let go of the store, within about three seconds. True when all was

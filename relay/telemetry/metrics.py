@@ -64,6 +64,7 @@ class _Kept(Collector):
         self.targets: tuple[str, ...] = ()
         self.gauges: Callable[[], Iterable[TargetGauges]] = _no_gauges
         self.store_bytes: Callable[[], int] = _zero
+        self.store_limit: Callable[[], int] = _zero
         self.log_dropped: Callable[[], int] = _zero
         self.http_malformed: Callable[[], int] = _zero
 
@@ -92,7 +93,10 @@ class _Kept(Collector):
             oldest.add_metric((target,), 0.0 if since is None else max(0.0, now - since.timestamp()))
             disabled.add_metric((target,), int(gauges.disabled))
         yield from (deliveries, oldest, disabled)
-        yield GaugeMetricFamily("relay_store_bytes", "Size of the store.", value=self.store_bytes())
+        yield GaugeMetricFamily("relay_store_bytes", "Bytes that the store uses.", value=self.store_bytes())
+        yield GaugeMetricFamily(
+            "relay_store_limit_bytes", "Bytes that it may use, store.retention.max_size.", value=self.store_limit()
+        )
         yield CounterMetricFamily(
             "relay_log_dropped", "Log lines dropped because nobody read them.", value=self.log_dropped()
         )
@@ -180,12 +184,14 @@ class Metrics:
         *,
         gauges: Callable[[], Iterable[TargetGauges]] | None = None,
         store_bytes: Callable[[], int] | None = None,
+        store_limit: Callable[[], int] | None = None,
         log_dropped: Callable[[], int] | None = None,
         http_malformed: Callable[[], int] | None = None,
     ) -> None:
         """Name who keeps the gauges; each is called at a scrape and must cost next to nothing. None changes nothing."""
         self._kept.gauges = gauges or self._kept.gauges
         self._kept.store_bytes = store_bytes or self._kept.store_bytes
+        self._kept.store_limit = store_limit or self._kept.store_limit
         self._kept.log_dropped = log_dropped or self._kept.log_dropped
         self._kept.http_malformed = http_malformed or self._kept.http_malformed
 

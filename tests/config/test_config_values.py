@@ -12,7 +12,7 @@ from relay.config.problems import Refused, key_text
 from relay.model import Rate, StatusSet
 
 UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-SIZES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+SIZES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4, "PiB": 1024**5}
 EVERY = {"low": timedelta(0), "high": timedelta(days=10_000)}
 
 
@@ -27,9 +27,9 @@ def test_a_duration_is_its_number_of_units(count: int, unit: str) -> None:
 @given(count=st.integers(min_value=0, max_value=9999), unit=st.sampled_from(list(SIZES)))
 def test_a_size_is_its_number_of_units(count: int, unit: str) -> None:
     """Every size that can be written is read, and written again as the same number of bytes."""
-    size = values.size(f"{count}{unit}", low=0, high=2**60)
+    size = values.size(f"{count}{unit}", low=0, high=2**64)
     assert size == count * SIZES[unit]
-    assert values.size(values.size_text(size), low=0, high=2**60) == size
+    assert values.size(values.size_text(size), low=0, high=2**64) == size
 
 
 @given(st.one_of(st.text(), st.integers(), st.floats(), st.booleans(), st.none(), st.lists(st.text())))

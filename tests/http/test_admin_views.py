@@ -156,6 +156,7 @@ async def test_the_metrics_parse_and_their_labels_come_from_the_config(start: St
         "relay_log_dropped",
         "relay_source_last_event_timestamp_seconds",
         "relay_store_bytes",
+        "relay_store_limit_bytes",
         "relay_build_info",
     }
     assert documented <= families.keys()

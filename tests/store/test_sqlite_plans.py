@@ -179,6 +179,16 @@ async def test_pruning_and_bodies_go_by_key(traced: Traced) -> None:
     assert scanned(traced.plans()) == []
 
 
+async def test_making_room_and_erasing_go_by_key(traced: Traced) -> None:
+    """The walk for want of room goes by number, its test by the deliveries' own key; so does what is deleted."""
+    event = await stored(traced.store, "crm")
+    await stored(traced.store)
+    assert await traced.store.prune_oldest(1 << 40) == 1
+    assert await traced.store.erase(event.id) == 1
+    await traced.store.outlived(Retention(SECOND, SECOND), NOW, wanted=1 << 40)
+    assert scanned(traced.plans()) == []
+
+
 def filled(path: Path, waiting: int, *, tried: bool) -> None:
     """A store in which so many deliveries wait at one target, made without the port because it is quicker."""
     with closing(sqlite3.connect(path, isolation_level=None)) as db:

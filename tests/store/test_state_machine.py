@@ -310,6 +310,24 @@ class StoreMachine(RuleBasedStateMachine):
         assert gone == len(over)
         self.model.forget(over)
 
+    @rule()
+    def makes_room(self) -> None:
+        """For want of room goes what has nothing left to be done, and nothing else."""
+        done = self.model.done()
+        gone = 0
+        while (number := self.run(self.store.prune_oldest(1 << 40))) is not None:
+            gone += number
+        assert gone == len(done)
+        self.model.forget(done)
+
+    @precondition(lambda self: self.model.events)
+    @rule(which=st.integers(0, 50))
+    def erases(self, which: int) -> None:
+        """One event goes, whatever is still to be done with it."""
+        event_id = sorted(self.model.events)[which % len(self.model.events)]
+        number = self.run(self.store.erase(event_id))
+        assert number == self.model.erased(event_id)
+
     # the process
 
     def reopen(self) -> None:

@@ -7,7 +7,9 @@ import pytest
 
 from relay.model import OutcomeKind, RetryAt
 from relay.store import Retention, Store
-from relay.store.sqlite import PRUNE_BATCH, PRUNE_SCAN, SqliteStore
+from relay.store.sqlite import SqliteStore
+from relay.store.sqlite.erasing import OPEN, erase_ended
+from relay.store.sqlite.pruning import PRUNE_BATCH, PRUNE_SCAN
 from tests.support.store_backends import Backend, kept
 from tests.support.store_parts import NOW, SECOND, Watch, an_event, killed, one, settlement, stored, taken
 
@@ -129,7 +131,7 @@ async def test_a_prune_that_was_decided_on_spares_what_has_become_busy(backend: 
     assert isinstance(store, SqliteStore)
     free, busy = await stored(store, "crm"), await stored(store, "crm")
     await store.settle(settlement(await one(store, now=NOW + SECOND)))
-    assert await store._erase([1, 2]) == 1
+    assert await store._writer.work(lambda tx: erase_ended(tx, [1, 2], sparing=OPEN)) == 1
     assert backend.event_ids() == {busy.id}
     assert free.id not in backend.event_ids()
     await store.close()

@@ -5,7 +5,7 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -72,10 +72,11 @@ class Sink:
 class Gateway:
     """`relay run` on a config file, killed and started again at will; it ends with the block."""
 
-    def __init__(self, config: Path, *options: str) -> None:
-        """`options` are those of its first start."""
+    def __init__(self, config: Path, *options: str, within: Sequence[str] = ()) -> None:
+        """`options` are those of its first start, `within` is a command that starts it."""
         self.config = config
         self._options = options
+        self._within = within
         self.lines: list[dict[str, Any]] = []
         self.hooks = ""
         self.admin = ""
@@ -101,8 +102,8 @@ class Gateway:
         """Start it and wait until it has said that it listens."""
         self._started = asyncio.Event()
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "relay", "run", "--config", str(self.config), *options),
+            *self._within,
+            *(sys.executable, "-m", "relay", "run", "--config", str(self.config), *options),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )

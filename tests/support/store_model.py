@@ -29,6 +29,7 @@ from tests.support.store_backends import COUNTED, Row
 MILLISECOND = timedelta(milliseconds=1)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 OWN_FAULTS = frozenset({OutcomeKind.REFUSED, OutcomeKind.FAILED, OutcomeKind.UNREACHABLE, OutcomeKind.UNPREPARED})
+UNENDED = frozenset(DeliveryState) - ENDED
 NO_TRY = frozenset({OutcomeKind.INTERRUPTED})
 
 TARGETS = {
@@ -336,6 +337,24 @@ class Model:
             assert self.deliveries[key].state in ENDED, "only what has ended is deleted"
             del self.deliveries[key]
         self.lost = [claim for claim in self.lost if claim.event.id in self.events]
+
+    def done(self) -> set[str]:
+        """The events with nothing left to be done: what may go for want of room."""
+        busy = {name for (name, _), one in self.deliveries.items() if one.state in (*UNENDED, DeliveryState.DEAD)}
+        return set(self.events) - busy
+
+    def erased(self, event_id: str) -> int:
+        """An event was erased by hand, whatever was still to be done with it; how many deliveries it had. Claims on
+        it are lost."""
+        gone = {key: one for key, one in self.deliveries.items() if key[0] == event_id}
+        for key, one in gone.items():
+            del self.deliveries[key]
+            if one.holder is not None:
+                self.lost.append(one.holder)
+        event = self.events.pop(event_id)
+        if event.dedupe_key:
+            del self.keys[event.source, event.dedupe_key]
+        return len(gone)
 
     def counts(self) -> dict[tuple[str, str], int]:
         """How many deliveries are in each counted state."""

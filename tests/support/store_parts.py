@@ -153,6 +153,12 @@ async def killed(store: Store, claim: Claim, *, at: datetime = NOW) -> None:
     await store.settle(settlement(claim, GiveUp("no more"), kind=OutcomeKind.FAILED, at=at, status=500))
 
 
+async def emptied(store: Store) -> None:
+    """Have the log emptied, however long the disk takes."""
+    while not await store.empty_log():
+        pass
+
+
 def disabled(name: str = "crm", *, by: DisabledBy = DisabledBy.FAILURES, at: datetime = NOW) -> TargetHealth:
     """The health of a target that is disabled."""
     return TargetHealth(name, TargetState.DISABLED, by, reason="it failed", since=at, failures=3)

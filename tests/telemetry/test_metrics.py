@@ -1,6 +1,8 @@
 """The numbers, as Prometheus reads them."""
 
+import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -50,6 +52,7 @@ def test_every_metric_of_the_contract_is_there_with_zeros_from_the_start(metrics
         "relay_log_dropped_total",
         "relay_source_last_event_timestamp_seconds",
         "relay_store_bytes",
+        "relay_store_limit_bytes",
         "relay_build_info",
         "relay_http_malformed_total",
         "process_resident_memory_bytes",
@@ -143,7 +146,7 @@ def test_gauges_are_read_from_who_keeps_them(metrics: Metrics) -> None:
             "crm", pending=4, held=3, in_flight=2, dead=1, oldest_pending_at=NOW - timedelta(minutes=2), disabled=True
         )
     ]
-    metrics.watch(gauges=lambda: kept, store_bytes=lambda: 4096)
+    metrics.watch(gauges=lambda: kept, store_bytes=lambda: 4096, store_limit=lambda: 8192)
     metrics.watch(log_dropped=lambda: 7, http_malformed=lambda: 9)
     for state, count in {"pending": 4, "held": 3, "in_flight": 2, "dead": 1}.items():
         assert value(metrics, "relay_deliveries", target="crm", state=state) == count
@@ -152,6 +155,7 @@ def test_gauges_are_read_from_who_keeps_them(metrics: Metrics) -> None:
     assert value(metrics, "relay_target_disabled", target="crm") == 1
     assert value(metrics, "relay_target_disabled", target="books") == 0
     assert value(metrics, "relay_store_bytes") == 4096
+    assert value(metrics, "relay_store_limit_bytes") == 8192
     assert value(metrics, "relay_log_dropped_total") == 7
     assert value(metrics, "relay_http_malformed_total") == 9
 
@@ -163,3 +167,18 @@ def test_no_gauge_is_ever_negative(metrics: Metrics) -> None:
     metrics.watch(gauges=lambda: [TargetGauges("crm", pending=-1, oldest_pending_at=ahead)])
     assert value(metrics, "relay_deliveries", target="crm", state="pending") == 0
     assert value(metrics, "relay_oldest_pending_seconds", target="crm") == 0
+
+
+def test_the_readme_lists_every_metric_with_its_labels(metrics: Metrics) -> None:
+    """The metrics reference is in step with the code, both ways."""
+    chapter = (Path(__file__).parents[2] / "README.md").read_text().partition("## Metrics")[2].partition("\n## ")[0]
+    listed = set(re.findall(r"^\| `([a-z_]+(?:\{[a-z,]+\})?)`", chapter, re.MULTILINE))
+    shown = set()
+    for family in text_string_to_metric_families(metrics.render().decode()):
+        if family.name.startswith("relay_"):
+            labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+            order = ("source", "target", "result", "outcome", "state", "version")
+            inside = ",".join(name for name in order if name in labels)
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            shown.add(f"{name}{{{inside}}}" if inside else name)
+    assert listed == shown

@@ -9,43 +9,45 @@ import hashlib
 import itertools
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
 from relay.model import Claim, DeliveryState, Event, TargetHealth, Turn
+from relay.rules.fullness import Room
 from relay.store import (
     Accepted,
     Backlog,
     Claimed,
     Condition,
+    Copy,
+    Outlived,
     Retention,
     Settled,
     Settlement,
     StoreError,
+    StoreFull,
     StoreUnusable,
     Watcher,
 )
 from relay.store.sqlite import batch
-from relay.store.sqlite.archive import SqliteArchive, forget_minutes
+from relay.store.sqlite.archive import SqliteArchive
 from relay.store.sqlite.batch import AcceptWish
 from relay.store.sqlite.claiming import ClaimWish
 from relay.store.sqlite.connection import in_words, open_reader, open_writer
+from relay.store.sqlite.copying import Copying, remove_copies
 from relay.store.sqlite.file import Guard, durability_warning, set_aside, sync_directory
 from relay.store.sqlite.following import Commits, SqliteFollowing
 from relay.store.sqlite.ledger import COUNTED, Ledger
-from relay.store.sqlite.reading import Reading
+from relay.store.sqlite.pruning import Pruning
+from relay.store.sqlite.reading import Reading, room_of
 from relay.store.sqlite.replays import SqliteReplays
-from relay.store.sqlite.rows import headers_from, millis, moment_if_sound
+from relay.store.sqlite.rows import headers_from, moment_if_sound
 from relay.store.sqlite.schema import MIGRATIONS
 from relay.store.sqlite.transaction import Transaction
 from relay.store.sqlite.writer import Writer
-
-PRUNE_BATCH = 250
-"""Events deleted in one transaction: an answer that arrives meanwhile waits for about a millisecond."""
-PRUNE_SCAN = 2000
-"""Events looked at for one batch, so that many old ones that must stay cannot make it slow."""
 
 LAST_SCAN = 10_000
 """The newest events that are looked at for the last of each source."""
@@ -62,7 +64,9 @@ class SqliteStore:
         self._writer = writer
         self._reading = reading
         self._tokens = itertools.count(time.time_ns())
-        self._pruned_to = 0
+        self._pruning = Pruning(reading, writer)
+        self._copying = Copying(path)
+        self._full: Condition | None = None
         self._archive = SqliteArchive(reading, writer)
         self.replays = SqliteReplays(reading, writer)
         self.following = SqliteFollowing(reading, commits)
@@ -98,6 +102,7 @@ class SqliteStore:
         try:
             ledger = Ledger()
             await connection.run(partial(_take_over, ledger=ledger))
+            remove_copies(path)
             sync_directory(path)
             guard.pin(path)
             reader = await open_reader(path)
@@ -140,6 +145,8 @@ class SqliteStore:
 
     async def accept(self, event: Event, targets: Sequence[str]) -> Accepted:
         """See `Store.accept`."""
+        if self._full is not None:
+            raise StoreFull(self._full.reason)
         result: Accepted = await self._writer.accept(AcceptWish(event, targets))
         return result
 
@@ -247,52 +254,44 @@ class SqliteStore:
         return {source: at for source, at in found if at is not None}
 
     async def prune(self, retention: Retention, now: datetime) -> int:
-        """See `Store.prune`. Candidates are found on the reading connection, from where the last batch ended."""
-        while True:
-            last, seqs = await self._outlived(retention, now)
-            self._pruned_to = last or 0
-            if seqs:
-                return await self._erase(seqs)
-            if last is None:
-                await self._writer.work(lambda tx: forget_minutes(tx, now))
-                return 0
+        """See `Store.prune`."""
+        return await self._pruning.prune(retention, now)
 
-    async def _erase(self, seqs: Sequence[int]) -> int:
-        number: int = await self._writer.work(lambda tx: batch.erase(tx, seqs))
-        return number
+    async def prune_oldest(self, wanted: int) -> int | None:
+        """See `Store.prune_oldest`."""
+        return await self._pruning.prune_oldest(wanted)
 
-    async def _outlived(self, retention: Retention, now: datetime) -> tuple[int | None, list[int]]:
-        """The last event looked at (None where all that follow are young), and those whose time is over."""
-        query = """
-            SELECT e.seq, e.received_at <= :old, e.received_at <= :old AND NOT EXISTS (
-                SELECT 1 FROM delivery d WHERE d.event_seq = e.seq AND (
-                    d.state IN ('pending', 'in_flight')
-                    OR d.settled_at > CASE d.state WHEN 'dead' THEN :dead ELSE :delivered END
-                )) AND (e.received_at <= :delivered
-                    OR EXISTS (SELECT 1 FROM delivery d WHERE d.event_seq = e.seq))
-            FROM event e WHERE e.seq > :from ORDER BY e.seq LIMIT :scan"""
-        values = {
-            "from": self._pruned_to,
-            "old": millis(now - min(retention.delivered, retention.dead)),
-            "scan": PRUNE_SCAN,
-            "dead": millis(now - retention.dead),
-            "delivered": millis(now - retention.delivered),
-        }
-        rows = await self._reading.rows(query, values)
-        over = [seq for seq, _, is_over in rows if is_over][:PRUNE_BATCH]
-        if len(over) == PRUNE_BATCH:
-            return over[-1], over
-        is_last = len(rows) < PRUNE_SCAN or not any(is_old for _, is_old, _ in rows)
-        return (None if is_last else rows[-1][0]), over
+    async def outlived(self, retention: Retention, now: datetime, *, wanted: int) -> Outlived:
+        """See `Store.outlived`."""
+        return await self._pruning.outlived(retention, now, wanted=wanted)
+
+    async def erase(self, event_id: str) -> int | None:
+        """See `Store.erase`."""
+        return await self._pruning.erase(event_id)
+
+    async def empty_log(self) -> bool:
+        """See `Store.empty_log`."""
+        return await self._pruning.empty_log()
+
+    async def room(self) -> Room:
+        """See `Store.room`."""
+        return await self._reading.run(partial(room_of, path=self._path))
+
+    def bar(self, reason: str) -> None:
+        """See `Store.bar`."""
+        since = datetime.now(UTC) if self._full is None else self._full.since
+        self._full = Condition(writable=True, reason=reason, since=since, full=True) if reason else None
+
+    @asynccontextmanager
+    async def copy(self) -> AsyncIterator[Copy]:
+        """See `Store.copy`."""
+        async with self._copying.copy(await self.room()) as copy:
+            yield copy
 
     def condition(self) -> Condition:
         """See `Store.condition`."""
-        return self._writer.condition()
-
-    def size(self) -> int:
-        """See `Store.size`."""
-        files = (self._path, self._path.with_name(self._path.name + "-wal"))
-        return sum(file.stat().st_size for file in files if file.exists())
+        condition = self._writer.condition()
+        return condition if self._full is None or not condition.writable else self._full
 
     def warning(self) -> str | None:
         """Why the place of the file may not keep the promises, None where nothing speaks against it."""
@@ -311,6 +310,7 @@ class SqliteStore:
 
     async def _close(self) -> None:
         try:
+            await self._copying.abandon()
             await self._reading.close()
             await self._writer.finish()
             await self._remember()  # before SQLite deletes the log: a kill in between must not look like a loss

@@ -113,6 +113,8 @@ def settle(tx: Transaction, settlements: Sequence[Settlement]) -> list[Settled]:
         tx.changes.tell("target", claim.target, settlement.outcome.kind.value, settlement.ended_at)
         if state is DeliveryState.DEAD:
             tx.changes.tell("target", claim.target, state.value, settlement.ended_at)
+        elif state is not _PENDING:
+            tx.changes.done.add(seq)
         updates.append((state.value, *row, seq, claim.target, claim.token))
         attempts.append(_attempt_row(seq, settlement))
         results.append(Settled(ruling, was_disabled=before.state is TargetState.DISABLED))
@@ -239,21 +241,3 @@ def write_tally(tx: Transaction) -> None:
         ever[kind, name, what] += number
     rows = [(*key, number) for key, number in tx.changes.tally.items()]
     tx.write(TALLY_UPSERT, rows + [(0, *key, number) for key, number in ever.items()])
-
-
-def erase(tx: Transaction, seqs: Sequence[int]) -> int:
-    """Delete events with all that was kept of them, but for those that still have a delivery to make."""
-    gone = 0
-    for part in slices(seqs):
-        open_ = f"""SELECT event_seq FROM delivery WHERE event_seq IN ({marks(len(part))})
-            AND state IN ('pending', 'in_flight')"""
-        busy = {row[0] for row in tx.db.execute(open_, part)}
-        free = [seq for seq in part if seq not in busy]
-        among = f"IN ({marks(len(free))})"
-        dead = f"SELECT target, count(*) FROM delivery WHERE event_seq {among} AND state = 'dead' GROUP BY target"
-        for target, number in tx.db.execute(dead, free):
-            tx.changes.moved(target, DeliveryState.DEAD, None, number)
-        for table, column in (("attempt", "event_seq"), ("delivery", "event_seq"), ("event", "seq")):
-            tx.db.execute(f"DELETE FROM {table} WHERE {column} {among}", free)
-        gone += len(free)
-    return gone

@@ -24,6 +24,13 @@ BUSY_TIMEOUT_S = 2.0
 QUICK_CHECK_LIMIT = 64 * 1024 * 1024
 """Files up to this size are walked through at every start; larger ones would make a start slow."""
 OLDEST_SQLITE = (3, 37, 0)
+_PRAGMAS = (
+    "synchronous=FULL",
+    "wal_autocheckpoint=0",
+    "journal_size_limit=67108864",
+    "cache_size=-16384",
+    "secure_delete=FAST",  # builds differ: what is deleted is overwritten where that costs no further write
+)
 
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _HELD = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
@@ -122,6 +129,25 @@ async def open_reader(database: Path) -> StoreConnection:
     Raises:
         StoreError: the file cannot be read.
     """
+    connection = await _open_to_read(database)
+    async with _closed_on_failure(connection, database):
+        await connection.execute("PRAGMA query_only=ON")
+    return connection
+
+
+async def open_copier(database: Path) -> StoreConnection:
+    """A connection that cannot write to the file either, but to a copy of it; that one is not synced.
+
+    Raises:
+        StoreError: the file cannot be read.
+    """
+    connection = await _open_to_read(database)
+    async with _closed_on_failure(connection, database):
+        await connection.execute("PRAGMA synchronous=OFF")
+    return connection
+
+
+async def _open_to_read(database: Path) -> StoreConnection:
     uri = f"{database.resolve().as_uri()}?mode=ro"
     try:
         connect = partial(sqlite3.connect, uri, uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S)
@@ -129,8 +155,6 @@ async def open_reader(database: Path) -> StoreConnection:
         await _opened(connection)
     except sqlite3.Error as error:
         raise in_words(database, error) from None
-    async with _closed_on_failure(connection, database):
-        await connection.execute("PRAGMA query_only=ON")
     return connection
 
 
@@ -198,7 +222,7 @@ async def _check_sound(connection: aiosqlite.Connection, database: Path) -> None
 
 async def _prepare(connection: aiosqlite.Connection, database: Path) -> None:
     journal = await value(connection, "PRAGMA journal_mode=WAL")
-    for pragma in ("synchronous=FULL", "wal_autocheckpoint=0", "journal_size_limit=67108864", "cache_size=-16384"):
+    for pragma in _PRAGMAS:
         await connection.execute(f"PRAGMA {pragma}")
     synchronous = await value(connection, "PRAGMA synchronous")
     if journal != "wal" or synchronous != 2:

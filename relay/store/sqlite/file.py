@@ -22,6 +22,8 @@ from relay.store.sqlite.schema import APPLICATION_ID
 
 _MAGIC = b"SQLite format 3\0"
 _SIDE_FILES = ("", "-wal", "-shm")
+_NO_LOG = 1
+"""The header's write version of a database that was never written with a log (section 1.3 there), as a copy is."""
 _LOG_HEADER = 32
 """Bytes before the first frame of a log (sqlite.org/fileformat2.html, section 4.1)."""
 _NOTE_BYTES = 64
@@ -149,8 +151,8 @@ class Guard:
                 return
             became = "replaced" if found.st_size else "emptied"
         raise StoreUnusable(
-            f"{database}: {became} while it was in use; move the same file back, or stop relay and restore it from a "
-            "backup without its -wal and -shm files, or start afresh on purpose with: relay run --new-store"
+            f"{database}: {became} while it was in use; move the same file back, or stop relay, move the -wal and -shm "
+            "files away and restore it from a backup, or start afresh on purpose with: relay run --new-store"
         )
 
     def remember(self, database: Path, *, is_open: bool) -> None:
@@ -201,6 +203,11 @@ def _check_header(database: Path, size: int, remembered: int) -> None:
     page_size = 65536 if page_size == 1 else page_size
     wal = database.with_name(database.name + "-wal")
     in_log = wal.exists() and wal.stat().st_size > 0
+    if in_log and header[18] == _NO_LOG:
+        raise StoreUnusable(
+            f"{database}: put in the place of another store, whose log {wal} is still there and would be written over "
+            "it; move that store's -wal and -shm files away and start again"
+        )
     # the header counts the pages of the last checkpoint, which may have been cut short while there is a log
     expected = remembered if in_log else int.from_bytes(header[28:32], "big") * page_size
     if size < expected:

@@ -5,7 +5,7 @@ Law: it changes only after a commit, so that a rolled-back transaction leaves no
 
 import sqlite3
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -41,6 +41,10 @@ class Changes:
     health: dict[str, TargetHealth] = field(default_factory=dict)
     rests: dict[str, Rest | None] = field(default_factory=dict)
     events: dict[int, Event] = field(default_factory=dict)
+    erased: set[int] = field(default_factory=set)
+    """Numbers of events that are gone."""
+    done: set[int] = field(default_factory=set)
+    """Numbers of events that have a delivery less to make."""
     tally: Counter[tuple[int, str, str, str]] = field(default_factory=Counter)
     """How often what happened to whom, by (minute since 1970, kind of whom, name, what)."""
 
@@ -67,6 +71,8 @@ class Ledger:
     fresh: dict[int, Event] = field(default_factory=dict)
     """The last events that were stored, by number, oldest first."""
     fresh_bytes: int = 0
+    stays_to: int = 0
+    """Events up to this number were looked at, and must stay although room is wanted."""
 
     def current(self, name: str, changes: Changes) -> TargetHealth:
         """A target's health as the transaction under way sees it."""
@@ -81,6 +87,8 @@ class Ledger:
             if rest is not None:
                 self.rests[target] = rest
         self._remember(changes.events)
+        self._forget(changes.erased)
+        self.stays_to = min([self.stays_to, *(number - 1 for number in changes.done)])
 
     def _remember(self, events: Mapping[int, Event]) -> None:
         """Keep what was stored last, as much as there is room for."""
@@ -89,6 +97,13 @@ class Ledger:
         while len(self.fresh) > FRESH or self.fresh_bytes > FRESH_BYTES:
             oldest = self.fresh.pop(next(iter(self.fresh)))
             self.fresh_bytes -= len(oldest.body)
+
+    def _forget(self, erased: Iterable[int]) -> None:
+        """Hand nothing out again of what is gone."""
+        for number in erased:
+            event = self.fresh.pop(number, None)
+            if event is not None:
+                self.fresh_bytes -= len(event.body)
 
     def load(self, db: sqlite3.Connection) -> None:
         """Read all of it from the file; the only time that deliveries are counted."""
@@ -100,5 +115,5 @@ class Ledger:
         health = {row[0]: health_from(row) for row in db.execute(HEALTH_SELECT)}
         last = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'event'").fetchone()
         self.counts, self.health = counts, health
-        self.fresh, self.fresh_bytes = {}, 0
+        self.fresh, self.fresh_bytes, self.stays_to = {}, 0, 0
         self.next_seq = (last[0] if last else 0) + 1

@@ -4,11 +4,13 @@ Law: a view sees what is committed and nothing else. What the disk has damaged i
 read as an outage.
 """
 
+import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from relay.rules.fullness import Room
 from relay.store import StoreUnavailable
 from relay.store.sqlite.connection import StoreConnection, in_words, is_damage
 
@@ -35,7 +37,7 @@ class Reading:
         """
         try:
             return await self._connection.run(work)
-        except (sqlite3.Error, ValueError) as error:
+        except (sqlite3.Error, ValueError, OSError) as error:
             if is_damage(error):
                 raise in_words(self._path, error) from None
             raise StoreUnavailable(f"{self._path}: {error}") from None
@@ -43,3 +45,20 @@ class Reading:
     async def close(self) -> None:
         """Close the connection."""
         await self._connection.close()
+
+
+def room_of(db: sqlite3.Connection, path: Path) -> Room:
+    """What a store takes: its pages in use and its log. A page that was freed is used again, so that the file does not
+    shrink, and is not counted."""
+    ((pages,),) = db.execute("PRAGMA page_count").fetchall()
+    ((unused,),) = db.execute("PRAGMA freelist_count").fetchall()
+    ((size,),) = db.execute("PRAGMA page_size").fetchall()
+    log = path.with_name(path.name + "-wal")
+    in_log = log.stat().st_size if log.exists() else 0
+    disk = os.statvfs(path.parent)
+    return Room(
+        used=(pages - unused) * size + in_log,
+        log=in_log,
+        free=disk.f_bavail * disk.f_frsize,
+        disk=disk.f_blocks * disk.f_frsize,
+    )

@@ -23,6 +23,7 @@ from tenacity import RetryCallState, Retrying, wait_exponential
 
 from relay.store import Condition, Settled, Settlement, StoreError, StoreUnavailable, StoreUnusable, Watcher
 from relay.store.sqlite.batch import AcceptWish
+from relay.store.sqlite.checkpoints import Checkpoints
 from relay.store.sqlite.claiming import ClaimWish
 from relay.store.sqlite.connection import NO_CONNECTION, StoreConnection, in_words, is_fault, open_writer
 from relay.store.sqlite.ledger import Ledger
@@ -33,9 +34,6 @@ QUEUE = 10_000
 QUEUE_BYTES = 64 * 1024 * 1024
 PATIENCE_S = 3.0
 """How long an event waits for its commit before it is refused."""
-CHECKPOINT_S = 0.5
-IDLE_CHECKPOINT_S = 30.0
-CHECKPOINT_COMMITS = 200
 PRESENCE_S = 1.0
 """How often a commit looks whether its file still has its name."""
 BREATH_S = 0.1
@@ -84,8 +82,7 @@ class Writer:
         self._told: Condition | None = None
         self._is_watched = True
         self._failed_tries = 0
-        self._unchecked = 0
-        self._checked_at = time.monotonic()
+        self._checkpoints = Checkpoints()
         self._loop = asyncio.get_running_loop()
         self._task = self._loop.create_task(self._run(), name="store writer")
         self._impatience: asyncio.TimerHandle | None = None
@@ -141,6 +138,11 @@ class Writer:
         """Queue anything else that needs the transaction."""
         self._refuse_in_outage()
         return self._queue(self._works, work)
+
+    def empty_log(self) -> "asyncio.Future[None]":
+        """Have the log emptied as soon as no reader needs it; the future is done when it is."""
+        self._wake.set()
+        return self._checkpoints.empty()
 
     def settle(self, settlement: Settlement) -> "asyncio.Future[Settled]":
         """Queue a settlement; it outlives any outage, but not the store."""
@@ -209,7 +211,8 @@ class Writer:
             return
         await self._checkpoint_if_due()
         if self._outage is None:
-            await self._wake.wait()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), self._checkpoints.pause)
             self._wake.clear()
 
     def _take(self) -> Batch:
@@ -243,7 +246,7 @@ class Writer:
                 del self._unwritten[0]
                 self._tell_commit(seconds)
         self._current = None
-        if self._unchecked >= CHECKPOINT_COMMITS:
+        if self._checkpoints.press:
             await self._checkpoint_if_due()
 
     async def _commit(self, batch_: Batch) -> float:
@@ -254,7 +257,7 @@ class Writer:
             self._check_presence()  # what was committed to a file without a name is not promised
             self._seen_at = time.monotonic()
         self.ledger.apply(changes)
-        self._unchecked += 1
+        self._checkpoints.committed()
         for operation, result in results:
             operation.resolve(result)
         return time.perf_counter() - began
@@ -345,13 +348,10 @@ class Writer:
 
     async def _checkpoint_if_due(self) -> None:
         """Move the log's pages home between commits, where no answer waits for it."""
-        pause = CHECKPOINT_S if self._unchecked >= CHECKPOINT_COMMITS else IDLE_CHECKPOINT_S
-        if not self._unchecked or self._db is None or time.monotonic() - self._checked_at < pause:
+        if self._db is None:
             return
-        self._checked_at = time.monotonic()
-        self._unchecked = 0
         try:
-            await self._db.execute_fetchall("PRAGMA wal_checkpoint(PASSIVE)")
+            await self._checkpoints.make_if_due(self._db)
         except (sqlite3.Error, ValueError) as error:
             self._fall_out(error)
 

@@ -1,0 +1,168 @@
+"""Retention in SQL: what is over by age, what goes for want of room, and one event that is erased by hand.
+
+Law: candidates are found on the reading side, in parts, and deleted in small batches, so that no answer waits for a
+search or a large deletion. Two walks go from the oldest on, each from where it was left: that by age begins anew each
+round; that for room goes back only to what has been delivered since, so that what must stay is looked at once.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from relay.model import DeliveryState
+from relay.store import Outlived, Retention
+from relay.store.sqlite.archive import forget_minutes
+from relay.store.sqlite.erasing import KEPT_AGAINST_SIZE, OPEN, erase_ended, erase_event
+from relay.store.sqlite.reading import Reading
+from relay.store.sqlite.rows import millis
+from relay.store.sqlite.writer import Writer
+
+PRUNE_BATCH = 250
+"""Events deleted in one transaction: an answer that arrives meanwhile waits for about a millisecond."""
+PRUNE_BYTES = 4 * 1024 * 1024
+"""Bytes of bodies after which a batch is full."""
+PRUNE_SCAN = 2000
+"""Events looked at for one batch, so that many old ones that must stay cannot make it slow."""
+SCANS = 10
+"""Looks in one call for room, so that who asks can look up meanwhile."""
+COUNTED_SCANS = 500
+"""Looks for a count that deletes nothing."""
+OVERHEAD = 512
+"""Bytes that an event takes beside its body and its headers, roughly: its rows and what stands in indexes."""
+EMPTYING_S = 0.5
+"""How long one who wants the log emptied waits for that; it goes on by itself."""
+_PAST_ALL = 1 << 62
+
+_STAYS = f"""EXISTS (SELECT 1 FROM delivery d WHERE d.event_seq = e.seq
+    AND d.state IN ({", ".join(f"'{state.value}'" for state in KEPT_AGAINST_SIZE)}))"""
+_BUSY = ", ".join(f"'{state.value}'" for state in OPEN)
+_BY_AGE = f"""
+    SELECT e.seq, e.size, e.received_at <= :old, e.received_at <= :old AND NOT EXISTS (
+        SELECT 1 FROM delivery d WHERE d.event_seq = e.seq AND (
+            d.state IN ({_BUSY})
+            OR d.settled_at > CASE d.state WHEN 'dead' THEN :dead ELSE :delivered END
+        )) AND (e.received_at <= :delivered
+            OR EXISTS (SELECT 1 FROM delivery d WHERE d.event_seq = e.seq))
+    FROM event e WHERE e.seq > :from ORDER BY e.seq LIMIT :scan"""
+_BY_SIZE = f"SELECT e.seq, e.size, NOT {_STAYS} FROM event e WHERE e.seq > :from ORDER BY e.seq LIMIT :scan"
+
+
+class Pruning:
+    """What deletes events of one store."""
+
+    def __init__(self, reading: Reading, writer: Writer) -> None:
+        self._reading = reading
+        self._writer = writer
+        self._pruned_to = 0
+
+    async def prune(self, retention: Retention, now: datetime) -> int:
+        """See `Store.prune`."""
+        while True:
+            last, seqs = await self._outlived(retention, now)
+            self._pruned_to = last or 0
+            if seqs:
+                return await self._erase(seqs, OPEN)
+            if last is None:
+                await self._writer.work(lambda tx: forget_minutes(tx, now))
+                return 0
+
+    async def _outlived(self, retention: Retention, now: datetime) -> tuple[int | None, list[int]]:
+        """The last event looked at (None where all that follow are young), and those whose time is over."""
+        values = _ages(retention, now) | {"from": self._pruned_to, "scan": PRUNE_SCAN}
+        rows = await self._reading.rows(_BY_AGE, values)
+        over = _batch([(seq, size) for seq, size, _, is_over in rows if is_over])
+        if over and over[-1] < max(seq for seq, _, _, is_over in rows if is_over):
+            return over[-1], over
+        is_last = len(rows) < PRUNE_SCAN or not any(is_old for _, _, is_old, _ in rows)
+        return (None if is_last else rows[-1][0]), over
+
+    async def _erase(self, seqs: Sequence[int], sparing: Sequence[DeliveryState]) -> int:
+        number: int = await self._writer.work(lambda tx: erase_ended(tx, seqs, sparing=sparing))
+        return number
+
+    async def prune_oldest(self, wanted: int) -> int | None:
+        """See `Store.prune_oldest`."""
+        ledger = self._writer.ledger
+        for _ in range(SCANS):
+            begin, ledger.stays_to = ledger.stays_to, _PAST_ALL  # what is delivered during the look brings it back
+            try:
+                rows = await self._reading.rows(_BY_SIZE, {"from": begin, "scan": PRUNE_SCAN})
+                seqs = _batch([(seq, size + OVERHEAD) for seq, size, is_free in rows if is_free], wanted)
+                number = await self._erase(seqs, KEPT_AGAINST_SIZE) if seqs else 0
+            except BaseException:
+                ledger.stays_to = min(ledger.stays_to, begin)
+                raise
+            last = seqs[-1] if seqs else rows[-1][0] if rows else begin
+            ledger.stays_to = min(ledger.stays_to, last)
+            if seqs:
+                return number
+            if len(rows) < PRUNE_SCAN:
+                return None
+        return 0
+
+    async def outlived(self, retention: Retention, now: datetime, *, wanted: int) -> Outlived:
+        """See `Store.outlived`."""
+        events, size, is_whole = 0, 0, False
+        values = _ages(retention, now)
+        begin = 0
+        for _ in range(COUNTED_SCANS):
+            rows = await self._reading.rows(_BY_AGE, values | {"from": begin, "scan": PRUNE_SCAN})
+            over = [size_ for _, size_, _, is_over in rows if is_over]
+            events, size = events + len(over), size + sum(over) + OVERHEAD * len(over)
+            is_whole = len(rows) < PRUNE_SCAN or not any(is_old for _, _, is_old, _ in rows)
+            if is_whole:
+                break
+            begin = rows[-1][0]
+        if size >= wanted:
+            return Outlived(events, is_whole=is_whole)
+        for_room = await self._for_room(wanted)
+        return Outlived(max(events, for_room.events), is_whole=is_whole and for_room.is_whole)
+
+    async def _for_room(self, wanted: int) -> Outlived:
+        """How many of the oldest that may go make so much room."""
+        begin, events = 0, 0
+        for _ in range(COUNTED_SCANS):
+            rows = await self._reading.rows(_BY_SIZE, {"from": begin, "scan": PRUNE_SCAN})
+            for _, size, is_free in rows:
+                if is_free:
+                    events, wanted = events + 1, wanted - size - OVERHEAD
+                if wanted <= 0:
+                    return Outlived(events)
+            if len(rows) < PRUNE_SCAN:
+                return Outlived(events)
+            begin = rows[-1][0]
+        return Outlived(events, is_whole=False)
+
+    async def erase(self, event_id: str) -> int | None:
+        """See `Store.erase`."""
+        number: int | None = await self._writer.work(lambda tx: erase_event(tx, event_id))
+        if number is not None:
+            await self.empty_log()
+        return number
+
+    async def empty_log(self) -> bool:
+        """Have the log moved home and emptied; False where that goes on because a reader needs it still."""
+        emptied = self._writer.empty_log()
+        await asyncio.wait({emptied}, timeout=EMPTYING_S)
+        return emptied.done()
+
+
+def _ages(retention: Retention, now: datetime) -> dict[str, Any]:
+    return {
+        "old": millis(now - min(retention.delivered, retention.dead)),
+        "dead": millis(now - retention.dead),
+        "delivered": millis(now - retention.delivered),
+    }
+
+
+def _batch(found: Sequence[tuple[int, int]], wanted: int = PRUNE_BYTES) -> list[int]:
+    """As many of these events, by number and size, as one transaction deletes, or as make the room that is wanted."""
+    batch: list[int] = []
+    size = 0
+    for seq, bytes_ in found[:PRUNE_BATCH]:
+        if batch and size >= min(wanted, PRUNE_BYTES):
+            break
+        batch.append(seq)
+        size += bytes_
+    return batch

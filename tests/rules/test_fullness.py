@@ -1,0 +1,82 @@
+"""How full is too full: each state begins at one mark and ends at another."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.rules.fullness import RESERVE, Fullness, Room, judge_fullness
+
+LIMIT = 10_000_000
+MIB = 1024**2
+DISK = 100 * 1024 * MIB
+
+
+def room(percent: float = 0.0, *, free: int = DISK, disk: int = DISK) -> Room:
+    """So much of the limit in use, on a disk with so much left."""
+    return Room(used=int(LIMIT * percent / 100), log=0, free=free, disk=disk)
+
+
+def judged(before: Fullness, at: Room, *, exhausted: bool = False) -> Fullness:
+    return judge_fullness(before, at, limit=LIMIT, exhausted=exhausted)
+
+
+def walked(name: str, *steps: Room, exhausted: bool = True) -> list[bool]:
+    """A state after each of several looks."""
+    state, seen = Fullness(), []
+    for step in steps:
+        state = judged(state, step, exhausted=exhausted)
+        seen.append(getattr(state, name))
+    return seen
+
+
+@pytest.mark.parametrize(("name", "begins", "ends"), [("near", 80, 75), ("prunes", 90, 85), ("over", 95, 93)])
+def test_each_state_begins_at_its_mark_and_ends_below_another(name: str, begins: int, ends: int) -> None:
+    """Between the two marks it stays as it was, whichever that is."""
+    steps = (begins - 0.1, begins, begins - 0.1, ends, ends - 0.1, ends, begins - 0.1, begins)
+    found = walked(name, *(room(step) for step in steps))
+    assert found == [False, True, True, True, False, False, False, True]
+
+
+def test_while_something_may_still_go_nothing_is_refused_below_the_limit() -> None:
+    """Deleting comes first; only what outruns it is refused."""
+    assert walked("over", room(95), room(99.9), room(100), room(93), room(92.9), exhausted=False) == [
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]
+
+
+@pytest.mark.parametrize(("disk", "reserve"), [(DISK, RESERVE), (200 * MIB, 10 * MIB)])
+def test_a_reserve_is_kept_on_the_disk(disk: int, reserve: int) -> None:
+    """64 MiB, on a small file system a twentieth; telling begins at twice the reserve."""
+    frees = (
+        2 * reserve,
+        2 * reserve - 1,
+        reserve,
+        reserve - 1,
+        reserve * 5 // 4 - 1,
+        reserve * 5 // 4,
+        reserve * 5 // 2,
+    )
+    steps = [room(free=free, disk=disk) for free in frees]
+    assert walked("short", *steps) == [False, False, False, True, True, False, False]
+    assert walked("near", *steps) == [False, True, True, True, True, True, False]
+
+
+def test_either_shortage_alone_stops_the_accepting() -> None:
+    """And only both gone begin it again."""
+    assert Fullness().accepts
+    assert not Fullness(over=True).accepts
+    assert not Fullness(short=True).accepts
+
+
+@given(st.integers(0, 2 * LIMIT), st.integers(0, DISK), st.booleans(), st.booleans(), st.booleans())
+def test_a_second_look_at_the_same_changes_nothing(
+    used: int, free: int, near: bool, over: bool, exhausted: bool
+) -> None:
+    """No state flaps by itself."""
+    at = Room(used, 0, free, DISK)
+    first = judged(Fullness(near=near, over=over), at, exhausted=exhausted)
+    assert judged(first, at, exhausted=exhausted) == first
