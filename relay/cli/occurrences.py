@@ -23,8 +23,8 @@ _COLOURS = {"accepted": "cyan", "unrouted": "yellow", "delivered": "green", "thr
 
 
 def day(told: Mapping[str, Any]) -> str:
-    """The day on which it happened, in this machine's time."""
-    return _local(told["at"]).strftime("%A, %Y-%m-%d")
+    """The day on which it happened, UTC, as in the log and in every other view."""
+    return datetime.fromisoformat(told["at"]).strftime("%A, %Y-%m-%d")
 
 
 def line(told: Mapping[str, Any], width: int | None) -> str:
@@ -81,8 +81,4 @@ def _cut(text: str, room: int) -> str:
 
 
 def _clock(at: str) -> str:
-    return _local(at).strftime("%H:%M:%S")
-
-
-def _local(at: str) -> datetime:
-    return datetime.fromisoformat(at).astimezone()
+    return at[11:19]
