@@ -4,6 +4,7 @@ Law: everything told is kept by its owner and only read here, so that a look cos
 disabled target is no reason against the relay: its own parts are.
 """
 
+import asyncio
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any, Protocol
@@ -13,8 +14,11 @@ from relay.config import Config
 from relay.delivery.dispatcher import Dispatcher
 from relay.model import TargetState
 from relay.rules.forwarding import rfc3339
-from relay.store import Backlog, Condition
+from relay.store import Backlog, Condition, StoreError
 from relay.telemetry.metrics import Metrics, TargetGauges
+
+READS_WITHIN = 2.0
+"""Seconds that the store has for a look; one that hangs is as bad as one that fails."""
 
 
 class Kept(Protocol):
@@ -70,7 +74,7 @@ class Standing:
         """The config that runs was taken up at this time."""
         self._loaded_at = at
 
-    def unready(self) -> list[str]:
+    async def unready(self) -> list[str]:
         """Why no traffic should be sent here; empty when all is well."""
         reasons: list[str] = []
         if self._is_draining():
@@ -82,9 +86,13 @@ class Standing:
             reasons.append("delivery_loop_failed")
         if self._dispatcher.stale_lanes():
             reasons.append("delivery_loop_stuck")
-        if self._dispatcher.unclaimed():
-            reasons.append("due_deliveries_unclaimed")
-        return reasons
+        try:
+            async with asyncio.timeout(READS_WITHIN):
+                if await self._dispatcher.unclaimed():
+                    reasons.append("due_deliveries_unclaimed")
+        except (StoreError, TimeoutError):
+            reasons.append("store_unavailable")
+        return list(dict.fromkeys(reasons))
 
     def render(self, backlog: Iterable[Backlog]) -> bytes:
         """The metrics, with these counts for gauges."""
@@ -110,11 +118,11 @@ class Standing:
         is_known = target in self._dispatcher.targets
         return not is_known or self._dispatcher.health(target).state is TargetState.DISABLED
 
-    def status(self) -> dict[str, Any]:
+    async def status(self) -> dict[str, Any]:
         """All of it in one object."""
         config, condition, counted = self._config(), self._store.condition(), self._store.counted()
         held = sum(number for target, number in self._store.waiting().items() if self.holds(target))
-        reasons = self.unready()
+        reasons = await self.unready()
         return {
             "version": __version__,
             "started_at": rfc3339(self._started_at),

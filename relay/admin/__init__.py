@@ -6,7 +6,7 @@ bound, and a page in a browser cannot use it. Errors are `application/problem+js
 
 import hmac
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 import structlog
 from aiohttp import HttpVersion10, HttpVersion11, web
@@ -55,7 +55,7 @@ class Admin:
         *,
         token: Secret | None,
         hosts: frozenset[str],
-        unready: Callable[[], list[str]],
+        unready: Callable[[], Awaitable[list[str]]],
         render_metrics: Callable[[Iterable[Backlog]], bytes],
         calls: Iterable[Call] = (),
     ) -> None:
@@ -70,7 +70,10 @@ class Admin:
         self._render_metrics = render_metrics
         self._denied_at = float("-inf")
         self._denied = 0
-        self._open: dict[str, Callable[[], web.Response]] = {"/healthz": self._healthz, "/readyz": self._readyz}
+        self._open: dict[str, Callable[[], Awaitable[web.Response]]] = {
+            "/healthz": self._healthz,
+            "/readyz": self._readyz,
+        }
         metrics = Call("GET", "/metrics", self._metrics)
         self.calls = Calls((metrics, *targets.calls(), *description_calls(), *calls))
 
@@ -100,7 +103,7 @@ class Admin:
         if path in self._open:
             if request.method not in ("GET", "HEAD"):
                 raise Problem(405, "use GET or HEAD", allow="GET, HEAD")
-            return self._open[path]()
+            return await self._open[path]()
         self._admit(request)
         return await self.calls.answer(request)
 
@@ -130,11 +133,11 @@ class Admin:
         log.warning("admin.denied", path=request.rel_url.raw_path[:128], remote=request.remote, count=self._denied)
         self._denied_at, self._denied = now, 0
 
-    def _healthz(self) -> web.Response:
+    async def _healthz(self) -> web.Response:
         return shown({"status": "ok"})
 
-    def _readyz(self) -> web.Response:
-        reasons = self._unready()
+    async def _readyz(self) -> web.Response:
+        reasons = await self._unready()
         if reasons:
             return shown({"status": "unready", "reasons": reasons}, status=503)
         return shown({"status": "ready"})

@@ -1,6 +1,6 @@
 """The call that tells how the relay stands."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
@@ -10,11 +10,11 @@ from relay.admin.calls import Call
 from relay.admin.reading import Query
 
 
-def status_calls(status: Callable[[], dict[str, Any]]) -> tuple[Call, ...]:
+def status_calls(status: Callable[[], Awaitable[dict[str, Any]]]) -> tuple[Call, ...]:
     """The calls of this family; `status` is asked each time."""
 
     async def answer(request: web.BaseRequest) -> web.Response:
         Query(request)
-        return shown(status())
+        return shown(await status())
 
     return (Call("GET", "status", answer),)

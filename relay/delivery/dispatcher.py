@@ -256,12 +256,17 @@ class Dispatcher:
     def stale_lanes(self) -> list[str]:
         """Targets whose loop has not turned for a minute."""
         oldest = asyncio.get_running_loop().time() - STALE_BEAT.total_seconds()
-        return [name for name, lane in self._lanes.items() if lane.beat and lane.beat < oldest]
+        return [name for name, lane in self._lanes.items() if lane.beat < oldest]
 
-    def unclaimed(self) -> list[str]:
-        """Active targets with a free slot and no wait left whose due deliveries nobody has taken for a minute."""
-        oldest = self._now() - STALE_BEAT
-        return [name for name, lane in self._lanes.items() if lane.neglected_since(oldest)]
+    async def unclaimed(self) -> frozenset[str]:
+        """Active targets with a free slot and no wait left whose due deliveries nobody has taken for a minute. What is
+        due is asked of the store, not of the loops, which may be what is broken.
+
+        Raises:
+            StoreUnavailable: it cannot be read now.
+        """
+        idle = [name for name, lane in self._lanes.items() if lane.idle_for(STALE_BEAT)]
+        return await self._store.archive.overdue(idle, self._now() - STALE_BEAT) if idle else frozenset()
 
     def failing(self) -> bool:
         """Whether a loop has failed within the last minute."""

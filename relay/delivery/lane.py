@@ -45,7 +45,7 @@ class Lane:
         now: Callable[[], datetime],
         rng: Random,
     ) -> None:
-        self.beat = 0.0
+        self.beat = self._begun_at = asyncio.get_running_loop().time()
         self._store = store
         self._now = now
         self._carrier = Carrier(target, store, sender, observer, health=health, now=now, rng=rng, owner=self)
@@ -82,12 +82,13 @@ class Lane:
         """Send once for a claim that no delivery stands behind; nothing is recorded."""
         return await self._carrier.try_out(claim, body)
 
-    def neglected_since(self, moment: datetime) -> bool:
-        """Whether something has been due since before a moment although a slot is free and no wait is left."""
-        if self._due_at is None or self._due_at > moment or self._ready:
+    def idle_for(self, span: timedelta) -> bool:
+        """Whether nothing was begun for so long although a slot is free, no wait is left, and the target is active."""
+        if self._draining or self._loop.time() - self._begun_at < span.total_seconds():
             return False
-        allowed = self._permit(self._now())
-        return self._carrier.health.state is TargetState.ACTIVE and isinstance(allowed, Go) and self._asked_at < moment
+        health, now = self._carrier.health, self._now()
+        is_active = health.state is TargetState.ACTIVE and (health.since is None or now - health.since >= span)
+        return is_active and isinstance(self._permit(now), Go)
 
     def wake(self) -> None:
         """Something has become due."""
@@ -251,6 +252,7 @@ class Lane:
 
     def _begin(self, claim: Claim) -> None:
         self._at_once = False
+        self._begun_at = self._loop.time()
         self._carrier.begin(claim)
 
     def flows(self, now: datetime) -> bool:

@@ -155,5 +155,8 @@ class Archive(Protocol):
         """Add refusals to those that are kept, and forget the oldest beyond their bound; `counts` is how many were
         refused of each source, also where not all are kept."""
 
+    async def overdue(self, targets: Sequence[str], before: datetime) -> frozenset[str]:
+        """Those of these targets for which a delivery was due before a time and is still pending."""
+
     async def tally(self, now: datetime) -> Tally:
         """What was counted, ever and in the last sixty minutes."""

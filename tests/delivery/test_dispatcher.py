@@ -15,11 +15,11 @@ from relay.delivery.dispatcher import Dispatcher, UnknownTarget
 from relay.delivery.sender import Sender
 from relay.model import Event, OutcomeKind, Target, TargetHealth, TargetState, Turn
 from relay.rules.egress import EgressPolicy
-from relay.store import StoreUnavailable
+from relay.store import Claimed, StoreUnavailable
 from relay.store.sqlite import SqliteStore
 from tests.support.scripted_target import closed_port, in_turn, raw, scripted, status
 from tests.support.simulation import Gateway, gateway, target
-from tests.support.virtual_time import DOWN, HANGS, Reply, virtually
+from tests.support.virtual_time import DOWN, HANGS, Reply, Script, virtual_loop, virtually
 
 OK = status(200)
 A_WHILE = timedelta(seconds=5)
@@ -430,6 +430,60 @@ async def test_what_readiness_asks_of_the_loops(tmp_path: Path) -> None:
             await relay.post("crm")
             await asyncio.sleep(30)
             assert relay.dispatcher.stale_lanes() == []
-            assert relay.dispatcher.unclaimed() == []
+            assert await relay.dispatcher.unclaimed() == frozenset()
         assert list(relay.dispatcher.targets) == ["crm"]
         relay.assert_sound()
+
+
+@virtually
+async def test_due_deliveries_that_nobody_takes_are_noticed(tmp_path: Path) -> None:
+    """A claim that finds nothing although something is due, by whatever bug, does not look like a quiet target: what is
+    due is asked of the store. Once it is taken, all is well again."""
+
+    async def nothing(*_: object, **__: object) -> Claimed:
+        return Claimed(())
+
+    async with gateway(tmp_path, {target(): lambda event, attempt, now: Reply(200)}) as relay:
+        claim, relay.store.claim = relay.store.claim, nothing  # type: ignore[method-assign]
+        await relay.post("crm")
+        for seconds, found in ((50, frozenset[str]()), (20, frozenset({"crm"}))):
+            await asyncio.sleep(seconds)
+            with virtual_loop().really():
+                assert await relay.dispatcher.unclaimed() == found
+        relay.store.claim = claim  # type: ignore[method-assign]
+        await asyncio.sleep(30)
+        assert relay.states() == {"delivered": 1}
+        with virtual_loop().really():
+            assert await relay.dispatcher.unclaimed() == frozenset()
+
+
+@virtually
+async def test_what_waits_for_a_slot_a_step_or_an_operator_is_not_unclaimed(tmp_path: Path) -> None:
+    """A target that hangs, one that is paced, and one that is disabled are no fault of the loops."""
+
+    def always(reply: Reply) -> Script:
+        return lambda event, attempt, now: reply
+
+    scripts = {
+        target("hung", concurrency=1, timeout=timedelta(minutes=10)): HANGS,
+        target("paced"): DOWN,
+        target("off"): Reply(200),
+    }
+    async with gateway(tmp_path, {one: always(reply) for one, reply in scripts.items()}) as relay:
+        await relay.dispatcher.disable("off", "by hand")
+        await relay.post("hung", "paced", "off", number=3)
+        for _ in range(8):
+            await asyncio.sleep(61)
+            with virtual_loop().really():
+                assert await relay.dispatcher.unclaimed() == frozenset()
+
+
+@virtually
+async def test_a_loop_that_is_dead_is_noticed(tmp_path: Path) -> None:
+    """It turns no more, and that is seen within little more than a minute."""
+    async with gateway(tmp_path, {target(): lambda event, attempt, now: Reply(200)}) as relay:
+        relay.dispatcher._loops["crm"].cancel()
+        await asyncio.sleep(59)
+        assert relay.dispatcher.stale_lanes() == []
+        await asyncio.sleep(12)
+        assert relay.dispatcher.stale_lanes() == ["crm"]

@@ -173,3 +173,19 @@ async def test_the_admin_shows_no_secret(gateway: Gateway) -> None:
             assert secret not in answer.body.decode()
         if path != "/metrics":
             json.loads(answer.body)
+
+
+async def test_a_loop_that_failed_is_a_reason_not_to_be_ready(gateway: Gateway) -> None:
+    """A fault of ours in a delivery loop, which is restarted: it is told, and the event arrives all the same."""
+    claim = gateway.app._store.claim
+
+    async def broken(*_: object, **__: object) -> None:
+        gateway.app._store.claim = claim  # type: ignore[method-assign]
+        raise RuntimeError("a bug that was planted")
+
+    gateway.app._store.claim = broken  # type: ignore[assignment,method-assign]
+    assert (await gateway.post("/hooks/open", b"{}")).status == 200
+    assert (await gateway.told("delivery.loop_failed"))["target"] == "crm"
+    answer = await gateway.call("/readyz")
+    assert (answer.status, answer.json) == (503, {"status": "unready", "reasons": ["delivery_loop_failed"]})
+    await gateway.target.next()

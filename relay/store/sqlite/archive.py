@@ -101,6 +101,13 @@ class SqliteArchive:
 
         await self._writer.work(keep)
 
+    async def overdue(self, targets: Sequence[str], before: datetime) -> frozenset[str]:
+        """See `Archive.overdue`."""
+        query = """SELECT value FROM json_each(?) t WHERE EXISTS (SELECT 1 FROM delivery d INDEXED BY delivery_due
+            WHERE d.target = t.value AND d.state = 'pending' AND d.due_at <= ?)"""
+        rows = await self._reading.rows(query, (json.dumps(list(targets)), millis(before)))
+        return frozenset(name for (name,) in rows)
+
     async def tally(self, now: datetime) -> Tally:
         """See `Archive.tally`."""
         since = int((now - HOUR).timestamp()) // 60
