@@ -63,6 +63,8 @@ FINE, FAILURE = 0, 1
 COMMIT = timedelta(seconds=3)
 """How long the last request may wait for its commit."""
 LONGEST_FINISH = timedelta(seconds=20)
+LAST_WORDS = timedelta(seconds=1)
+"""How long what was refused may take to be stored at a stop."""
 
 log = structlog.get_logger()
 
@@ -368,7 +370,9 @@ class App:
         if self._hooks is not None:
             works.append(self._hooks.close(min(server.body_timeout + COMMIT, LONGEST_FINISH).total_seconds()))
         await asyncio.gather(*works)
-        await self._refusals.flush()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS.total_seconds()):
+                await self._refusals.flush()  # a disk that hangs must not keep the process for what was turned away
 
     async def run_until(self, asked: asyncio.Event) -> int:
         """Serve until asked to stop or unable to go on; returns the exit code."""

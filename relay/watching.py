@@ -44,7 +44,8 @@ class Watch:
         self._tried = found
         try:
             await self._reloading.reload()
-        except ReloadRefused:
-            pass  # told already
+        except ReloadRefused as refused:  # told already
+            if not refused.problems and refused.__cause__ is None:
+                self._tried = {}  # neither the content's fault nor a bug of ours: it may do the next time
         except StoreUnavailable:
             self._tried = {}  # nothing is wrong with the content

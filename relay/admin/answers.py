@@ -84,11 +84,22 @@ async def json_body(request: web.BaseRequest, *known: str) -> dict[str, Any]:
         found = json.loads(raw or b"{}")
     except (ValueError, RecursionError):
         raise Problem(400, "the body is not JSON") from None
+    if not _is_text(found):
+        raise Problem(422, "the body holds an escape that is half a character")
     if not isinstance(found, dict):
         raise Problem(422, "the body must be a JSON object")
     if set(found) - set(known):
         raise Problem(422, f"unknown key; known: {', '.join(known) or 'none'}")
     return found
+
+
+def _is_text(found: object) -> bool:
+    """Whether all text in a JSON value can be written as UTF-8; JSON allows half a surrogate pair."""
+    try:
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 async def _raw_body(request: web.BaseRequest) -> bytes:

@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.http.configs import SOURCES
 from tests.http.gateway import AUTH, JSON, SECRET, TARGETS, TOKEN, Gateway, Start, assert_problem
 from tests.http.outages import fill, locked
+from tests.support.store_hangs import hanging
 
 
 async def test_a_target_is_shown_disabled_and_enabled(gateway: Gateway) -> None:
@@ -189,3 +190,18 @@ async def test_a_loop_that_failed_is_a_reason_not_to_be_ready(gateway: Gateway) 
     answer = await gateway.call("/readyz")
     assert (answer.status, answer.json) == (503, {"status": "unready", "reasons": ["delivery_loop_failed"]})
     await gateway.target.next()
+
+
+@pytest.mark.slow
+@pytest.mark.row("F7")
+async def test_a_stop_does_not_wait_for_a_disk_that_hangs_with_refusals_to_store(start: Start) -> None:
+    """What was turned away a moment ago is not worth the process: it is left in time, and the store is said to hang."""
+    gateway = await start()
+    async with hanging(gateway.app._store):
+        assert (await gateway.post("/hooks/key", b"{}")).status == 401
+        async with asyncio.timeout(20):
+            await gateway.app.stop()
+        assert gateway.app.is_stuck
+    closing = gateway.app._store._closing
+    assert closing is not None
+    await closing

@@ -202,3 +202,18 @@ async def test_the_status_tells_how_the_relay_stands(gateway: Gateway) -> None:
     assert (status["sources"], status["targets"], status["routes"]) == (len(SOURCES), 1, 1)
     assert status["config"]["reload_ok"] is True
     assert status["store"]["bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/api/v1/prune", b'{"event": "\\ud800"}'),
+        ("POST", "/api/v1/replays", b'{"state": "dead", "source": "a\\udfff"}'),
+        ("POST", f"{TARGETS}/crm/disable", b'{"reason": "\\ud800"}'),
+    ],
+)
+async def test_half_a_character_is_refused(gateway: Gateway, method: str, path: str, body: bytes) -> None:
+    """JSON lets a surrogate stand alone; nothing that we store or tell can."""
+    answer = await gateway.call(path, method=method, headers=AUTH | {"Content-Type": "application/json"}, body=body)
+    assert_problem(answer, 422)
+    assert await gateway.log("http.error") == []

@@ -3,8 +3,6 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -12,8 +10,8 @@ import pytest
 from relay.model import TargetHealth
 from relay.store import StoreUnavailable
 from relay.store.sqlite import SqliteStore
-from relay.store.sqlite.transaction import Transaction
 from tests.support.store_backends import SqliteBackend
+from tests.support.store_hangs import hanging, until
 from tests.support.store_parts import Watch, an_event, one, settlement, stored
 
 
@@ -21,38 +19,6 @@ from tests.support.store_parts import Watch, an_event, one, settlement, stored
 def backend(backend: SqliteBackend) -> SqliteBackend:
     """A file of its own."""
     return backend
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    """Wait for something that will be so."""
-    async with asyncio.timeout(20):
-        while not is_so():
-            await asyncio.sleep(0.01)
-
-
-@asynccontextmanager
-async def hanging(store: SqliteStore) -> AsyncIterator[None]:
-    """The thread that writes stands still inside a call, as it does in an fsync that does not come back."""
-    entered, go_on = threading.Event(), threading.Event()
-
-    def hang() -> None:
-        entered.set()
-        go_on.wait(30)
-
-    def work(tx: Transaction) -> None:
-        tx.db.execute("SELECT hang()")
-
-    db = store._writer._db
-    assert db is not None
-    await db.create_function("hang", 0, hang)
-    stuck = asyncio.ensure_future(store._writer.work(work))
-    await until(entered.is_set)
-    try:
-        yield
-    finally:
-        go_on.set()
-        await asyncio.wait({stuck})
-        stuck.exception()
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from relay.ids import first_id, fresh_id
 from relay.model import DeliveryState, Event
-from relay.store import Store
+from relay.store import Retention, Store
 from relay.store.archive import EventQuery, KeptEvent, RefusalQuery, RefusedRequest
 from relay.store.sqlite import archive as sqlite_archive
 from tests.support.store_parts import NOW, SECOND, an_event, failed, killed, one, settlement, stored, taken
@@ -177,3 +177,13 @@ def test_ids_sort_by_the_time_they_were_made(at: object) -> None:
     """A search by time begins at the first id of its millisecond and misses none."""
     begin, end = first_id("evt", at), first_id("evt", at + timedelta(milliseconds=1))  # type: ignore[arg-type,operator]
     assert begin <= fresh_id("evt", at) < end  # type: ignore[arg-type]
+
+
+async def test_refusals_outlive_their_time_on_a_quiet_relay_no_longer(store: Store) -> None:
+    """The round of retention forgets them, though no new one comes."""
+    refusal = RefusedRequest(NOW, "partner", "10.0.0.1", 401, "missing_signature")
+    await store.archive.keep_refusals([refusal], counts={"partner": 1}, at=NOW)
+    long = timedelta(days=30)
+    for after, left in ((timedelta(days=6), 1), (timedelta(days=8), 0)):
+        await store.prune(Retention(long, long), NOW + after)
+        assert len((await store.archive.refusals(RefusalQuery(), limit=9)).refusals) == left

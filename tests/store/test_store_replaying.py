@@ -248,3 +248,19 @@ async def test_an_event_whose_type_was_damaged_fits_no_route(store: SqliteStore,
     await db.execute("UPDATE event SET type = CAST(x'ff00' AS TEXT)")
     anew = towards("crm", routes=[Route("r", frozenset({"partner"}), ("crm",), ("paid",))])
     assert await store.replays.event(event.id, anew, now=LATER) == ReplayedEvent(event.id, event.source)
+
+
+async def test_to_route_an_event_anew_writes_nothing_of_its_body(store: SqliteStore, backend: SqliteBackend) -> None:
+    """However large it is: a replay of many must not hold up an answer."""
+    events = [await stored(store, body=b"x" * 500_000) for _ in range(4)]
+    log = backend.path.with_name(f"{backend.path.name}-wal")
+    before = log.stat().st_size
+    anew = towards("crm", routes=[Route("all", frozenset({"partner"}), ("crm",))])
+    for event in events:
+        replayed = await store.replays.event(event.id, anew, now=LATER)
+        assert replayed is not None
+        assert replayed.replayed == ("crm",)
+    assert log.stat().st_size - before < 200_000
+    record = await store.archive.event(events[0].id)
+    assert record is not None
+    assert record.routes == ("all",)

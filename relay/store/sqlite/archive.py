@@ -122,8 +122,9 @@ class SqliteArchive:
         return Tally(None if ever_since is None else moment(ever_since * 60_000), ever, last_hour)
 
 
-def forget_minutes(tx: Transaction, now: datetime) -> None:
-    """Delete the minutes of the tally that no view asks for any more."""
+def forget_outlived(tx: Transaction, now: datetime) -> None:
+    """Delete the minutes of the tally that no view asks for any more, and the refusals that are too old."""
+    tx.db.execute("DELETE FROM refusal WHERE received_at < ?", (millis(now - KEPT_REFUSALS_FOR),))
     tx.db.execute("DELETE FROM tally WHERE minute > 0 AND minute < ?", (int((now - TALLY_KEPT).timestamp()) // 60,))
 
 
@@ -289,7 +290,9 @@ def _delivery(row: Sequence[Any]) -> KeptDelivery:
 
 
 def _record(db: sqlite3.Connection, event_id: str) -> EventRecord | None:
-    query = """SELECT seq, verified, hops, size, sha256, CAST(headers AS BLOB), routes FROM event WHERE id = ?"""
+    query = """SELECT seq, verified, hops, size, sha256, CAST(headers AS BLOB),
+            coalesce((SELECT r.routes FROM rerouted r WHERE r.event_seq = seq), routes)
+        FROM event WHERE id = ?"""
     row = db.execute(query, (event_id,)).fetchone()
     if row is None:
         return None

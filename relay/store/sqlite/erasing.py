@@ -67,6 +67,7 @@ def _delete(tx: Transaction, seqs: Sequence[int]) -> None:
         GROUP BY target, state"""
     for target, state, number in tx.db.execute(query, seqs).fetchall():
         tx.changes.moved(target, DeliveryState(state), None, number)
-    for table, column in (("attempt", "event_seq"), ("delivery", "event_seq"), ("event", "seq")):
+    tables = (("attempt", "event_seq"), ("delivery", "event_seq"), ("rerouted", "event_seq"), ("event", "seq"))
+    for table, column in tables:
         tx.db.execute(f"DELETE FROM {table} WHERE {column} {among}", seqs)
     tx.changes.erased.update(seqs)

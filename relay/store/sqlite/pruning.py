@@ -12,7 +12,7 @@ from typing import Any
 
 from relay.model import DeliveryState
 from relay.store import Outlived, Retention
-from relay.store.sqlite.archive import forget_minutes
+from relay.store.sqlite.archive import forget_outlived
 from relay.store.sqlite.erasing import KEPT_AGAINST_SIZE, OPEN, erase_ended, erase_event
 from relay.store.sqlite.reading import Reading
 from relay.store.sqlite.rows import millis
@@ -64,7 +64,7 @@ class Pruning:
             if seqs:
                 return await self._erase(seqs, OPEN)
             if last is None:
-                await self._writer.work(lambda tx: forget_minutes(tx, now))
+                await self._writer.work(lambda tx: forget_outlived(tx, now))
                 return 0
 
     async def _outlived(self, retention: Retention, now: datetime) -> tuple[int | None, list[int]]:

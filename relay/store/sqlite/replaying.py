@@ -146,4 +146,4 @@ def _remember_routes(tx: Transaction, seq: int, routes: Sequence[Route]) -> None
     """The event that nobody wanted is wanted now, and by whom."""
     if routes:
         names = json.dumps([route.name for route in routes], separators=(",", ":"))
-        tx.db.execute("UPDATE event SET routes = ? WHERE seq = ?", (names, seq))
+        tx.db.execute("INSERT OR REPLACE INTO rerouted (event_seq, routes) VALUES (?, ?)", (seq, names))

@@ -6,6 +6,9 @@ the middle leaves the schema as it was.
 Attempts are numbered in the order in which they were recorded, as events are, so that whoever follows them can go on
 after any one. `tally` counts what became of events and attempts, by minute and, as minute 0, over all time.
 
+Routes stand behind an event's body, where they are written once and read one by one; what a replay routes anew has a
+table of its own, because a change behind the body would write the body again.
+
 Times are integers of milliseconds since 1970, UTC. Bodies stand last in their row and apart from the narrow rows of
 deliveries, so that claiming never reads past them. What waits is found by partial indexes alone: their size is that
 of the backlog, not of the history.
@@ -124,6 +127,11 @@ MIGRATIONS: tuple[str, ...] = (
         detail TEXT NOT NULL,
         size INTEGER,
         headers TEXT NOT NULL
+    );
+
+    CREATE TABLE rerouted (
+        event_seq INTEGER PRIMARY KEY REFERENCES event (seq),
+        routes TEXT NOT NULL
     );
 
     CREATE TABLE tally (
