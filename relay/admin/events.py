@@ -64,6 +64,8 @@ class EventCalls:
         query, now = Query(request, *FILTERS), self._now()
         held = self._held()
         state, target = query.choice("state", STATES), query.text("target")
+        if state == UNROUTED and target is not None:
+            raise Problem(400, "target does not go with state unrouted: such an event has none")
         among = None if target is None else frozenset({target})
         if state == HELD:
             among = frozenset(held) if among is None else among & held

@@ -63,7 +63,9 @@ class TargetCalls:
         gone = self.gone()
         reason = "not in the config: held until it is back"
         health = {name: TargetHealth(name, state=TargetState.DISABLED, reason=reason) for name in gone}
-        return [target_view(health[one.target], one, self._now()) for one in await self._store.backlog(gone)]
+        now = self._now()
+        kept = await self._store.backlog(gone)
+        return [target_view(health[one.target], one, now, configured=False) for one in kept]
 
     async def _enable(self, request: web.BaseRequest, name: str) -> web.Response:
         await json_body(request)

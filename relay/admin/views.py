@@ -20,7 +20,12 @@ def shown_at(at: datetime | None) -> str | None:
 
 
 def target_view(
-    health: TargetHealth, backlog: Backlog, now: datetime, tally: Mapping[str, int] | None = None
+    health: TargetHealth,
+    backlog: Backlog,
+    now: datetime,
+    tally: Mapping[str, int] | None = None,
+    *,
+    configured: bool = True,
 ) -> dict[str, Any]:
     """A target with its health, its backlog and the outcomes of its last hour. What a disabled target keeps is
     `held`, else it is `pending`."""
@@ -29,11 +34,13 @@ def target_view(
     attempts = sum((tally or {}).values())
     return {
         "name": health.name,
+        "configured": configured,
         "state": health.state.value,
         "disabled_by": health.disabled_by.value if health.disabled_by else None,
         "reason": health.reason if disabled or health.failures else "",
         "since": shown_at(health.since),
         "failures": health.failures,
+        "paced": health.paced,
         "counted_events": list(health.counted_events),
         "held": backlog.pending if disabled else 0,
         "pending": 0 if disabled else backlog.pending,

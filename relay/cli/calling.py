@@ -220,7 +220,7 @@ async def _requested(
         return await opened.request(method, f"{to.url}{path}", allow_redirects=False, **settings)
     except aiohttp.ClientConnectorError as error:
         code = error.os_error.errno or 0
-        raise NoConnection(os.strerror(code) if code in errno.errorcode else str(error.os_error)) from None
+        raise NoConnection(os.strerror(code) if code in errno.errorcode else "no such host") from None
     except aiohttp.ConnectionTimeoutError:
         raise NoConnection("no connection within 3 s") from None
 

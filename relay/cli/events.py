@@ -24,8 +24,8 @@ LONGEST_NAME = 20
 STATES = ("pending", "in_flight", "delivered", "dead", "skipped", "held", "unrouted")
 COLOURS = {"delivered": "green", "dead": "red", "held": "red", "pending": "yellow", "in_flight": "cyan"}
 
-_EVENT_COLUMNS = (Column("RECEIVED"), Column("SOURCE"), Column("TYPE"), Column("ID"), Column("DELIVERIES"))
-_REFUSAL_COLUMNS = (Column("RECEIVED"), Column("SOURCE"), Column("STATUS"), Column("FROM"), Column("REASON"))
+_EVENT_COLUMNS = (Column("RECEIVED (UTC)"), Column("SOURCE"), Column("TYPE"), Column("ID"), Column("DELIVERIES"))
+_REFUSAL_COLUMNS = (Column("RECEIVED (UTC)"), Column("SOURCE"), Column("STATUS"), Column("FROM"), Column("REASON"))
 
 
 def output_option(function: Wrapped) -> Wrapped:
@@ -156,7 +156,7 @@ def state_text(delivery: Mapping[str, Any], now: datetime) -> str:
 
 def _refusals(found: Sequence[dict[str, Any]]) -> list[str]:
     if not found:
-        return ["nothing was turned away (what is kept: the last 1,000, seven days)"]
+        return ["nothing is kept of requests turned away with 401, 403, 408 or 413 (the last 1,000, seven days)"]
     lines = table(
         _REFUSAL_COLUMNS,
         [

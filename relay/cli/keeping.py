@@ -29,6 +29,10 @@ def _options(function: Wrapped) -> Wrapped:
     return admin_options(output(function))
 
 
+SIDE_FILES = ("-wal", "-shm", ".guard")
+"""What stands beside a store."""
+
+
 @click.command()
 @click.option("--event", metavar="ID", help="Erase this one event and all that was kept of it, whatever its state.")
 @click.option("--dry-run", is_flag=True, help="Tell what would go; delete nothing.")
@@ -88,6 +92,7 @@ def backup(ctx: click.Context, file: str, *, force: bool) -> None:
     target = Path(file)
     if not force:
         _refuse_existing(target)
+    _refuse_store(target)
     try:
         part = target.with_name(target.name + ".part")
         with _gathering(part) as gathered:
@@ -100,6 +105,13 @@ def backup(ctx: click.Context, file: str, *, force: bool) -> None:
         raise Failure(f"{target}: {error.strerror}; no backup was made") from None
     told = {"file": str(target), "bytes": size}
     click.echo(json.dumps(told) if remembered(ctx, "output") == "json" else f"{target}: {size} bytes, whole")
+
+
+def _refuse_store(target: Path) -> None:
+    """Never write over a store, nor beside one in its files' names, whatever was asked for."""
+    names = (target.name, *(target.name.removesuffix(end) for end in SIDE_FILES if target.name.endswith(end)))
+    if any(target.with_name(name + ".guard").exists() for name in names):
+        raise Failure(f"{target} is a store that a relay uses, or one of its files; name another file")
 
 
 def _refuse_existing(target: Path) -> None:

@@ -8,6 +8,7 @@ import base64
 import json
 import os
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,7 +37,9 @@ _LABEL = 12
 @output_option
 @click.pass_context
 def show(ctx: click.Context, *, event_id: str, body: bool, curl: bool, target: str | None) -> None:
-    """Show one event: its headers, the routes that took it, every delivery and every attempt."""
+    """Show one event: its headers, the routes that took it, every delivery and every attempt. Times are UTC."""
+    if curl and (body or for_programs(ctx)):
+        raise click.UsageError("--curl prints commands alone; it goes with neither --body nor --output json")
     path = f"{EVENTS}/{quote(event_id, safe='')}" + ("?body=true" if body or curl else "")
     found = call(access(ctx), "GET", path)
     if target is not None:
@@ -137,6 +140,8 @@ def _commands(event: Mapping[str, Any], target: str | None, config: Path | None)
     if not names:
         raise Failure("the event was unrouted; name a target: --target NAME")
     attempts = {one["target"]: one["attempts"] for one in event["deliveries"]}
+    if any(name in targets and targets[name].headers for name in names) and sys.stdout.isatty():
+        click.echo("these commands hold the targets' own headers, credentials included", err=True)
     return [_command(event, name, targets.get(name), attempts.get(name, 0) + 1) for name in names]
 
 

@@ -198,15 +198,22 @@ def _next_probe(at: str | None, now: datetime) -> str:
 
 
 def _remarks(target: dict[str, Any], now: datetime) -> list[str]:
+    name = target["name"]
+    if not target["configured"]:
+        return [
+            f"{target['reason']}; put it back and reload, or let go of what it holds",
+            f"relay targets discard {name}",
+        ]
     if target["state"] == "disabled":
         since = f" {ago} ago" if (ago := apart(target["since"], now)) else ""
         why = str(target["reason"]) or "no reason was given"
         return [
             f"disabled{since}: {why}; {_next_probe(target['next_probe_at'], now)}",
-            f"relay targets enable {target['name']}",
+            f"relay targets enable {name}",
         ]
     if target["throttled_until"]:
         return [f"it asked us to wait: {apart(target['throttled_until'], now)} more"]
     if target["failures"]:
-        return [f"{plural(int(target['failures']), 'failure')} counted; one attempt at a time until a success"]
+        pace = "; one attempt at a time until a success" if target["paced"] else "; the next success sets it to 0"
+        return [f"{plural(int(target['failures']), 'failure')} counted{pace}"]
     return []

@@ -15,6 +15,8 @@ import click
 
 _MISUSE = frozenset({400, 422})
 """Answers of a relay that was asked for something that makes no sense."""
+LEAST = 12
+"""Columns that a name keeps in a table that is too wide."""
 NARROWEST = 40
 WIDEST = 160
 
@@ -81,12 +83,19 @@ def width() -> int:
 
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> list[str]:
-    """The lines of a table, the titles first."""
-    widths = [
-        max(len(column.title), *(len(row[index].text) for row in rows), 0) for index, column in enumerate(columns)
-    ]
+    """The lines of a table, the titles first; what makes it wider than a terminal is cut from its first column."""
+    widths = _widths(columns, rows)
+    over = sum(widths) + 2 * (len(widths) - 1) - width()
+    if over > 0 and sys.stdout.isatty():
+        room = max(LEAST, len(columns[0].title), widths[0] - over)
+        rows = [(Cell(cut(row[0].text, room), row[0].colour), *row[1:]) for row in rows]
+        widths = _widths(columns, rows)
     titles = [Cell(column.title, "bright_black") for column in columns]
     return [_line(columns, widths, row) for row in (titles, *rows)]
+
+
+def _widths(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> list[int]:
+    return [max(len(column.title), *(len(row[index].text) for row in rows), 0) for index, column in enumerate(columns)]
 
 
 def _line(columns: Sequence[Column], widths: Sequence[int], row: Sequence[Cell]) -> str:

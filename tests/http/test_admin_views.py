@@ -18,11 +18,13 @@ async def test_a_target_is_shown_disabled_and_enabled(gateway: Gateway) -> None:
     (shown,) = (await gateway.call(TARGETS, headers=AUTH)).json["targets"]
     assert shown == {
         "name": "crm",
+        "configured": True,
         "state": "active",
         "disabled_by": None,
         "reason": "",
         "since": shown["since"],
         "failures": 0,
+        "paced": False,
         "counted_events": [],
         "held": 0,
         "pending": 0,

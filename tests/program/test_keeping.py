@@ -108,6 +108,11 @@ async def test_a_backup_replaces_nothing_unasked_and_goes_to_stdout_too(tmp_path
             process = await asyncio.create_subprocess_exec(*arguments, stdout=out, env=environment())
             assert await process.wait() == 0
         verify_copy(piped)
+        for name in ("relay.db", "relay.db-wal"):
+            over = await relay(gateway, "backup", "--force", str(tmp_path / name))
+            assert over.returncode == 1
+            assert "is a store that a relay uses" in over.stderr
+        await posted(gateway, 2)
         nowhere = await relay(gateway, "backup", str(tmp_path / "no" / "copy"))
         assert nowhere.returncode == 1
         assert "No such file or directory" in nowhere.stderr

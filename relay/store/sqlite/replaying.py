@@ -27,7 +27,7 @@ _NAMED = "e.seq, CAST(e.source AS BLOB), CAST(e.type AS BLOB)"
 
 _ANEW = """WITH anew (event_seq, target, due_at) AS (VALUES {rows})
     UPDATE delivery SET state = 'pending', due_at = a.due_at, step = 0, first_try_at = NULL, settled_at = NULL,
-        reason = NULL, replays = replays + 1
+        outcome = NULL, status = NULL, reason = NULL, replays = replays + 1
     FROM anew a WHERE delivery.event_seq = a.event_seq AND delivery.target = a.target"""
 
 
