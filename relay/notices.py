@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence, Sized
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 
 import structlog
 
@@ -20,7 +21,7 @@ from relay.model import Event, GiveUp, Headers, Route, Source, TargetHealth
 from relay.rules import notices
 from relay.rules.notices import KINDS, RELAY, SOURCE_SILENT, Batch, Box, Expectation, Note
 from relay.rules.routing import taking, targets_of
-from relay.store import Store, StoreUnavailable
+from relay.store import Accepted, Store, StoreUnavailable
 
 LAST_WORDS = timedelta(seconds=1)
 """At a stop, how long storing what is gathered may take."""
@@ -79,6 +80,8 @@ class Notifier:
         self._boxes: dict[tuple[str, str], Box] = {}
         self._expected: dict[str, Expectation] = {}
         self._changed = asyncio.Event()
+        self._sending: asyncio.Task[Accepted] | None = None
+        """The message that was handed to the store last."""
 
     def configure(self, sources: Iterable[Source], routes: Sequence[Route]) -> None:
         """Take a config: who carries which kind, and which sources are expected. What is remembered of those that were
@@ -127,18 +130,23 @@ class Notifier:
         while True:
             self._changed.clear()
             self._listen()
-            for batch, targets in notices.ready(self._boxes, loop.time()).items():
-                await self._send(batch, targets)
+            await self._send_ready()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._rest(loop.time())):
                     await self._changed.wait()
 
     async def close(self) -> None:
-        """Send what is gathered, whatever the minute says; what cannot be stored now is lost, and that is told."""
+        """Send what is gathered, whatever the minute says; what cannot be stored now is lost, and that is told. What
+        `run` was sending when it was ended is waited for, not sent again."""
         with suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORDS.total_seconds()):
-                for batch, targets in notices.ready(self._boxes, math.inf).items():
-                    await self._send(batch, targets)
+                if self._sending is not None:
+                    await asyncio.wait({self._sending})
+                self._boxes = {key: replace(box, free_at=-math.inf) for key, box in self._boxes.items()}
+                await self._send_ready()
+        if self._sending is not None:
+            self._sending.cancel()
+            await asyncio.wait({self._sending})
         for batch, targets in notices.ready(self._boxes, math.inf).items():
             reason = "the relay stops and the store does not take it"
             log.warning("relay.notice_lost", type=batch.kind, count=batch.count, targets=len(targets), reason=reason)
@@ -169,22 +177,33 @@ class Notifier:
                 log.warning(SOURCE_SILENT, source=name, reason=note.sentence, **dict(note.details))
                 self._take(note)
 
-    async def _send(self, batch: Batch, targets: Sequence[str]) -> None:
-        """Store a message. What cannot be stored is gathered again with what came meanwhile, and goes a minute later:
-        whoever was refused cannot know whether it was stored after all, and twice a minute would be a flood."""
-        keys = [(batch.kind, target) for target in targets]
-        self._boxes.update((key, Box()) for key in keys)
-        left: Batch | None = batch
+    async def _send_ready(self) -> None:
+        """Send what is ready, one message after the other, each as it stands when its turn comes: notes may have joined
+        it meanwhile, and a reload may have taken its targets away. Who stops waiting stops no message."""
+        loop = asyncio.get_running_loop()
+        while found := notices.ready(self._boxes, loop.time()):
+            self._sending = self._send(*next(iter(found.items())))
+            with suppress(StoreUnavailable):  # the outage is told by the store
+                await asyncio.shield(self._sending)
+
+    def _send(self, batch: Batch, targets: Sequence[str]) -> "asyncio.Task[Accepted]":
+        """Begin to store a message. Its notes leave their boxes at once, so that what comes meanwhile is gathered."""
+        self._boxes.update(((batch.kind, target), Box()) for target in targets)
         event = self._event(batch, targets)
-        try:
-            await self._store.accept(event, targets)
-            left = None
-        except StoreUnavailable:
-            return  # the outage is told by the store
-        finally:
-            free_at = asyncio.get_running_loop().time() + self._pace.every.total_seconds()
-            for key in self._boxes.keys() & set(keys):  # a reload may have come between
-                self._boxes[key] = Box(notices.joined(left, self._boxes[key].gathered), free_at)
+        sending = asyncio.create_task(self._store.accept(event, targets), name="notice")
+        sending.add_done_callback(partial(self._sent, batch, targets, event))
+        return sending
+
+    def _sent(self, batch: Batch, targets: Sequence[str], event: Event, sending: "asyncio.Task[Accepted]") -> None:
+        """A message was stored, or not: then it is gathered again with what came meanwhile, and goes a minute later.
+        Whoever was refused cannot know whether it was stored after all, and twice a minute would be a flood."""
+        is_stored = not sending.cancelled() and sending.exception() is None
+        left = None if is_stored else batch
+        free_at = asyncio.get_running_loop().time() + self._pace.every.total_seconds()
+        for key in self._boxes.keys() & {(batch.kind, target) for target in targets}:  # a reload may have come between
+            self._boxes[key] = Box(notices.joined(left, self._boxes[key].gathered), free_at)
+        if not is_stored:
+            return
         self._count(RELAY, "accepted")
         log.info(
             "event.accepted",

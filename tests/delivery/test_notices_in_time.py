@@ -53,7 +53,12 @@ class Relay(Gateway):
 
     async def start(self) -> None:
         await super().start()
-        self.notifier = Notifier(
+        self.notifier = self.new_notifier()
+        self.dispatcher.look_after("notices", self.notifier.run)
+
+    def new_notifier(self) -> Notifier:
+        """A notifier that heeds the config, and whose loop is not run yet."""
+        notifier = Notifier(
             self.store,
             wake=self.dispatcher.wake,
             count=lambda source, result: self.counted.append((source, result)),
@@ -61,8 +66,8 @@ class Relay(Gateway):
             last_event=self.heard.get,
             now=self.now,
         )
-        self.notifier.configure(self.sources, self.routes)
-        self.dispatcher.look_after("notices", self.notifier.run)
+        notifier.configure(self.sources, self.routes)
+        return notifier
 
     async def stop(self) -> None:
         self._up.clear()
@@ -94,6 +99,11 @@ class Relay(Gateway):
             for name, often in every.items()
         )
         self.tells.configure(self.sources, self.routes)
+
+    async def storing(self) -> None:
+        """Wait until a message is being committed."""
+        while self.store._writer._current is None:
+            await asyncio.sleep(0)
 
     def messages(self, kind: str = "*") -> list[Message]:
         """What was stored of the relay's own events so far."""
@@ -246,6 +256,54 @@ async def test_a_new_config_keeps_the_minute_and_what_waits(tmp_path: Path) -> N
         relay.tells.configure((), ())
         await asyncio.sleep(200)
         assert len(relay.messages()) == 2
+
+
+@virtually
+async def test_what_comes_while_another_kind_is_stored_goes_with_its_own(tmp_path: Path) -> None:
+    """Nothing is lost between two messages: a note joins the one that is still to be sent."""
+    async with running(tmp_path, EVERYTHING) as relay:
+        relay.tells.nearly_full(1, 100)
+        relay.tells.reload_refused(1)
+        await relay.storing()
+        relay.tells.reload_refused(2)
+        relay.tells.nearly_full(2, 100)
+        await asyncio.sleep(100)
+        told = [(round(one.at), one.kind, one.body["count"]) for one in relay.messages()]
+        assert told == [(0, "store.nearly_full", 1), (0, "config.reload_refused", 2), (60, "store.nearly_full", 1)]
+
+
+@virtually
+async def test_a_reload_between_two_messages_is_heeded_by_the_second(tmp_path: Path) -> None:
+    """What a target carries no longer is not sent to it, and does not come back with a later config."""
+    async with running(tmp_path, EVERYTHING) as relay:
+        relay.tells.nearly_full(1, 100)
+        relay.tells.reload_refused(1)
+        await relay.storing()
+        relay.tells.configure((), (Route("news", frozenset({"relay"}), ("ops",)),))
+        await asyncio.sleep(1)
+        told = [(one.kind, one.targets) for one in relay.messages()]
+        assert told == [("store.nearly_full", ("chat", "ops")), ("config.reload_refused", ("ops",))]
+        relay.tells.configure((), (EVERYTHING,))
+        relay.tells.reload_refused(2)
+        await asyncio.sleep(100)
+        told = [(one.targets, one.body["count"]) for one in relay.messages("config.reload_refused")]
+        assert told == [(("ops",), 1), (("chat",), 1), (("ops",), 1)]
+
+
+@virtually
+async def test_a_stop_while_a_message_is_stored_sends_it_once(tmp_path: Path) -> None:
+    """What is under way when the loop ends is waited for; what was gathered meanwhile goes too."""
+    async with running(tmp_path, EVERYTHING) as relay:
+        tells = relay.new_notifier()
+        loop = asyncio.create_task(tells.run())
+        tells.nearly_full(1, 100)
+        await relay.storing()
+        loop.cancel()
+        await asyncio.gather(loop, return_exceptions=True)
+        tells.nearly_full(2, 100)
+        await tells.close()
+        assert [one.numbers for one in relay.messages()] == [[1], [2]]
+        assert relay.counted == [("relay", "accepted")] * 2
 
 
 @virtually
