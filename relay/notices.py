@@ -17,9 +17,9 @@ import structlog
 
 from relay.delivery.carrying import Attempted
 from relay.ids import fresh_id
-from relay.model import Event, GiveUp, Headers, Route, Source, TargetHealth
+from relay.model import RELAY, Event, GiveUp, Headers, Route, Source, TargetHealth
 from relay.rules import notices
-from relay.rules.notices import KINDS, RELAY, SOURCE_SILENT, Batch, Box, Expectation, Note
+from relay.rules.notices import KINDS, SOURCE_SILENT, Batch, Box, Expectation, Note
 from relay.rules.routing import taking, targets_of
 from relay.store import Accepted, Store, StoreUnavailable
 

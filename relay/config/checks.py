@@ -21,9 +21,8 @@ from relay.config.settings import (
     StoreSettings,
     TlsFiles,
 )
-from relay.model import IPNetwork, Route, Source, Target
+from relay.model import RELAY, IPNetwork, Route, Source, Target
 from relay.rules.egress import EgressPolicy, refusal
-from relay.rules.notices import RELAY
 from relay.store import Retention
 
 SPARE_DESCRIPTORS = 64

@@ -8,10 +8,10 @@ from relay.config.problems import KeyPath, Refused, Report, quoted, suggestion
 from relay.config.schema import RouteSection, TargetSection
 from relay.config.settings import Address
 from relay.config.values import duration_text
-from relay.model import Headers, Route, Target
+from relay.model import RELAY, Headers, Route, Target
 from relay.rules.egress import EgressPolicy
 from relay.rules.forwarding import HOP_BY_HOP
-from relay.rules.notices import KINDS, RELAY
+from relay.rules.notices import KINDS
 from relay.rules.routing import taking
 
 _MOST_LISTED = 20

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from relay.delivery.carrying import Observer, SendsOne
 from relay.delivery.lane import Lane
-from relay.model import Claim, Event, Outcome, Target, TargetHealth, TargetState
+from relay.model import RELAY, Claim, Event, Outcome, Target, TargetHealth, TargetState
 from relay.rules.health import Enable, at_start, disabled_by_hand, enabled_by_hand
 from relay.store import Store, StoreUnavailable
 
@@ -215,7 +215,7 @@ class Dispatcher:
         """
         lane, now = self._lane(name), self._now()
         body = b'{"type": "relay.test", "message": "A test by hand. No event stands behind it."}'
-        event = Event("evt_test", "relay", "relay.test", now, (("Content-Type", "application/json"),), body)
+        event = Event("evt_test", RELAY, "relay.test", now, (("Content-Type", "application/json"),), body)
         claim = Claim(event, name, attempt=1, step=0, token=0, lease_until=now + lane.target.timeout)
         return (await lane.try_out(claim, body)).outcome
 

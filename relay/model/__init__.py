@@ -59,6 +59,9 @@ from relay.model.receiving import (
     NO_TYPE as NO_TYPE,
 )
 from relay.model.receiving import (
+    RELAY as RELAY,
+)
+from relay.model.receiving import (
     ApiKeyCheck as ApiKeyCheck,
 )
 from relay.model.receiving import (

@@ -17,6 +17,9 @@ Headers = tuple[tuple[str, str], ...]
 NO_TYPE = "unknown"
 """The type of an event in which its source's rule finds none."""
 
+RELAY = "relay"
+"""The built-in source of the relay's own events; no other may have its name, so no stranger's event has it."""
+
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 

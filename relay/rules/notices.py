@@ -12,11 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from relay.model import Claim, Outcome, TargetHealth
+from relay.model import RELAY, Claim, Outcome, TargetHealth
 from relay.rules.forwarding import rfc3339
-
-RELAY = "relay"
-"""The built-in source; no other may have its name."""
 
 TARGET_DISABLED = "target.disabled"
 TARGET_ENABLED = "target.enabled"

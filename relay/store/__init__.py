@@ -36,7 +36,7 @@ class StoreUnavailable(StoreError):
 
 
 class StoreFull(StoreUnavailable):
-    """No new event is taken until there is room; all else goes on."""
+    """No new event of others is taken until there is room; all else goes on."""
 
 
 class CopyUnderWay(StoreError):
@@ -250,7 +250,8 @@ class Store(Protocol):
         """Give back what was written and is in its place already; False where that must wait and goes on by itself."""
 
     def bar(self, reason: str) -> None:
-        """Refuse new events with `StoreFull` from now on, and nothing else; no reason ends it."""
+        """Refuse new events with `StoreFull` from now on, and nothing else; no reason ends it. The relay's own events
+        are taken all the same: they are few and small, and a full store is what people must hear of."""
 
     def copy(self) -> AbstractAsyncContextManager[Copy]:
         """A consistent copy of all that is committed now, made while everything goes on, and gone with the block.

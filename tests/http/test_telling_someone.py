@@ -143,6 +143,14 @@ async def test_a_message_waits_for_a_store_that_takes_nothing(relay: Relay, ops:
         assert set(kinds(gateway)) == {"config.reload_refused"}
 
 
+async def test_a_full_store_keeps_nobody_from_being_told(relay: Relay, ops: Target) -> None:
+    """What others send is refused; that the store is full goes out at once."""
+    async with relay() as gateway:
+        gateway.app._store.bar("full: for a test")
+        gateway.app._notifier.nearly_full(100, 100)
+        assert json.loads((await ops.next()).body)["type"] == "store.nearly_full"
+
+
 async def test_a_stop_sends_what_is_gathered(relay: Relay, ops: Target) -> None:
     """What waits for its minute is stored at the stop and delivered after the next start."""
     async with relay() as gateway:

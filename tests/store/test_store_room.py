@@ -5,13 +5,13 @@ from datetime import timedelta
 
 import pytest
 
-from relay.model import OutcomeKind, RetryAt
-from relay.store import Retention, Store, StoreFull
+from relay.model import RELAY, OutcomeKind, RetryAt
+from relay.store import Retention, Store, StoreFull, StoreUnavailable
 from relay.store.sqlite import SqliteStore
 from relay.store.sqlite.erasing import KEPT_AGAINST_SIZE, erase_ended
 from relay.store.sqlite.pruning import PRUNE_BATCH, PRUNE_SCAN, SCANS
 from tests.support.store_backends import Backend, SqliteBackend, kept
-from tests.support.store_parts import NOW, SECOND, Watch, an_event, emptied, killed, one, settlement, stored, taken
+from tests.support.store_parts import NOW, SECOND, Watch, an_event, emptied, ids, killed, one, settlement, stored, taken
 
 DAY = timedelta(days=1)
 ALL = 1 << 40
@@ -132,6 +132,18 @@ async def test_a_barred_store_refuses_new_events_alone(store: Store, backend: Ba
     store.bar("")
     assert store.condition().accepting
     await stored(store, "crm")
+
+
+async def test_a_barred_store_takes_what_the_relay_says_of_itself(store: Store, backend: Backend) -> None:
+    """Somebody is told that it is full; a store that is closed takes that no more than anything else."""
+    store.bar("full: for a test")
+    told = await stored(store, "ops", source=RELAY)
+    assert backend.event_ids() == {told.id}
+    assert ids(await taken(store, "ops")) == [told.id]
+    await store.close()
+    with pytest.raises(StoreUnavailable) as refused:
+        await store.accept(an_event(source=RELAY), ["ops"])
+    assert not isinstance(refused.value, StoreFull)
 
 
 async def test_the_room_that_is_used_falls_with_what_is_deleted(store: Store) -> None:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
-from relay.model import Claim, DeliveryState, Event, TargetHealth, Turn
+from relay.model import RELAY, Claim, DeliveryState, Event, TargetHealth, Turn
 from relay.rules.fullness import Room
 from relay.store import (
     Accepted,
@@ -145,7 +145,7 @@ class SqliteStore:
 
     async def accept(self, event: Event, targets: Sequence[str]) -> Accepted:
         """See `Store.accept`."""
-        if self._full is not None:
+        if self._full is not None and event.source != RELAY:
             raise StoreFull(self._full.reason)
         result: Accepted = await self._writer.accept(AcceptWish(event, targets))
         return result
