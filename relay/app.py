@@ -251,7 +251,7 @@ class App:
         for name, held in self._store.waiting().items():
             if name not in configured:
                 tell_unknown(name, held)
-        for source, at in (await self._store.last_received()).items():
+        for source, at in self._store.last_received().items():
             self._metrics.source_seen(source, at)
 
     def _writer_ended(self, _: "asyncio.Task[None]") -> None:
@@ -321,6 +321,7 @@ class App:
             self._pipe,
             self._key_headers,
             self._store.waiting,
+            self._store.last_received,
         )
         self._reloading = Reloading(self._config, parts, environ=self._environ, sender=self._sender, adopt=self._adopt)
 

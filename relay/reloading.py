@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -70,6 +70,8 @@ class Parts:
     """By source: the header that is its shared key. Read by every sender, for what was stored under it as well."""
     waiting: Callable[[], Mapping[str, int]]
     """How many deliveries wait, by target."""
+    last_received: Callable[[], Mapping[str, datetime]]
+    """When each source was last heard, those that are not in the config too."""
 
 
 class Reloading:
@@ -190,6 +192,8 @@ class Reloading:
             set_format(config.log.format)
         parts.key_headers.update(key_headers(config.sources))
         parts.metrics.know(names_of(config.sources, config.routes), (one.name for one in config.targets))
+        for source, at in parts.last_received().items():  # one that is back in the config was heard before
+            parts.metrics.source_seen(source, at)
         parts.notifier.configure(config.sources, config.routes)
         parts.ingress.change(
             config.sources, config.routes, forwarded=forwarded(config.targets), limits=limits(config.server)

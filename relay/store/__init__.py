@@ -222,9 +222,9 @@ class Store(Protocol):
     async def backlog(self, targets: Sequence[str]) -> list[Backlog]:
         """The kept counts of these targets; costs the same whatever waits."""
 
-    async def last_received(self) -> Mapping[str, datetime]:
-        """When the newest event of each source was received, among the newest events; costs the same whatever is
-        kept, and leaves out a source that has been silent for long."""
+    def last_received(self) -> Mapping[str, datetime]:
+        """When each source was last heard, by an event or a duplicate, however long ago and whatever was deleted
+        since; kept, so that asking costs nothing."""
 
     async def prune(self, retention: Retention, now: datetime) -> int:
         """Delete one small batch of events whose time is over; return how many, 0 when there is nothing left."""

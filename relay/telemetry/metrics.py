@@ -205,9 +205,9 @@ class Metrics:
             self._heard[source] = self._now()
 
     def source_seen(self, source: str, at: datetime) -> None:
-        """Set the time of a source's last event, as the store remembers it at a start."""
+        """Set the time of a source's last event, as the store remembers it, unless a later one is known."""
         if source in self._by_source:
-            self._heard[source] = at.timestamp()
+            self._heard[source] = max(at.timestamp(), self._heard_at(source))
 
     def last_event(self, source: str) -> datetime | None:
         """When the last event of a source came, duplicates included; None where none has."""

@@ -92,6 +92,20 @@ async def test_what_is_remembered_of_a_source_stays(start: Start) -> None:
     assert (await gateway.told("source.may_be_switched_off"))["source"] == "xoxoday"
 
 
+async def test_a_source_that_is_back_was_heard_when_it_was(start: Start) -> None:
+    """What is shown of it begins with its last event, not with the reload that brings it back."""
+    gateway = await start(OPEN | KEY)
+    heard = ("relay_source_last_event_timestamp_seconds", (("source", "open"),))
+    assert (await gateway.post("/hooks/open")).status == 200
+    before = (await gateway.metrics())[heard]
+    assert (await gateway.reload(document(KEY))).json["sources"]["removed"] == ["open"]
+    assert heard not in await gateway.metrics()
+    assert (await gateway.reload(document(OPEN | KEY))).json["sources"]["added"] == ["open"]
+    ((received,),) = gateway.rows("SELECT received_at FROM event")
+    after = (await gateway.metrics())[heard]
+    assert received / 1000 <= after <= before
+
+
 async def test_a_request_under_way_finishes_with_what_it_began_with(start: Start) -> None:
     """Its source is removed and its limit lowered while its body comes: it is accepted as it would have been."""
     gateway = await start(OPEN | KEY)

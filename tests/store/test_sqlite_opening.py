@@ -267,6 +267,7 @@ async def test_a_store_of_the_first_schema_is_taken_over_whole(file: Path) -> No
         db.commit()
     store = await SqliteStore.open(file, Watch())
     (claim,) = await taken(store)
+    assert store.last_received() == {"partner": claim.event.received_at}
     await store.close()
     assert (claim.event.id, claim.attempt, claim.event.body) == ("evt_1", 3, b"{}")
     with closing(sqlite3.connect(file)) as db:

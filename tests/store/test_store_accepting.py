@@ -184,11 +184,27 @@ async def test_ids_that_were_pruned_are_not_given_to_others(backend: Backend) ->
 async def test_the_last_of_each_source_is_known_after_a_restart(backend: Backend, watch: Watch) -> None:
     """The newest arrival counts, whatever order events came in; a source without events is not named."""
     store = await backend.open(watch)
-    assert await store.last_received() == {}
+    assert store.last_received() == {}
     for source, seconds in (("shop", 5), ("partner", 1), ("shop", 3)):
         await stored(store, source=source, at=NOW + timedelta(seconds=seconds))
     await store.close()
     store = await backend.open(watch)
     last = {"shop": NOW + timedelta(seconds=5), "partner": NOW + timedelta(seconds=1)}
-    assert await store.last_received() == last
+    assert store.last_received() == last
     await store.close()
+
+
+async def test_when_a_source_was_heard_is_kept_longer_than_its_events(backend: Backend, watch: Watch) -> None:
+    """Whatever came since and was deleted, and after a kill; a duplicate is a sign of life too."""
+    store = await backend.open(watch)
+    for source in ("rare", "busy"):
+        await stored(store, source=source, key="1")
+    again = an_event(source="busy", key="1", at=NOW + timedelta(seconds=7))
+    assert (await store.accept(again, [])).duplicate
+    heard = {"rare": NOW, "busy": NOW + timedelta(seconds=7)}
+    assert store.last_received() == heard
+    assert await store.prune(Retention(timedelta(0), timedelta(0)), NOW + timedelta(days=1)) == 2
+    killed = await backend.after_a_kill().open(watch)
+    await store.close()
+    assert killed.last_received() == heard
+    await killed.close()

@@ -79,8 +79,8 @@ def test_what_is_received_is_counted_by_source_and_result(metrics: Metrics) -> N
 
 
 def test_when_a_source_was_heard_last_can_be_asked() -> None:
-    """By whoever looks for silences: a refusal is no sign of life, a duplicate is one; who left the config is
-    forgotten."""
+    """By whoever looks for silences: a refusal is no sign of life, a duplicate is one, and
+    what the store remembers sets nothing back; who left the config is forgotten."""
     metrics = Metrics("1", now=NOW.timestamp)
     metrics.know(["partner"], [])
     metrics.event_received("partner", "refused")
@@ -88,6 +88,8 @@ def test_when_a_source_was_heard_last_can_be_asked() -> None:
     metrics.source_seen("partner", NOW - timedelta(hours=1))
     assert metrics.last_event("partner") == NOW - timedelta(hours=1)
     metrics.event_received("partner", "duplicate")
+    assert metrics.last_event("partner") == NOW
+    metrics.source_seen("partner", NOW - timedelta(hours=1))
     assert metrics.last_event("partner") == NOW
     metrics.know([], [])
     metrics.know(["partner"], [])

@@ -49,8 +49,6 @@ from relay.store.sqlite.schema import MIGRATIONS
 from relay.store.sqlite.transaction import Transaction
 from relay.store.sqlite.writer import Writer
 
-LAST_SCAN = 10_000
-"""The newest events that are looked at for the last of each source."""
 CLOSE_S = 3.0
 """How long a close waits for the disk."""
 
@@ -242,16 +240,9 @@ class SqliteStore:
         )
         return moment_if_sound(rows[0][0]) if rows else None
 
-    async def last_received(self) -> dict[str, datetime]:
+    def last_received(self) -> Mapping[str, datetime]:
         """See `Store.last_received`."""
-        rows = await self._reading.rows(
-            f"""SELECT CAST(source AS BLOB), max(received_at) FROM
-                (SELECT source, received_at FROM event ORDER BY seq DESC LIMIT {LAST_SCAN})
-            WHERE typeof(received_at) = 'integer' GROUP BY source""",
-            (),
-        )
-        found = ((str(source, "utf-8", "replace"), moment_if_sound(at)) for source, at in rows)
-        return {source: at for source, at in found if at is not None}
+        return self._writer.ledger.heard
 
     async def prune(self, retention: Retention, now: datetime) -> int:
         """See `Store.prune`."""

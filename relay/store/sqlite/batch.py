@@ -5,6 +5,7 @@ Law: every function here runs inside the writer's transaction, returns its resul
 """
 
 import hashlib
+import json
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ from relay.store.sqlite.rows import (
     ATTEMPT_INSERT,
     EVENT_INSERT,
     HEALTH_UPSERT,
+    HEARD_UPSERT,
     TALLY_UPSERT,
     dedupe_digest,
     event_row,
@@ -57,6 +59,7 @@ def accept(tx: Transaction, wishes: Sequence[AcceptWish]) -> list[Accepted]:
     events: list[tuple[Any, ...]] = []
     deliveries: list[tuple[Any, ...]] = []
     for wish, key in zip(wishes, keys, strict=True):
+        tx.changes.hear(wish.event.source, wish.event.received_at)
         sha256 = hashlib.sha256(wish.event.body).digest()
         first = known.get(key) if key else None
         if first is not None:
@@ -232,6 +235,13 @@ def write_health(tx: Transaction) -> None:
     """Write the health of every target that this transaction touched, once each."""
     if tx.changes.health:
         tx.write(HEALTH_UPSERT, [health_row(health) for health in tx.changes.health.values()])
+
+
+def write_heard(tx: Transaction) -> None:
+    """Keep when the sources of this transaction were heard, in one statement for all of them."""
+    if tx.changes.heard:
+        heard = {source: millis(at) for source, at in tx.changes.heard.items()}
+        tx.db.execute(HEARD_UPSERT, (json.dumps(heard),))
 
 
 def write_tally(tx: Transaction) -> None:

@@ -1,4 +1,5 @@
-"""What the writer keeps in memory beside the file: target health, kept counts, the last events, the next number.
+"""What the writer keeps in memory beside the file: target health, kept counts, the last events, the next number, and
+when each source was heard.
 
 Law: it changes only after a commit, so that a rolled-back transaction leaves no trace here but a gap in the numbers.
 """
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from relay.model import DeliveryState, Event, TargetHealth
-from relay.store.sqlite.rows import HEALTH_SELECT, health_from
+from relay.store.sqlite.rows import HEALTH_SELECT, HEARD_SELECT, health_from, moment_if_sound
 
 COUNTED = (DeliveryState.PENDING, DeliveryState.IN_FLIGHT, DeliveryState.DEAD)
 """The states of which a count is kept."""
@@ -48,6 +49,13 @@ class Changes:
     tally: Counter[tuple[int, str, str, str]] = field(default_factory=Counter)
     """How often what happened to whom, by (minute since 1970, kind of whom, name, what)."""
 
+    heard: dict[str, datetime] = field(default_factory=dict)
+    """When each source was heard, by an event or by its duplicate."""
+
+    def hear(self, source: str, at: datetime) -> None:
+        """A source has sent something that was genuine."""
+        self.heard[source] = max(at, self.heard.get(source, at))
+
     def tell(self, kind: str, name: str, what: str, at: datetime, number: int = 1) -> None:
         """Something happened so often to a source or a target."""
         self.tally[int(at.timestamp()) // 60, kind, name, what] += number
@@ -68,6 +76,8 @@ class Ledger:
     counts: Counter[tuple[str, DeliveryState]] = field(default_factory=Counter)
     health: dict[str, TargetHealth] = field(default_factory=dict)
     rests: dict[str, Rest] = field(default_factory=dict)
+    heard: dict[str, datetime] = field(default_factory=dict)
+    """When each source was last heard."""
     fresh: dict[int, Event] = field(default_factory=dict)
     """The last events that were stored, by number, oldest first."""
     fresh_bytes: int = 0
@@ -86,6 +96,8 @@ class Ledger:
             self.rests.pop(target, None)
             if rest is not None:
                 self.rests[target] = rest
+        for source, at in changes.heard.items():
+            self.heard[source] = max(at, self.heard.get(source, at))
         self._remember(changes.events)
         self._forget(changes.erased)
         self.stays_to = min([self.stays_to, *(number - 1 for number in changes.done)])
@@ -114,6 +126,8 @@ class Ledger:
                 counts[target, state] = number
         health = {row[0]: health_from(row) for row in db.execute(HEALTH_SELECT)}
         last = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'event'").fetchone()
+        heard = ((str(source, "utf-8", "replace"), moment_if_sound(at)) for source, at in db.execute(HEARD_SELECT))
         self.counts, self.health = counts, health
+        self.heard = {source: at for source, at in heard if at is not None}
         self.fresh, self.fresh_bytes, self.stays_to = {}, 0, 0
         self.next_seq = (last[0] if last else 0) + 1

@@ -117,6 +117,7 @@ class Batch:
             claimed = claim(tx, [op.wish for op in self.claims])
             results += zip(self.claims, claimed, strict=True)
         batch.write_health(tx)
+        batch.write_heard(tx)
         batch.write_tally(tx)
         return results
 
