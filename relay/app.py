@@ -16,6 +16,7 @@ import structlog
 from relay import __version__
 from relay.admin import (
     Admin,
+    Call,
     EventCalls,
     KeepingCalls,
     ReplayCalls,
@@ -227,6 +228,7 @@ class App:
             pace=self._pace,
         )
         notifier.configure(self._config.sources, self._config.routes)
+        notifier.remember(self._store.silences_told())
         return notifier
 
     def _wake(self, targets: Iterable[str]) -> None:
@@ -274,38 +276,15 @@ class App:
             header_timeout=server.header_timeout,
             tls=None if certificate is None else certificate.context,
         )
-        archive = self._store.archive
-        events = EventCalls(
-            archive,
-            self._store,
-            self._dispatcher,
-            sources=lambda: self._config.sources,
-            routes=lambda: self._config.routes,
-            waiting=self._store.waiting,
-            is_held=self._standing.holds,
-            flush_refusals=self._refusals.flush,
-            now=_now,
-        )
-        replays = ReplayCalls(
-            self._replayer, self._store.replays, self._dispatcher, pending=self._store.pending, now=_now
-        )
-        self._streams = StreamCalls(self._store.following, is_held=self._standing.holds, now=_now)
         calls = Admin(
             self._dispatcher,
             self._store,
-            TargetCalls(self._dispatcher, self._store, archive, waiting=self._store.waiting, now=_now),
+            TargetCalls(self._dispatcher, self._store, self._store.archive, waiting=self._store.waiting, now=_now),
             token=admin.token,
             hosts=frozenset({admin.listen.host_name}),
             unready=self._standing.unready,
             render_metrics=self._standing.render,
-            calls=(
-                *status_calls(self._standing.status),
-                *reload_calls(self._reload),
-                *events.calls(),
-                *replays.calls(),
-                *self._streams.calls(),
-                *KeepingCalls(self._upkeep, self._store).calls(),
-            ),
+            calls=self._api(),
         )
         self._admin = await Listener.open(
             calls.handle, admin.listen.host, admin.listen.port, header_timeout=server.header_timeout, refuse=refuse
@@ -324,6 +303,32 @@ class App:
             self._store.last_received,
         )
         self._reloading = Reloading(self._config, parts, environ=self._environ, sender=self._sender, adopt=self._adopt)
+
+    def _api(self) -> tuple[Call, ...]:
+        """The calls of the admin API beside those of the targets."""
+        events = EventCalls(
+            self._store.archive,
+            self._store,
+            self._dispatcher,
+            sources=lambda: self._config.sources,
+            routes=lambda: self._config.routes,
+            waiting=self._store.waiting,
+            is_held=self._standing.holds,
+            flush_refusals=self._refusals.flush,
+            now=_now,
+        )
+        replays = ReplayCalls(
+            self._replayer, self._store.replays, self._dispatcher, pending=self._store.pending, now=_now
+        )
+        self._streams = StreamCalls(self._store.following, is_held=self._standing.holds, now=_now)
+        return (
+            *status_calls(self._standing.status),
+            *reload_calls(self._reload),
+            *events.calls(),
+            *replays.calls(),
+            *self._streams.calls(),
+            *KeepingCalls(self._upkeep, self._store).calls(),
+        )
 
     def _adopt(self, config: Config) -> None:
         """What is read of the config when it is needed, as retention and `drain_timeout`, is the new one's."""

@@ -80,6 +80,7 @@ class Notifier:
         self._boxes: dict[tuple[str, str], Box] = {}
         self._expected: dict[str, Expectation] = {}
         self._changed = asyncio.Event()
+        self._keeping: set[asyncio.Task[None]] = set()
         self._sending: asyncio.Task[Accepted] | None = None
         """The message that was handed to the store last."""
 
@@ -97,6 +98,13 @@ class Notifier:
             if source.expect_every is not None
         }
         self._changed.set()
+
+    def remember(self, told: Iterable[str]) -> None:
+        """The silence of these sources was told before this start: each is told once."""
+        for name in told:
+            expectation, last = self._expected.get(name), self._last_event(name)
+            if expectation is not None and last is not None:
+                self._expected[name] = replace(expectation, told=last)
 
     def attempted(self, attempt: Attempted) -> None:
         """See `Observer`: a delivery that was given up is told."""
@@ -176,6 +184,13 @@ class Notifier:
                 note = notices.source_silent(name, last, expectation.every, at=now)
                 log.warning(SOURCE_SILENT, source=name, reason=note.sentence, **dict(note.details))
                 self._take(note)
+                keeping = asyncio.create_task(self._keep_told(name, now), name=f"silence of {name}")
+                self._keeping.add(keeping)
+                keeping.add_done_callback(self._keeping.discard)
+
+    async def _keep_told(self, source: str, now: datetime) -> None:
+        with suppress(StoreUnavailable):  # then a start may tell it once more
+            await self._store.silence_told(source, now)
 
     async def _send_ready(self) -> None:
         """Send what is ready, one message after the other, each as it stands when its turn comes: notes may have joined

@@ -226,6 +226,12 @@ class Store(Protocol):
         """When each source was last heard, by an event or a duplicate, however long ago and whatever was deleted
         since; kept, so that asking costs nothing."""
 
+    def silences_told(self) -> frozenset[str]:
+        """The sources whose silence had been told before this start, and lasted until then."""
+
+    async def silence_told(self, source: str, now: datetime) -> None:
+        """Remember that a source's silence was told; the next event ends it."""
+
     async def prune(self, retention: Retention, now: datetime) -> int:
         """Delete one small batch of events whose time is over; return how many, 0 when there is nothing left."""
 

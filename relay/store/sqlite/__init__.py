@@ -44,7 +44,7 @@ from relay.store.sqlite.ledger import COUNTED, Ledger
 from relay.store.sqlite.pruning import Pruning
 from relay.store.sqlite.reading import Reading, room_of
 from relay.store.sqlite.replays import SqliteReplays
-from relay.store.sqlite.rows import headers_from, moment_if_sound
+from relay.store.sqlite.rows import headers_from, millis, moment_if_sound
 from relay.store.sqlite.schema import MIGRATIONS
 from relay.store.sqlite.transaction import Transaction
 from relay.store.sqlite.writer import Writer
@@ -243,6 +243,17 @@ class SqliteStore:
     def last_received(self) -> Mapping[str, datetime]:
         """See `Store.last_received`."""
         return self._writer.ledger.heard
+
+    def silences_told(self) -> frozenset[str]:
+        """See `Store.silences_told`."""
+        return self._writer.ledger.silences_told
+
+    async def silence_told(self, source: str, now: datetime) -> None:
+        """See `Store.silence_told`."""
+        values = (millis(now), source)
+        await self._writer.work(
+            lambda tx: tx.db.execute("UPDATE heard SET silence_told_at = ? WHERE source = ?", values)
+        )
 
     async def prune(self, retention: Retention, now: datetime) -> int:
         """See `Store.prune`."""

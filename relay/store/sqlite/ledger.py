@@ -78,6 +78,8 @@ class Ledger:
     rests: dict[str, Rest] = field(default_factory=dict)
     heard: dict[str, datetime] = field(default_factory=dict)
     """When each source was last heard."""
+    silences_told: frozenset[str] = frozenset()
+    """Sources whose silence had been told when the file was opened, and lasted."""
     fresh: dict[int, Event] = field(default_factory=dict)
     """The last events that were stored, by number, oldest first."""
     fresh_bytes: int = 0
@@ -126,8 +128,9 @@ class Ledger:
                 counts[target, state] = number
         health = {row[0]: health_from(row) for row in db.execute(HEALTH_SELECT)}
         last = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'event'").fetchone()
-        heard = ((str(source, "utf-8", "replace"), moment_if_sound(at)) for source, at in db.execute(HEARD_SELECT))
+        rows = [(str(source, "utf-8", "replace"), at, told) for source, at, told in db.execute(HEARD_SELECT)]
         self.counts, self.health = counts, health
-        self.heard = {source: at for source, at in heard if at is not None}
+        self.heard = {source: at for source, found, _ in rows if (at := moment_if_sound(found)) is not None}
+        self.silences_told = frozenset(source for source, _, told in rows if told)
         self.fresh, self.fresh_bytes, self.stays_to = {}, 0, 0
         self.next_seq = (last[0] if last else 0) + 1

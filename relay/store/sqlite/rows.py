@@ -46,7 +46,7 @@ EVENT_INSERT = f"INSERT INTO event ({EVENT_COLUMNS}) VALUES {{rows}}"
 
 ATTEMPT_COLUMNS = "event_seq, target, number, began_at, duration_ms, outcome, status, reason, excerpt"
 ATTEMPT_INSERT = f"INSERT INTO attempt ({ATTEMPT_COLUMNS}) VALUES {{rows}}"
-HEARD_SELECT = "SELECT CAST(source AS BLOB), at FROM heard"
+HEARD_SELECT = "SELECT CAST(source AS BLOB), at, silence_told_at > at FROM heard"
 HEARD_UPSERT = """INSERT INTO heard (source, at) SELECT key, value FROM json_each(?) WHERE TRUE
     ON CONFLICT DO UPDATE SET at = max(at, excluded.at)"""
 TALLY_UPSERT = """INSERT INTO tally (minute, kind, name, what, number) VALUES {rows}

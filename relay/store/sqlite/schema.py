@@ -5,7 +5,7 @@ the middle leaves the schema as it was.
 
 Attempts are numbered in the order in which they were recorded, as events are, so that whoever follows them can go on
 after any one. `tally` counts what became of events and attempts, by minute and, as minute 0, over all time.
-`heard` says when each source was last heard, whatever has been deleted since.
+`heard` says when each source was last heard, whatever has been deleted since, and when its silence was told last.
 
 Routes stand behind an event's body, where they are written once and read one by one; what a replay routes anew has a
 table of its own, because a change behind the body would write the body again.
@@ -146,9 +146,10 @@ MIGRATIONS: tuple[str, ...] = (
 
     CREATE TABLE heard (
         source TEXT PRIMARY KEY,
-        at INTEGER NOT NULL
+        at INTEGER NOT NULL,
+        silence_told_at INTEGER
     ) WITHOUT ROWID;
-    INSERT INTO heard
+    INSERT INTO heard (source, at)
         SELECT source, max(received_at) FROM (SELECT source, received_at FROM event ORDER BY seq DESC LIMIT 10000)
         WHERE typeof(source) = 'text' AND typeof(received_at) = 'integer' GROUP BY source;
 
