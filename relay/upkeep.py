@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from relay.rules.fullness import NEAR_NO_MORE, PRUNED, Fullness, Room, judge_fullness
+from relay.rules.fullness import PRUNED, Fullness, Room, judge_fullness
 from relay.store import Outlived, Retention, Store, StoreUnavailable, StoreUnusable
 
 LOOK_EVERY = timedelta(seconds=1)
@@ -22,8 +22,8 @@ AGE_PAUSE = timedelta(milliseconds=100)
 """Between two batches of a round, so that answers do not queue behind deletions."""
 ROOM_PAUSE = timedelta(milliseconds=20)
 """The same while room is wanted, which arrivals take meanwhile."""
-LOG_SHARE = 50
-"""A log that takes more than one part in so many of the limit is emptied before anything is concluded from it."""
+LOG_SHARE = 4
+"""A log that takes more than one part in so many of the free disk is emptied before anything is concluded from it."""
 
 ADVICE = (
     "raise store.retention.max_size or free the disk; bring targets back, enable or discard what is held, "
@@ -103,7 +103,7 @@ class Upkeep:
             StoreUnavailable: it cannot be seen now; nothing changes.
         """
         limit = self.limit
-        room = await self._measured(limit)
+        room = await self._measured()
         before = self._fullness
         self._room = room
         self._fullness = judge_fullness(before, room, limit=limit, exhausted=self._exhausted)
@@ -111,11 +111,10 @@ class Upkeep:
         self._store.bar("" if self._fullness.accepts else _refusal(self._fullness, room, limit))
         self._tell(before, room, limit)
 
-    async def _measured(self, limit: int) -> Room:
-        """What the store takes. What stands in its log too is not counted against a limit that it would fill."""
+    async def _measured(self) -> Room:
+        """What the store takes. A log that could be given back is no reason to call the disk short."""
         room = await self._store.room()
-        is_much = room.log * LOG_SHARE > limit and room.percent(limit) >= NEAR_NO_MORE
-        if is_much and await self._store.empty_log():
+        if room.log * LOG_SHARE > room.free and await self._store.empty_log():
             room = await self._store.room()
         return room
 
@@ -141,8 +140,9 @@ class Upkeep:
         return await self._store.outlived(self._retention(), self._now(), wanted=wanted)
 
     def _wanted(self) -> int:
-        """Bytes that are to be free again."""
-        return self.used - self.limit * PRUNED // 100
+        """Bytes that are to be free again, for the limit or for the disk."""
+        lacking = self._room.lacking if self._room is not None else 0
+        return max(self.used - self.limit * PRUNED // 100, lacking)
 
     async def erase(self, event_id: str) -> int | None:
         """Delete one event whatever is still to be done with it; return how many deliveries went with it, None where
@@ -187,7 +187,7 @@ class Upkeep:
     def _tell(self, before: Fullness, room: Room, limit: int) -> None:
         """Tell what has changed, once each way."""
         after = self._fullness
-        facts = {"bytes": room.used, "limit": limit, "percent": room.percent(limit), "free": room.free}
+        facts = {"bytes": room.used, "limit": limit, "percent": room.percent(limit), "free": room.takable}
         if after.near and not before.near:
             log.warning("store.nearly_full", **facts, reason=_shortage(room, limit), advice=ADVICE)
             with suppress(Exception):  # who is told must not stop the upkeep
@@ -212,18 +212,25 @@ def _tell_pruned(gone: int, reason: str) -> None:
 def _refusal(fullness: Fullness, room: Room, limit: int) -> str:
     """Why no new event is taken."""
     if fullness.short:
-        return f"full: {room.free} bytes are free on the disk, and {room.reserve} are kept for what is stored already"
+        return f"full: {_free(room)}, and {room.reserve} are kept for what is stored already"
     return f"full: {room.percent(limit)} % of store.retention.max_size ({limit} bytes) are in use by what must stay"
 
 
 def _pressure(room: Room, limit: int) -> tuple[int, int]:
     """Bytes in use and their limit, of the store or of its disk: whichever is nearer."""
-    taken, takable = room.disk - room.free, max(1, room.disk - room.reserve)
+    taken, takable = room.disk - room.slack, max(1, room.disk - room.reserve)
     return (room.used, limit) if room.used * takable >= taken * limit else (taken, takable)
 
 
 def _shortage(room: Room, limit: int) -> str:
     """What is running short."""
-    if room.free < 2 * room.reserve:
-        return f"{room.free} bytes are free on the store's disk; below {room.reserve} new events are refused"
+    if room.slack < 2 * room.reserve:
+        return f"{_free(room)}; below {room.reserve} new events are refused"
     return f"{room.percent(limit)} % of store.retention.max_size are in use"
+
+
+def _free(room: Room) -> str:
+    """What the disk has left for the store; what is free inside its file counts, as far as the log has room."""
+    if room.slack < room.takable:
+        return f"{room.left} bytes are free on the disk, too few for the log, which counts as {room.slack}"
+    return f"{room.takable} bytes are free on the disk and in the store's file"

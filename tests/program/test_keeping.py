@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import http.server
+import itertools
 import json
 import shutil
 import signal
@@ -231,3 +232,51 @@ async def test_a_disk_that_runs_full_bars_what_is_new_and_lets_the_rest_go_on(tm
             await until(lambda: sink.ids("crm") == ids)
             assert gateway.said("store.unavailable") == []
             assert not list(ballast.parent.glob("*.copy-*"))
+
+
+def large(number: int) -> tuple[str, bytes, dict[str, str]]:
+    """The arguments of `Gateway.post` for one webhook of nearly the largest size."""
+    source, _, headers = webhook(number)
+    return source, json.dumps({"id": number, "filler": "x" * 1_000_000}).encode(), headers
+
+
+async def posted_at_once(gateway: Gateway, numbers: range) -> list[str]:
+    """The ids of those that were taken; the others got 503."""
+    answers = await asyncio.gather(*(gateway.post(*large(number)) for number in numbers))
+    assert {status for status, _ in answers} <= {200, 503}
+    return [answer["id"] for status, answer in answers if status == 200]
+
+
+@pytest.mark.slow
+@pytest.mark.row("F6", "F5")
+@pytest.mark.skipif(not can_mount(), reason="needs the right to mount")
+async def test_a_disk_that_the_store_itself_fills_is_never_used_up(tmp_path: Path) -> None:
+    """However fast the events come: refused in time; what was taken is delivered, and what was
+    delivered makes the room for new events, though nobody frees the disk."""
+    home = tmp_path / "store"
+    home.mkdir()
+    mount = f'mount -t tmpfs -o size=120m none {home} && exec "$@"'
+    async with Sink() as sink:
+        config = write_config(tmp_path / "config.yaml", sink)
+        config.write_text(config.read_text().replace(f"{tmp_path}/relay.db", f"{home}/relay.db"))
+        async with Gateway(config, within=["unshare", "-m", "sh", "-c", mount, "sh"]) as gateway:
+            await steered(gateway, "disable")
+            ids: list[str] = []
+            async with asyncio.timeout(60):
+                for begin in itertools.count(0, 30):
+                    taken = await posted_at_once(gateway, range(begin, begin + 30))
+                    ids += taken
+                    if not taken and gateway.said("store.full"):
+                        break
+            assert len(ids) > 60
+            assert gateway.said("store.unavailable") == []
+            assert gateway.said("events.pruned") == []
+            await steered(gateway, "enable")
+            await until(lambda: len(sink.arrivals) == len(ids))
+            await until(lambda: bool(gateway.said("store.accepting")))
+            await until(lambda: bool(gateway.said("events.pruned")))
+            assert {line["reason"] for line in gateway.said("events.pruned")} == {"size"}
+            ids += await posted(gateway, -1)
+            await until(lambda: len(sink.arrivals) == len(ids))
+            assert set(sink.ids("crm")) == set(ids)
+            assert gateway.said("store.unavailable") == []

@@ -5,6 +5,7 @@ import contextlib
 import os
 import shutil
 import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from contextlib import closing
 from dataclasses import replace
@@ -142,8 +143,8 @@ async def test_only_one_copy_at_a_time(store: SqliteStore, tmp_path: Path) -> No
 async def test_a_copy_that_does_not_fit_is_refused_and_leaves_nothing(store: SqliteStore, file: Path) -> None:
     """The words say where, how much it needs and how much there is; the reserve is not touched."""
     room = await store.room()
-    scarce = replace(room, free=room.used + room.reserve - 1)
-    with pytest.raises(NoRoomForCopy, match=f"{file.parent}.*{room.used} bytes.*{scarce.free} are free"):
+    scarce = replace(room, free=room.used + room.reserve + room.owed - 1)
+    with pytest.raises(NoRoomForCopy, match=f"{file.parent}.*{room.used} bytes.*{scarce.left} are free"):
         async with store._copying.copy(scarce):
             pass
     assert beside(file) == []
@@ -175,6 +176,43 @@ async def test_who_gives_up_waiting_for_a_copy_leaves_nothing(store: SqliteStore
         assert beside(file) == []
     await stored(store, "crm")
     await fetched(store, file.with_name("copy.db"))
+
+
+async def test_a_name_that_looks_like_a_pattern_is_only_a_name(tmp_path: Path, watch: Watch) -> None:
+    """Neither a copy that is made nor what a kill has left stays; the neighbour that the pattern would name does."""
+    file, neighbour = tmp_path / "re[l]ay.db", tmp_path / "relay.db.copy-0123"
+    leftover = file.with_name(f"{file.name}.copy-0123")
+    for one_ in (leftover, neighbour):
+        one_.write_bytes(b"half a copy")
+    store = await SqliteStore.open(file, watch)
+    assert beside(file) == [neighbour.name]
+    await fetched(store, tmp_path / "copy.db")
+    assert beside(file) == ["copy.db", neighbour.name]
+    await store.close()
+
+
+async def test_a_copy_is_given_back_off_the_loop(
+    store: SqliteStore, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name, and its pages with the last hold of it: of a large one that takes its time."""
+    done: dict[str, set[int]] = {"close": set(), "unlink": set()}
+    close, unlink = os.close, os.unlink
+
+    def closing_(fd: int) -> None:
+        if ".copy-" in str(Path(f"/proc/self/fd/{fd}").readlink()):
+            done["close"].add(threading.get_ident())
+        close(fd)
+
+    def unlinking(path: Path) -> None:
+        done["unlink"].add(threading.get_ident())
+        unlink(path)
+
+    monkeypatch.setattr(os, "close", closing_)
+    monkeypatch.setattr(os, "unlink", unlinking)
+    await fetched(store, file.with_name("copy.db"))
+    assert done["close"]
+    assert done["unlink"]
+    assert threading.get_ident() not in done["close"] | done["unlink"]
 
 
 async def test_a_start_removes_what_a_kill_has_left_of_a_copy(file: Path, watch: Watch) -> None:

@@ -1,7 +1,9 @@
 """Upkeep over a real store: room is made in time, and each change is told once."""
 
 import asyncio
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from datetime import timedelta
 
 import pytest
@@ -9,7 +11,7 @@ from structlog.testing import capture_logs
 
 from relay.store import Condition, Retention, Store, StoreFull, StoreUnavailable
 from relay.upkeep import Upkeep
-from tests.support.store_backends import Backend
+from tests.support.store_backends import Backend, SqliteBackend
 from tests.support.store_parts import NOW, Watch, an_event, emptied, killed, one, settlement, stored, taken
 
 MIB = 1024**2
@@ -66,6 +68,24 @@ async def test_from_ninety_percent_on_the_oldest_that_are_done_make_room(store: 
     assert backend.event_ids() == {dead.id, pending.id, *events[gone:]}
     assert [line["reason"] for line in lines if line["event"] == "events.pruned"] == ["size"]
     await stored(store, "crm")
+
+
+async def test_a_reader_that_holds_the_log_makes_no_more_events_go(store: Store, backend: Backend) -> None:
+    """A backup, say: what is deleted counts at once, though the log cannot be emptied, and new events are taken."""
+    kept = Kept(store, 4 * MIB)
+    await stored(store)
+    assert isinstance(backend, SqliteBackend)
+    with closing(sqlite3.connect(backend.path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM event").fetchall()
+        events = []
+        while kept.upkeep.used < 0.9 * kept.limit:
+            events.append((await stored(store, body=BODY)).id)
+            await kept.upkeep.look()
+        assert 0 < await kept.upkeep.prune() < len(events) // 4
+        assert kept.upkeep.used < 0.85 * kept.limit
+        assert (await store.room()).log > 0.85 * kept.limit
+        assert store.condition().accepting
 
 
 @pytest.mark.row("F5")

@@ -13,6 +13,8 @@ from relay.store.sqlite.connection import BUSY_TIMEOUT_S, StoreConnection
 CHECKPOINT_S = 0.5
 IDLE_CHECKPOINT_S = 30.0
 CHECKPOINT_COMMITS = 200
+CHECKPOINT_BYTES = 16 * 1024 * 1024
+"""Bytes of new events after which it is due at once, so that the log stays small however fast they come."""
 EMPTY_AGAIN_S = 0.5
 """Between two tries to empty the log."""
 
@@ -22,18 +24,24 @@ class Checkpoints:
 
     def __init__(self) -> None:
         self._commits = 0
+        self._bytes = 0
         self._made_at = time.monotonic()
         self._emptied: asyncio.Future[None] | None = None
         self._tried_at = float("-inf")
 
-    def committed(self) -> None:
-        """A transaction more stands in the log."""
+    def committed(self, size: int) -> None:
+        """A transaction more stands in the log, with so many bytes of new events."""
         self._commits += 1
+        self._bytes += size
 
     @property
     def press(self) -> bool:
         """A checkpoint is to be thought of although there is something to write."""
-        return self._commits >= CHECKPOINT_COMMITS or self._emptied is not None
+        return self._commits >= CHECKPOINT_COMMITS or self._is_large or self._emptied is not None
+
+    @property
+    def _is_large(self) -> bool:
+        return self._bytes >= CHECKPOINT_BYTES
 
     @property
     def pause(self) -> float | None:
@@ -52,19 +60,19 @@ class Checkpoints:
         now = time.monotonic()
         if self._emptied is not None and now - self._tried_at >= EMPTY_AGAIN_S:
             self._tried_at = now
-            if await db.run(_empty):
+            if await db.run(cut_log):
                 emptied, self._emptied = self._emptied, None
                 if not emptied.done():
                     emptied.set_result(None)
-            self._commits, self._made_at = 0, now
+            self._commits, self._bytes, self._made_at = 0, 0, now
             return
         pause = CHECKPOINT_S if self._commits >= CHECKPOINT_COMMITS else IDLE_CHECKPOINT_S
-        if self._commits and now - self._made_at >= pause:
-            self._commits, self._made_at = 0, now
+        if self._is_large or (self._commits and now - self._made_at >= pause):
+            self._commits, self._bytes, self._made_at = 0, 0, now
             await db.execute_fetchall("PRAGMA wal_checkpoint(PASSIVE)")
 
 
-def _empty(db: sqlite3.Connection) -> bool:
+def cut_log(db: sqlite3.Connection) -> bool:
     """Move everything home and cut the log to nothing, unless a reader still needs it: that one is not waited for."""
     db.execute("PRAGMA busy_timeout=0")
     try:

@@ -7,10 +7,11 @@ what a kill leaves of one that was still being made is removed at the next start
 
 import asyncio
 import contextlib
+import glob
 import os
 import secrets
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -40,13 +41,13 @@ class Copying:
             raise CopyUnderWay("a copy of the store is being made or fetched already; wait for its end")
         self._is_under_way = True
         try:
-            if room.free < room.used + room.reserve:
+            if room.left < room.used + room.reserve:
                 raise NoRoomForCopy(_no_room(self._path, room))
             fd = await self._made(room)
             try:
                 yield FileCopy(fd, os.fstat(fd).st_size)
             finally:
-                os.close(fd)
+                await _off_the_loop(partial(os.close, fd))
         finally:
             self._is_under_way = False
 
@@ -58,9 +59,12 @@ class Copying:
         except OSError as error:
             raise NoRoomForCopy(f"{self._path.parent}: no copy can be made there: {error.strerror}") from None
         try:
-            await self._fill(file)
+            try:
+                await self._fill(file)
+            finally:
+                await _off_the_loop(partial(_remove, file))
         except BaseException as error:
-            os.close(fd)
+            await _off_the_loop(partial(os.close, fd))
             if isinstance(error, sqlite3.Error) and primary_code(error) == sqlite3.SQLITE_FULL:
                 raise NoRoomForCopy(_no_room(self._path, room)) from None
             if is_damage(error):
@@ -68,8 +72,6 @@ class Copying:
             if isinstance(error, sqlite3.Error | ValueError):
                 raise StoreUnavailable(f"{self._path}: cannot be copied now: {error}") from None
             raise
-        finally:
-            remove_copies(self._path)
         return fd
 
     async def _fill(self, file: Path) -> None:
@@ -107,8 +109,24 @@ class FileCopy:
 
 def remove_copies(path: Path) -> None:
     """Remove what is left of copies beside a store."""
-    for left in path.parent.glob(f"{path.name}{_MARK}*"):
+    for left in path.parent.glob(f"{glob.escape(path.name)}{_MARK}*"):
         left.unlink(missing_ok=True)
+
+
+def _remove(file: Path) -> None:
+    """Remove one copy, with what SQLite may have left beside it."""
+    for end in ("", "-journal"):
+        file.with_name(file.name + end).unlink(missing_ok=True)
+
+
+async def _off_the_loop(work: Callable[[], None]) -> None:
+    """Call what gives back the room of a large file, which may take its time; who is cancelled waits for it too."""
+    working = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait({working})
+        raise
 
 
 def verify_copy(file: Path) -> None:
@@ -132,5 +150,5 @@ def verify_copy(file: Path) -> None:
 def _no_room(path: Path, room: Room) -> str:
     return (
         f"{path.parent}: a copy may need {room.used} bytes beside the store and leave {room.reserve} free, "
-        f"and {room.free} are free; make room there first"
+        f"and {room.left} are free; make room there first"
     )

@@ -72,6 +72,11 @@ class Batch:
         return min((kind[0].since for kind in kinds if kind), default=math.inf)
 
     @property
+    def size(self) -> int:
+        """Bytes of the new events' bodies."""
+        return sum(len(op.wish.event.body) for op in self.accepts)
+
+    @property
     def refusable(self) -> list[Operation[Any]]:
         """All that an outage refuses."""
         return [*self.works, *self.accepts, *self.claims]

@@ -48,17 +48,20 @@ class Reading:
 
 
 def room_of(db: sqlite3.Connection, path: Path) -> Room:
-    """What a store takes: its pages in use and its log. A page that was freed is used again, so that the file does not
-    shrink, and is not counted."""
+    """What a store takes: its pages in use, wherever they stand, and its log. A page that was freed is vacant and used
+    again: the file does not shrink. New pages that stand in the log alone are still to be added to the file."""
     ((pages,),) = db.execute("PRAGMA page_count").fetchall()
     ((unused,),) = db.execute("PRAGMA freelist_count").fetchall()
     ((size,),) = db.execute("PRAGMA page_size").fetchall()
     log = path.with_name(path.name + "-wal")
     in_log = log.stat().st_size if log.exists() else 0
+    in_place = path.stat().st_size
     disk = os.statvfs(path.parent)
     return Room(
-        used=(pages - unused) * size + in_log,
+        used=(pages - unused) * size,
         log=in_log,
         free=disk.f_bavail * disk.f_frsize,
         disk=disk.f_blocks * disk.f_frsize,
+        owed=max(0, pages * size - in_place),
+        vacant=unused * size,
     )

@@ -22,6 +22,7 @@ from typing import Any
 from tenacity import RetryCallState, Retrying, wait_exponential
 
 from relay.store import Condition, Settled, Settlement, StoreError, StoreUnavailable, StoreUnusable, Watcher
+from relay.store.sqlite.admission import Admission
 from relay.store.sqlite.batch import AcceptWish
 from relay.store.sqlite.checkpoints import Checkpoints
 from relay.store.sqlite.claiming import ClaimWish
@@ -83,6 +84,7 @@ class Writer:
         self._is_watched = True
         self._failed_tries = 0
         self._checkpoints = Checkpoints()
+        self._admission = Admission(path)
         self._loop = asyncio.get_running_loop()
         self._task = self._loop.create_task(self._run(), name="store writer")
         self._impatience: asyncio.TimerHandle | None = None
@@ -251,13 +253,14 @@ class Writer:
 
     async def _commit(self, batch_: Batch) -> float:
         db = self._connection()
+        await self._admission.admit(batch_, db)
         began = time.perf_counter()
         results, changes = await db.run(partial(batch_.commit, ledger=self.ledger))
         if time.monotonic() - self._seen_at >= PRESENCE_S:
             self._check_presence()  # what was committed to a file without a name is not promised
             self._seen_at = time.monotonic()
         self.ledger.apply(changes)
-        self._checkpoints.committed()
+        self._checkpoints.committed(batch_.size)
         for operation, result in results:
             operation.resolve(result)
         return time.perf_counter() - began
