@@ -1,15 +1,20 @@
 """Room made and room refused: what may go for want of it, what never does, and one event erased by hand."""
 
 import asyncio
+import itertools
+import time
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from relay.model import RELAY, OutcomeKind, RetryAt
 from relay.store import Retention, Store, StoreFull, StoreUnavailable
 from relay.store.sqlite import SqliteStore
+from relay.store.sqlite.checkpoints import CHECKPOINT_BYTES
 from relay.store.sqlite.erasing import KEPT_AGAINST_SIZE, erase_ended
-from relay.store.sqlite.pruning import PRUNE_BATCH, PRUNE_SCAN, SCANS
+from relay.store.sqlite.pruning import PRUNE_BATCH, PRUNE_SCAN, SCANS, Pruning
+from relay.store.sqlite.reading import Reading
 from tests.support.store_backends import Backend, SqliteBackend, kept
 from tests.support.store_parts import NOW, SECOND, Watch, an_event, emptied, ids, killed, one, settlement, stored, taken
 
@@ -89,6 +94,37 @@ async def test_what_must_stay_is_looked_at_once(backend: Backend, watch: Watch) 
     await store.close()
 
 
+class TimedReading(Reading):
+    """A reading side that notes when each of its queries began and ended."""
+
+    def __init__(self, inner: Reading) -> None:
+        super().__init__(inner._path, inner._connection)
+        self.times: list[tuple[float, float]] = []
+
+    async def rows(self, query: str, values: Any = ()) -> list[Any]:
+        began = time.monotonic()
+        found = await super().rows(query, values)
+        self.times.append((began, time.monotonic()))
+        return found
+
+
+async def test_a_round_by_age_past_many_that_must_stay_leaves_half_of_the_reader(
+    backend: Backend, watch: Watch
+) -> None:
+    """After each look it pauses for as long as that took: views go on, also where every event is looked at."""
+    store = await backend.open(watch)
+    assert isinstance(store, SqliteStore)
+    for _ in range(3):
+        await accepted(store, PRUNE_SCAN, "crm")
+    reading = TimedReading(store._reading)
+    retention = Retention(delivered=30 * DAY, dead=DAY)
+    assert await Pruning(reading, store._writer).prune(retention, NOW + 2 * DAY) == 0
+    assert len(reading.times) >= 3
+    for (began, ended), (again, _) in itertools.pairwise(reading.times):
+        assert again - ended > (ended - began) / 2
+    await store.close()
+
+
 @pytest.mark.slow
 async def test_a_walk_past_very_many_says_that_it_is_not_at_the_end(store: Store) -> None:
     """Who makes room can look up meanwhile."""
@@ -159,6 +195,33 @@ async def test_the_room_that_is_used_falls_with_what_is_deleted(store: Store) ->
     assert after.log == 0
     assert after.used < empty.used + 200_000
     assert 0 < after.free <= after.disk
+
+
+async def test_what_the_log_owes_the_file_is_known_beforehand(store: Store) -> None:
+    """New pages in the log, until they are in their place; pages that were freed are vacant and owe nothing more."""
+    await emptied(store)
+    before = await store.room()
+    assert (before.owed, before.log) == (0, 0)
+    await accepted(store, 50, body=bytes(100_000))
+    grown = await store.room()
+    assert grown.owed >= 5_000_000
+    await emptied(store)
+    home = await store.room()
+    assert (home.owed, home.used) == (0, grown.used)
+    await all_oldest(store)
+    after = await store.room()
+    assert after.vacant >= 5_000_000
+    await accepted(store, 40, body=bytes(100_000))
+    assert (await store.room()).owed == 0
+
+
+async def test_the_log_stays_small_however_fast_events_come(store: Store) -> None:
+    """It is moved home by bytes as well, and then written anew from its beginning."""
+    for _ in range(12):
+        await accepted(store, 8, body=bytes(1024 * 1024))
+    room = await store.room()
+    assert room.used > 96 * 1024 * 1024
+    assert room.log < 2 * CHECKPOINT_BYTES
 
 
 @pytest.mark.parametrize("state", ["pending", "in_flight", "dead", "delivered", "unrouted"])
