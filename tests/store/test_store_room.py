@@ -280,21 +280,6 @@ async def test_an_erased_event_is_overwritten_on_the_disk(backend: Backend, watc
     await store.close()
 
 
-async def test_an_item_of_a_replay_goes_with_its_event(backend: Backend, watch: Watch) -> None:
-    """Those of other events stay."""
-    store = await backend.open(watch)
-    assert isinstance(store, SqliteStore)
-    assert isinstance(backend, SqliteBackend)
-    event, _ = await stored(store, "crm"), await stored(store, "crm")
-    job = "INSERT INTO replay (id, state, filter, rate, total, created_at) VALUES {rows}"
-    await store._writer.work(lambda tx: tx.write(job, [("rpl_1", "paused", "{}", "", 2, 0)]))
-    items = [(1, 1, "crm"), (1, 2, "crm")]
-    await store._writer.work(lambda tx: tx.write("INSERT INTO replay_item VALUES {rows}", items))
-    await store.erase(event.id)
-    assert backend.rows("SELECT event_seq FROM replay_item") == [(2,)]
-    await store.close()
-
-
 async def test_what_would_go_is_counted_and_nothing_goes(store: Store, backend: Backend) -> None:
     """By age, and as many of the oldest as make the room that is wanted."""
     retention = Retention(delivered=7 * DAY, dead=30 * DAY)

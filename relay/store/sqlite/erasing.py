@@ -33,7 +33,8 @@ def erase_event(tx: Transaction, event_id: str) -> int | None:
     """Delete one event whatever is still to be done with it, its bytes overwritten; return how many deliveries went
     with it, None where there is no such event.
 
-    A claim on it is lost by that: its settlement finds no delivery and changes nothing.
+    A claim on it is lost by that: its settlement finds no delivery and changes nothing. A replay that has it still to
+    come finds it gone when its turn comes, and counts it as skipped.
     """
     row = tx.db.execute("SELECT seq FROM event WHERE id = ?", (event_id,)).fetchone()
     if row is None:
@@ -42,22 +43,10 @@ def erase_event(tx: Transaction, event_id: str) -> int | None:
     ((before,),) = tx.db.execute("PRAGMA secure_delete").fetchall()
     tx.db.execute("PRAGMA secure_delete=ON")
     try:
-        _skip_replays(tx, row[0])
         _delete(tx, row)
     finally:
         tx.db.execute(f"PRAGMA secure_delete={('OFF', 'ON', 'FAST')[before]}")
     return int(number)
-
-
-def _skip_replays(tx: Transaction, seq: int) -> None:
-    """Take an event out of every replay that has it still to come: it counts as skipped there."""
-    tx.db.execute(
-        """UPDATE replay SET skipped = skipped
-            + (SELECT count(*) FROM replay_item i WHERE i.replay_seq = replay.seq AND i.event_seq = :seq)
-        WHERE state IN ('running', 'paused')""",
-        {"seq": seq},
-    )
-    tx.db.execute("DELETE FROM replay_item WHERE replay_seq IN (SELECT seq FROM replay) AND event_seq = ?", (seq,))
 
 
 def _delete(tx: Transaction, seqs: Sequence[int]) -> None:
