@@ -22,8 +22,6 @@ AGE_PAUSE = timedelta(milliseconds=100)
 """Between two batches of a round, so that answers do not queue behind deletions."""
 ROOM_PAUSE = timedelta(milliseconds=20)
 """The same while room is wanted, which arrivals take meanwhile."""
-LOG_SHARE = 4
-"""A log that takes more than one part in so many of the free disk is emptied before anything is concluded from it."""
 
 ADVICE = (
     "raise store.retention.max_size or free the disk; bring targets back, enable or discard what is held, "
@@ -114,7 +112,7 @@ class Upkeep:
     async def _measured(self) -> Room:
         """What the store takes. A log that could be given back is no reason to call the disk short."""
         room = await self._store.room()
-        if room.log * LOG_SHARE > room.free and await self._store.empty_log():
+        if room.has_large_log and await self._store.empty_log():
             room = await self._store.room()
         return room
 

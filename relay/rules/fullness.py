@@ -22,6 +22,10 @@ LOG_SHARE = 4
 """One part in so many of the reserve must be free on the disk itself: the log cannot use the file's free pages."""
 
 
+LARGE_LOG = 4
+"""A log is large from one part in so many of the free disk on."""
+
+
 @dataclass(frozen=True, slots=True)
 class Room:
     """What a store takes, in bytes: `used` by what is stored, `log` beside it, `free` and `disk` of its file system;
@@ -38,6 +42,11 @@ class Room:
     def reserve(self) -> int:
         """Free space below which nothing new is taken, so that what is stored can still be settled."""
         return min(RESERVE, self.disk // RESERVE_SHARE)
+
+    @property
+    def has_large_log(self) -> bool:
+        """The log takes so much of what is free that it is to be given back before anything is concluded from it."""
+        return self.log * LARGE_LOG > self.free
 
     @property
     def left(self) -> int:

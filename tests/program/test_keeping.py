@@ -237,15 +237,15 @@ async def test_a_disk_that_runs_full_bars_what_is_new_and_lets_the_rest_go_on(tm
 numbers = itertools.count()
 
 
-def large(number: int) -> tuple[str, bytes, dict[str, str]]:
-    """The arguments of `Gateway.post` for one webhook of nearly the largest size."""
+def large(number: int, size: int) -> tuple[str, bytes, dict[str, str]]:
+    """The arguments of `Gateway.post` for one webhook of about this size."""
     source, _, headers = webhook(number)
-    return source, json.dumps({"id": number, "filler": "x" * 1_000_000}).encode(), headers
+    return source, json.dumps({"id": number, "filler": "x" * size}).encode(), headers
 
 
-async def posted_at_once(gateway: Gateway, count: int) -> list[str]:
+async def posted_at_once(gateway: Gateway, count: int, size: int) -> list[str]:
     """The ids of those that were taken; the others got 503 for want of room, and the store had no outage."""
-    answers = await asyncio.gather(*(gateway.post(*large(next(numbers))) for _ in range(count)))
+    answers = await asyncio.gather(*(gateway.post(*large(next(numbers), size)) for _ in range(count)))
     assert gateway.said("store.unavailable") == []
     assert {status for status, _ in answers} <= {200, 503}
     return [answer["id"] for status, answer in answers if status == 200]
@@ -271,12 +271,15 @@ async def small_disk(home: Path, size: str) -> AsyncIterator[tuple[str, ...]]:
 @pytest.mark.slow
 @pytest.mark.row("F6", "F5")
 @pytest.mark.skipif(not can_mount(), reason="needs the right to mount")
-async def test_a_disk_that_the_store_itself_fills_is_never_used_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("disk", "size", "count"), [("120m", 1_000_000, 30), ("40m", 20_000, 200)])
+async def test_a_disk_that_the_store_itself_fills_is_never_used_up(
+    tmp_path: Path, disk: str, size: int, count: int
+) -> None:
     """However fast the events come: refused in time, also after a kill; what was taken is delivered, and what was
     delivered makes the room for new events, though nobody frees the disk."""
     home = tmp_path / "store"
     home.mkdir()
-    async with Sink() as sink, small_disk(home, "120m") as within:
+    async with Sink() as sink, small_disk(home, disk) as within:
         config = write_config(tmp_path / "config.yaml", sink)
         config.write_text(config.read_text().replace(f"{tmp_path}/relay.db", f"{home}/relay.db"))
         async with Gateway(config, within=within) as gateway:
@@ -286,7 +289,7 @@ async def test_a_disk_that_the_store_itself_fills_is_never_used_up(tmp_path: Pat
             for _ in range(2):
                 async with asyncio.timeout(60):
                     while not gateway.said("store.full") or taken:
-                        taken = await posted_at_once(gateway, 30)
+                        taken = await posted_at_once(gateway, count, size)
                         ids += taken
                 await gateway.kill()
                 gateway.lines.clear()

@@ -65,6 +65,13 @@ def test_a_reserve_is_kept_on_the_disk(disk: int, reserve: int) -> None:
     assert walked("near", *steps) == [False, True, True, True, True, True, False]
 
 
+def test_a_log_is_large_by_what_else_is_free() -> None:
+    """From a quarter of it on; an empty one never is."""
+    sizes = (0, 0), (24, 100), (25, 100), (26, 100), (1, 0)
+    logs = [Room(used=0, log=log, free=free, disk=DISK).has_large_log for log, free in sizes]
+    assert logs == [False, False, False, True, True]
+
+
 def test_what_waits_in_the_log_needs_its_place_on_the_disk() -> None:
     """Moved home it would leave less than the reserve: nothing new, although more is free now."""
     assert not judged(Fullness(), room(free=RESERVE + 50 * MIB, owed=50 * MIB)).short

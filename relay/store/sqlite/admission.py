@@ -32,11 +32,13 @@ class Admission:
         self._credit = 0
 
     async def admit(self, batch: Batch, db: StoreConnection) -> None:
-        """Refuse the last of a batch's new events where the disk has no room for them all; the rest stays as it is."""
+        """Refuse the last of a batch's new events where the disk has no room for them all; the rest stays as it is, and
+        has what the log gives back."""
         wanted = COMMIT_BYTES + len(batch) * OPERATION_BYTES + batch.size
-        if batch.accepts and wanted > self._credit:
-            allowed = await db.run(partial(_allowed, path=self._path, wanted=wanted))
-            if allowed < wanted:
+        if wanted > self._credit:
+            new = wanted if batch.accepts else 0
+            allowed = await db.run(partial(_allowed, path=self._path, wanted=new))
+            if allowed < new:
                 _refuse_beyond(batch, allowed)
             self._credit = max(min(allowed // 2, LOOK_BYTES), wanted)
         self._credit -= wanted
@@ -46,7 +48,7 @@ def _allowed(db: sqlite3.Connection, *, path: Path, wanted: int) -> int:
     """Bytes that the disk has room for; a log that could be given back does not lessen them."""
     try:
         room = room_of(db, path)
-        if room.allowance < wanted and room.log:
+        if room.log and (room.allowance < wanted or room.has_large_log):
             cut_log(db)
             room = room_of(db, path)
     except OSError:

@@ -24,7 +24,7 @@ from tenacity import RetryCallState, Retrying, wait_exponential
 from relay.store import Condition, Settled, Settlement, StoreError, StoreUnavailable, StoreUnusable, Watcher
 from relay.store.sqlite.admission import Admission
 from relay.store.sqlite.batch import AcceptWish
-from relay.store.sqlite.checkpoints import Checkpoints
+from relay.store.sqlite.checkpoints import Checkpoints, cut_log
 from relay.store.sqlite.claiming import ClaimWish
 from relay.store.sqlite.connection import NO_CONNECTION, StoreConnection, in_words, is_fault, open_writer
 from relay.store.sqlite.ledger import Ledger
@@ -339,6 +339,7 @@ class Writer:
             self._check()
             self._check_presence()
             self._db = await open_writer(self._path)
+            await self._db.run(cut_log)  # on a full disk this is the room to write in
             await self._db.run(_try_to_write)
             await self._db.run(self.ledger.load)
         except Exception:  # noqa: BLE001 - whatever bars it, a thread that cannot be had too, it is tried again
