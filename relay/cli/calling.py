@@ -90,6 +90,20 @@ def admin_options(function: Wrapped) -> Wrapped:
     return function
 
 
+def output_option(function: Wrapped) -> Wrapped:
+    """The options of a verb that shows something: where the relay is, and for whom it is printed. They may stand before
+    or behind its second word."""
+    output = remembered_option(
+        "--output", type=click.Choice(["table", "json"]), help="json: one object a line, for programs."
+    )
+    return admin_options(output(function))
+
+
+def for_programs(ctx: click.Context) -> bool:
+    """Whether JSON is wanted."""
+    return bool(remembered(ctx, "output") == "json")
+
+
 def access(ctx: click.Context) -> Access:
     """What the options, the environment and the config say about the relay to talk to."""
     config: Path | None = remembered(ctx, "config")

@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 import click
 
-from relay.cli.calling import Access, Wrapped, access, admin_options, call, remembered, remembered_option
+from relay.cli.calling import Access, access, call, for_programs, output_option
 from relay.cli.terminal import Cell, Column, Failure, apart, clock, cut, note, plural, safe, table, width
 
 EVENTS = "/api/v1/events"
@@ -26,19 +26,6 @@ COLOURS = {"delivered": "green", "dead": "red", "held": "red", "pending": "yello
 
 _EVENT_COLUMNS = (Column("RECEIVED (UTC)"), Column("SOURCE"), Column("TYPE"), Column("ID"), Column("DELIVERIES"))
 _REFUSAL_COLUMNS = (Column("RECEIVED (UTC)"), Column("SOURCE"), Column("STATUS"), Column("FROM"), Column("REASON"))
-
-
-def output_option(function: Wrapped) -> Wrapped:
-    """The options of a verb that shows something: where the relay is, and for whom it is printed."""
-    output = remembered_option(
-        "--output", type=click.Choice(["table", "json"]), help="json: one object a line, for programs."
-    )
-    return admin_options(output(function))
-
-
-def for_programs(ctx: click.Context) -> bool:
-    """Whether JSON is wanted."""
-    return bool(remembered(ctx, "output") == "json")
 
 
 @click.command()

@@ -16,17 +16,12 @@ from typing import BinaryIO
 
 import click
 
-from relay.cli.calling import Wrapped, access, admin_options, call, download, remembered, remembered_option
+from relay.cli.calling import access, call, download, for_programs, output_option
 from relay.cli.terminal import Failure, plural, safe
 
 PRUNE, BACKUP = "/api/v1/prune", "/api/v1/backup"
 LONGEST_PRUNE = timedelta(hours=1)
 """Millions of events go in small batches, so that the relay answers meanwhile."""
-
-
-def _options(function: Wrapped) -> Wrapped:
-    output = remembered_option("--output", type=click.Choice(["table", "json"]), help="json: one object, for programs.")
-    return admin_options(output(function))
 
 
 SIDE_FILES = ("-wal", "-shm", ".guard")
@@ -37,7 +32,7 @@ SIDE_FILES = ("-wal", "-shm", ".guard")
 @click.option("--event", metavar="ID", help="Erase this one event and all that was kept of it, whatever its state.")
 @click.option("--dry-run", is_flag=True, help="Tell what would go; delete nothing.")
 @click.option("--yes", is_flag=True, help="Erase the event without asking.")
-@_options
+@output_option
 @click.pass_context
 def prune(ctx: click.Context, event: str | None, *, dry_run: bool, yes: bool) -> None:
     """Delete what has outlived its retention now, or erase one event.
@@ -57,7 +52,7 @@ def prune(ctx: click.Context, event: str | None, *, dry_run: bool, yes: bool) ->
             _ask(f"Erase {what}? It cannot be undone.")
         found = asked if dry_run else call(to, "POST", PRUNE, body={"event": event})
         words = f"{what} {'would be erased' if dry_run else 'is erased'}"
-    click.echo(json.dumps(found) if remembered(ctx, "output") == "json" else words)
+    click.echo(json.dumps(found) if for_programs(ctx) else words)
 
 
 def _ask(question: str) -> None:
@@ -73,7 +68,7 @@ def _ask(question: str) -> None:
 @click.command()
 @click.argument("file", type=click.Path(dir_okay=False, allow_dash=True))
 @click.option("--force", is_flag=True, help="Replace FILE where it exists.")
-@_options
+@output_option
 @click.pass_context
 def backup(ctx: click.Context, file: str, *, force: bool) -> None:
     """Copy the store of a running relay to FILE, or to stdout where FILE is "-".
@@ -104,7 +99,7 @@ def backup(ctx: click.Context, file: str, *, force: bool) -> None:
     except OSError as error:
         raise Failure(f"{target}: {error.strerror}; no backup was made") from None
     told = {"file": str(target), "bytes": size}
-    click.echo(json.dumps(told) if remembered(ctx, "output") == "json" else f"{target}: {size} bytes, whole")
+    click.echo(json.dumps(told) if for_programs(ctx) else f"{target}: {size} bytes, whole")
 
 
 def _refuse_store(target: Path) -> None:

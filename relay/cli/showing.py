@@ -17,8 +17,8 @@ from urllib.parse import quote
 
 import click
 
-from relay.cli.calling import access, call, remembered
-from relay.cli.events import COLOURS, EVENTS, for_programs, output_option, state_text
+from relay.cli.calling import access, call, for_programs, output_option, remembered
+from relay.cli.events import COLOURS, EVENTS, state_text
 from relay.cli.terminal import Failure, apart, note, plural, safe, width
 from relay.config import ConfigRefused, find, load
 from relay.model import Target

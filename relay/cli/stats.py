@@ -6,8 +6,7 @@ from typing import Any
 
 import click
 
-from relay.cli.calling import access, call
-from relay.cli.events import for_programs, output_option
+from relay.cli.calling import access, call, for_programs, output_option
 from relay.cli.terminal import Cell, Column, safe, table
 
 STATS = "/api/v1/stats"

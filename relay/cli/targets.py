@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from relay.cli.calling import ANSWER, Access, Wrapped, access, admin_options, call, remembered, remembered_option
+from relay.cli.calling import ANSWER, Access, access, call, for_programs, output_option
 from relay.cli.terminal import Cell, Column, Failure, agreed, apart, note, plural, safe, table
 from relay.config.problems import suggestion
 
@@ -35,16 +35,8 @@ _COLUMNS = (
 _COLOURS = {"active": "green", "disabled": "red", "throttled": "yellow"}
 
 
-def _options(function: Wrapped) -> Wrapped:
-    """The options of every verb here; they may stand before or behind its second word."""
-    output = remembered_option(
-        "--output", type=click.Choice(["table", "json"]), help="json: one object a line, for programs."
-    )
-    return admin_options(output(function))
-
-
 @click.group(invoke_without_command=True)
-@_options
+@output_option
 @click.pass_context
 def targets(ctx: click.Context) -> None:
     """Show the targets of a running relay; enable, disable or test one, or discard what it holds."""
@@ -53,7 +45,7 @@ def targets(ctx: click.Context) -> None:
 
 
 @targets.command("list")
-@_options
+@output_option
 @click.pass_context
 def list_targets(ctx: click.Context) -> None:
     """Show every target with what waits for it."""
@@ -62,7 +54,7 @@ def list_targets(ctx: click.Context) -> None:
 
 @targets.command()
 @click.argument("name")
-@_options
+@output_option
 @click.pass_context
 def enable(ctx: click.Context, name: str) -> None:
     """Switch a target on: what it holds leaves, oldest first."""
@@ -73,7 +65,7 @@ def enable(ctx: click.Context, name: str) -> None:
 @targets.command()
 @click.argument("name")
 @click.option("--reason", metavar="TEXT", help="Why, for who finds it disabled; at most 200 characters.")
-@_options
+@output_option
 @click.pass_context
 def disable(ctx: click.Context, name: str, reason: str | None) -> None:
     """Switch a target off until it is enabled: its deliveries are held, none is lost."""
@@ -84,7 +76,7 @@ def disable(ctx: click.Context, name: str, reason: str | None) -> None:
 
 @targets.command()
 @click.argument("name")
-@_options
+@output_option
 @click.pass_context
 def test(ctx: click.Context, name: str) -> None:
     """Send one marked request to a target, which changes neither its state nor its count.
@@ -104,7 +96,7 @@ def test(ctx: click.Context, name: str) -> None:
 @targets.command()
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@_options
+@output_option
 @click.pass_context
 def discard(ctx: click.Context, name: str, yes: bool) -> None:  # noqa: FBT001 - a flag of the command line
     """Let go of what a disabled target holds: it becomes dead, and can still be replayed."""
@@ -122,7 +114,7 @@ def discard(ctx: click.Context, name: str, yes: bool) -> None:  # noqa: FBT001 -
 
 def _list(ctx: click.Context) -> None:
     found = _all(access(ctx))
-    if remembered(ctx, "output") == "json":
+    if for_programs(ctx):
         for target in found:
             click.echo(json.dumps(target))
         return
@@ -149,7 +141,7 @@ def _steer(ctx: click.Context, name: str, verb: str, body: object) -> dict[str, 
 
 
 def _show(ctx: click.Context, found: dict[str, Any], words: Callable[[], Sequence[str]]) -> None:
-    click.echo(json.dumps(found) if remembered(ctx, "output") == "json" else "\n".join(words()))
+    click.echo(json.dumps(found) if for_programs(ctx) else "\n".join(words()))
 
 
 def _waiting(target: dict[str, Any]) -> int:
