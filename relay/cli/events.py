@@ -45,6 +45,8 @@ def events(ctx: click.Context, /, *, limit: int, refused: bool, **given: str | N
     filters = {"type" if name == "type_" else name: value for name, value in given.items() if value is not None}
     if refused and (wrong := sorted(filters.keys() & {"type", "target", "state"})):
         raise click.UsageError(f"--{wrong[0]} does not go with --refused: what was turned away became no event")
+    if filters.get("state") == "unrouted" and "target" in filters:
+        raise click.UsageError("--target does not go with --state unrouted: such an event has none")
     found = _Pages(access(ctx), REFUSALS if refused else EVENTS, filters, limit)
     if for_programs(ctx):
         for one in found:
