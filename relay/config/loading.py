@@ -15,8 +15,9 @@ from pydantic_core import ErrorDetails
 
 from relay.config import checks, document
 from relay.config.expansion import TooLarge, plain_values
+from relay.config.fields import Section
 from relay.config.problems import ConfigRefused, KeyPath, Problem, Report, kind, nearest, quoted
-from relay.config.schema import JUDGED_ON, DocumentSection, Section
+from relay.config.schema import JUDGED_ON, DocumentSection
 from relay.config.settings import Config
 
 DEFAULT_PATHS = (Path("config.yaml"), Path("/etc/relay/config.yaml"))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from relay.config import keys, naming
 from relay.config.naming import Namer
 from relay.config.problems import KeyPath, Refused, Report, quoted
-from relay.config.schema import CUSTOM, SourceSection, VerifySection
+from relay.config.upstream import CUSTOM, SourceSection, VerifySection
 from relay.model import (
     ApiKeyCheck,
     BasicCheck,

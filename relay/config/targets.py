@@ -4,8 +4,8 @@ from collections.abc import Collection, Mapping
 from datetime import timedelta
 
 from relay.config import urls, values
+from relay.config.downstream import RouteSection, TargetSection
 from relay.config.problems import KeyPath, Refused, Report, quoted, suggestion
-from relay.config.schema import RouteSection, TargetSection
 from relay.config.settings import Address
 from relay.config.values import duration_text
 from relay.model import RELAY, Headers, Route, Target

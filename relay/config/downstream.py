@@ -1,0 +1,113 @@
+"""The sections of what goes out: targets and routes."""
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator
+
+from relay.config import values
+from relay.config.fields import (
+    HeaderNames,
+    HeaderValue,
+    OneOrMore,
+    Parsed,
+    Section,
+    Statuses,
+    Text,
+    Texts,
+    Timeout,
+    Wait,
+    setting,
+    whole,
+)
+from relay.config.problems import Refused
+
+_NEVER_OR_COUNT = {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 1000}, {"const": "never"}]}
+
+
+def _disable_after(value: Any) -> int | None:
+    if value == "never":
+        return None
+    try:
+        return values.integer(value, low=1, high=1000)
+    except Refused:
+        raise Refused("must be 1 or more (up to 1000), or never") from None
+
+
+def _probe(value: Any) -> Any:
+    if value == "never":
+        return None
+    if not isinstance(value, dict):
+        raise Refused("must be a mapping {first: 1m, max: 15m}, or never")
+    return value
+
+
+def _targets_of_route(value: Any) -> str:
+    if isinstance(value, dict):
+        raise Refused("a target with conditions (a mapping) is not built yet in this version; write its name")
+    return values.name(value)
+
+
+class RetrySection(Section):
+    """When a delivery is tried again."""
+
+    schedule: Annotated[list[Wait], OneOrMore()] = setting(
+        default=["5s", "30s", "2m", "10m", "30m", "2h", "5h", "10h", "14h", "20h", "24h"],
+        max_length=100,
+        description="Waits between tries; n waits are n + 1 tries, [] is a single one",
+    )
+
+
+class ProbeSection(Section):
+    """When one held delivery of a disabled target is tried."""
+
+    first: Wait = setting(default="1m", description="First wait; doubled after each failure")
+    max: Wait = setting(default="15m", description="Longest wait")
+
+
+class TargetSection(Section):
+    """A downstream URL with its policy."""
+
+    later: ClassVar[frozenset[str]] = frozenset(
+        {"auth", "body", "format", "limit_group", "ordered", "proxy", "rate", "sign", "success_when", "tls"}
+    )
+    url: Text = setting(description="Absolute http or https URL")
+    headers: dict[str, HeaderValue] = setting(default={}, description="Headers added to each request")
+    timeout: Timeout = setting(default="15s", description="For a whole attempt, 100ms to 10m")
+    concurrency: Annotated[int, whole(1, 1024)] = setting(default=8, description="Attempts at a time")
+    retry: RetrySection = setting(default_factory=RetrySection, description="When a delivery is tried again")
+    disable_after: Annotated[int | None, Parsed(_disable_after, _NEVER_OR_COUNT)] = setting(
+        default=3, description="Counted failures that disable the target, or never"
+    )
+    probe: Annotated[ProbeSection | None, BeforeValidator(_probe)] = setting(
+        default_factory=ProbeSection,
+        validate_default=False,
+        description="Tries at a disabled target, or never",
+        json_schema_extra={"x-word": "never"},
+    )
+    success: Statuses | None = setting(default=None, description="Statuses that mean delivered; every 2xx by default")
+    refusals: Statuses = setting(default=[400, 413, 415, 422], description="Statuses that refuse one event alone")
+    forward_headers: HeaderNames = setting(
+        default=[], description="Received headers to send on that are left out by default"
+    )
+    strip_headers: HeaderNames = setting(default=[], description="Received headers to leave out")
+
+
+class MatchSection(Section):
+    """Which events a route takes."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"headers"})
+    type: Texts = setting(description="Globs on the event type; any may match")
+
+
+class RouteSection(Section):
+    """Which events of which sources go to which targets."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"enrich", "when"})
+    name: Text = setting(description="Name of the route")
+    sources: Annotated[list[Annotated[str, Parsed(values.name)] | None], OneOrMore()] = setting(
+        alias="from", description="Names of sources"
+    )
+    match: MatchSection | None = setting(default=None, description="What it takes; everything by default")
+    targets: Annotated[list[Annotated[str, Parsed(_targets_of_route)] | None], OneOrMore()] = setting(
+        alias="to", description="Names of targets"
+    )
