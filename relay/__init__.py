@@ -7,6 +7,7 @@ The map. Imports point down only, siblings on a floor do not import each other, 
 | 7 | `cli/` | Turns argv into a call; one module a family of verbs. |
 | 6 | `process` | Runs the app as a process: its log, its signals, its exit code. |
 | 6 | `app` | Builds every object once, starts it, takes it down in order. |
+| 6 | `api` | Puts the admin API's calls together over the parts that run. |
 | 6 | `watching` | Has the config reloaded when its files hold another content. |
 | 6 | `reloading` | Takes up another config while everything runs, whole or not at all. |
 | 6 | `standing` | Tells how the relay stands: ready or not, its gauges, its status. |

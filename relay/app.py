@@ -14,18 +14,8 @@ from random import SystemRandom
 import structlog
 
 from relay import __version__
-from relay.admin import (
-    Admin,
-    Call,
-    EventCalls,
-    KeepingCalls,
-    ReplayCalls,
-    StreamCalls,
-    TargetCalls,
-    refuse,
-    reload_calls,
-    status_calls,
-)
+from relay.admin import Admin, StreamCalls, TargetCalls, refuse
+from relay.api import Behind, calls_over
 from relay.config import Config
 from relay.delivery.carrying import Observer, Observers
 from relay.delivery.dispatcher import Dispatcher
@@ -276,6 +266,18 @@ class App:
             header_timeout=server.header_timeout,
             tls=None if certificate is None else certificate.context,
         )
+        self._streams = StreamCalls(self._store.following, is_held=self._standing.holds, now=_now)
+        behind = Behind(
+            self._store,
+            self._dispatcher,
+            self._replayer,
+            self._refusals,
+            self._upkeep,
+            self._standing,
+            config=lambda: self._config,
+            reload=self._reload,
+            now=_now,
+        )
         calls = Admin(
             self._dispatcher,
             self._store,
@@ -284,7 +286,7 @@ class App:
             hosts=frozenset({admin.listen.host_name}),
             unready=self._standing.unready,
             render_metrics=self._standing.render,
-            calls=self._api(),
+            calls=(*calls_over(behind), *self._streams.calls()),
         )
         self._admin = await Listener.open(
             calls.handle, admin.listen.host, admin.listen.port, header_timeout=server.header_timeout, refuse=refuse
@@ -303,32 +305,6 @@ class App:
             self._store.last_received,
         )
         self._reloading = Reloading(self._config, parts, environ=self._environ, sender=self._sender, adopt=self._adopt)
-
-    def _api(self) -> tuple[Call, ...]:
-        """The calls of the admin API beside those of the targets."""
-        events = EventCalls(
-            self._store.archive,
-            self._store,
-            self._dispatcher,
-            sources=lambda: self._config.sources,
-            routes=lambda: self._config.routes,
-            waiting=self._store.waiting,
-            is_held=self._standing.holds,
-            flush_refusals=self._refusals.flush,
-            now=_now,
-        )
-        replays = ReplayCalls(
-            self._replayer, self._store.replays, self._dispatcher, pending=self._store.pending, now=_now
-        )
-        self._streams = StreamCalls(self._store.following, is_held=self._standing.holds, now=_now)
-        return (
-            *status_calls(self._standing.status),
-            *reload_calls(self._reload),
-            *events.calls(),
-            *replays.calls(),
-            *self._streams.calls(),
-            *KeepingCalls(self._upkeep, self._store).calls(),
-        )
 
     def _adopt(self, config: Config) -> None:
         """What is read of the config when it is needed, as retention and `drain_timeout`, is the new one's."""

@@ -40,13 +40,16 @@ class ReplayCalls:
         dispatcher: Dispatcher,
         *,
         pending: Callable[[str], int],
+        is_held: Callable[[str], bool],
         now: Callable[[], datetime],
     ) -> None:
-        """`pending` tells how many deliveries wait at a target, also at one that the config no longer names."""
+        """`pending` tells how many deliveries wait at a target, also at one that the config no longer names; `is_held`
+        whether one takes none now."""
         self._replayer = replayer
         self._replays = replays
         self._dispatcher = dispatcher
         self._pending = pending
+        self._is_held = is_held
         self._now = now
 
     def calls(self) -> tuple[Call, ...]:
@@ -128,9 +131,6 @@ class ReplayCalls:
         if number:
             log.warning("target.discarded", target=name, count=number, reason="by hand")
         return shown({"target": name, "discarded": number, "dry_run": False})
-
-    def _is_held(self, name: str) -> bool:
-        return name not in self._dispatcher.targets or self._may_discard(self._dispatcher.health(name))
 
     def _may_discard(self, health: TargetHealth) -> bool:
         """Whether nothing leaves for a target: it is disabled, or gone from the config."""

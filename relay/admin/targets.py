@@ -9,7 +9,7 @@ from aiohttp import web
 
 from relay.admin.answers import Problem, json_body, shown
 from relay.admin.calls import Call
-from relay.admin.views import by_outcome, target_view
+from relay.admin.views import by_target, target_view
 from relay.delivery.dispatcher import Dispatcher
 from relay.model import TargetHealth, TargetState
 from relay.store import Store
@@ -52,9 +52,9 @@ class TargetCalls:
 
     async def _list(self, _: web.BaseRequest) -> web.Response:
         healths, now = {name: self._dispatcher.health(name) for name in self._dispatcher.targets}, self._now()
-        tally = await self._archive.tally(now)
+        outcomes = by_target(await self._archive.tally(now))
         views = [
-            target_view(healths[one.target], one, now, by_outcome(tally, one.target))
+            target_view(healths[one.target], one, now, outcomes.get(one.target))
             for one in await self._store.backlog(list(healths))
         ]
         return shown({"targets": [*views, *await self._strangers()]})
@@ -79,8 +79,8 @@ class TargetCalls:
 
     async def _shown(self, health: TargetHealth) -> web.Response:
         (backlog,) = await self._store.backlog([health.name])
-        tally = await self._archive.tally(self._now())
-        return shown(target_view(health, backlog, self._now(), by_outcome(tally, health.name)))
+        outcomes = by_target(await self._archive.tally(self._now()))
+        return shown(target_view(health, backlog, self._now(), outcomes.get(health.name)))
 
     async def _test(self, request: web.BaseRequest, name: str) -> web.Response:
         """One marked request through the same guard and credentials; it touches neither state nor count."""

@@ -159,10 +159,10 @@ def _counted(
     return shown
 
 
-def by_outcome(tally: Tally, target: str) -> dict[str, int]:
-    """The outcomes of a target's attempts in the last hour."""
-    return {
-        what: number
-        for (kind, name, what), number in tally.last_hour.items()
-        if kind == "target" and name == target and what != "dead"
-    }
+def by_target(tally: Tally) -> dict[str, dict[str, int]]:
+    """The outcomes of the attempts of the last hour, by target."""
+    found: dict[str, dict[str, int]] = {}
+    for (kind, name, what), number in tally.last_hour.items():
+        if kind == "target" and what != "dead":
+            found.setdefault(name, {})[what] = number
+    return found

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import click
 
-from relay.cli.calling import Access, access, admin_options, call
+from relay.cli.calling import Access, access, call, for_programs, output_option
 from relay.cli.terminal import Failure, Refused, Unanswered, agreed, plural, safe
 
 EVENTS, REPLAYS = "/api/v1/events", "/api/v1/replays"
@@ -34,11 +34,11 @@ class _How:
     """How a job is shown and steered."""
 
     to: Access
-    output: str
+    as_json: bool
 
     def say(self, shown: dict[str, Any], *lines: str) -> None:
         """The object for a program, or the lines for a person."""
-        click.echo(json.dumps(shown) if self.output == "json" else "\n".join(lines))
+        click.echo(json.dumps(shown) if self.as_json else "\n".join(lines))
 
 
 @click.command()
@@ -55,10 +55,9 @@ class _How:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--resume", metavar="JOB", help="Let a paused replay go on, and watch it.")
 @click.option("--cancel", metavar="JOB", help="End a replay; what it has sent stays sent.")
-@click.option("--output", type=click.Choice(["table", "json"]), default="table", help="json: the API's objects.")
-@admin_options
+@output_option
 @click.pass_context
-def replay(ctx: click.Context, /, ids: tuple[str, ...], output: str, **given: Any) -> None:
+def replay(ctx: click.Context, /, ids: tuple[str, ...], **given: Any) -> None:
     """Send again what had ended: single events, or all that a filter finds.
 
     \b
@@ -72,7 +71,7 @@ def replay(ctx: click.Context, /, ids: tuple[str, ...], output: str, **given: An
     """
     wanted = {name: value for name, value in given.items() if value}
     _check(ids, wanted)
-    how = _How(access(ctx), output)
+    how = _How(access(ctx), for_programs(ctx))
     if ids:
         ctx.exit(_replay_events(how, ids, wanted.get("target")))
     if "cancel" in wanted:

@@ -24,10 +24,11 @@ from relay.cli.calling import (
     NoConnection,
     Unready,
     access,
-    admin_options,
     begin_stream,
     first_tries,
+    for_programs,
     in_words,
+    output_option,
     session,
 )
 from relay.cli.messages import Messages
@@ -56,19 +57,16 @@ def _moment(_ctx: click.Context, _parameter: click.Parameter, given: str | None)
 @click.option("--target", help="Only what goes to this target.")
 @click.option("--failed", is_flag=True, help="Only refused requests, and attempts that did not deliver.")
 @click.option("--since", metavar="SPAN|TIME", callback=_moment, help="First what was kept since then: 10m, 24h.")
-@click.option("--output", type=click.Choice(["table", "json"]), help="json: one object a line, for programs.")
-@admin_options
+@output_option
 @click.pass_context
-def tail(
-    ctx: click.Context, *, source: str | None, target: str | None, failed: bool, since: str | None, output: str | None
-) -> None:
+def tail(ctx: click.Context, *, source: str | None, target: str | None, failed: bool, since: str | None) -> None:
     """Watch what is accepted, refused and attempted, live, until Ctrl-C.
 
     A relay that is restarted meanwhile is waited for, and nothing is left out.
     """
     wanted = {"source": source, "target": target, "failed": "true" if failed else None, "since": since}
     query = urlencode({name: value for name, value in wanted.items() if value})
-    show = _as_object if output == "json" else _Lines().show
+    show = _as_object if for_programs(ctx) else _Lines().show
     try:
         asyncio.run(_Tail(access(ctx), f"{STREAM}?{query}" if query else STREAM, show).run())
     except KeyboardInterrupt:

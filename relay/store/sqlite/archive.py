@@ -27,7 +27,7 @@ from relay.store.archive import (
 )
 from relay.store.sqlite.ledger import COUNTED
 from relay.store.sqlite.reading import Reading
-from relay.store.sqlite.rows import headers_from, millis, moment, moment_if_sound
+from relay.store.sqlite.rows import compact, headers_from, millis, moment, moment_if_sound
 from relay.store.sqlite.transaction import Transaction, marks, slices
 from relay.store.sqlite.writer import Writer
 
@@ -329,7 +329,7 @@ def _refusal_row(refusal: RefusedRequest) -> tuple[Any, ...]:
         _storable(refusal.reason),
         _storable(refusal.detail),
         None if refusal.size is None else min(refusal.size, LARGEST),
-        json.dumps(refusal.headers, separators=(",", ":")),
+        compact(refusal.headers),
     )
 
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from relay.model import ENDED, DeliveryState, Route
 from relay.rules.routing import targets_of
 from relay.store.replays import DISCARDED, NOT_CONFIGURED, Destinations, Replayable, ReplayedEvent
-from relay.store.sqlite.rows import millis
+from relay.store.sqlite.rows import compact, millis
 from relay.store.sqlite.transaction import Transaction, marks, slices
 
 DISCARD = 1000
@@ -145,5 +145,5 @@ def _named(row: tuple[int, bytes, bytes]) -> tuple[int, str, str]:
 def _remember_routes(tx: Transaction, seq: int, routes: Sequence[Route]) -> None:
     """The event that nobody wanted is wanted now, and by whom."""
     if routes:
-        names = json.dumps([route.name for route in routes], separators=(",", ":"))
+        names = compact([route.name for route in routes])
         tx.db.execute("INSERT OR REPLACE INTO rerouted (event_seq, routes) VALUES (?, ?)", (seq, names))

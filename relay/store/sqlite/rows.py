@@ -11,6 +11,9 @@ from relay.model import DisabledBy, Event, Headers, TargetHealth, TargetState
 
 Row = tuple[Any, ...]
 
+compact = json.JSONEncoder(separators=(",", ":")).encode
+"""JSON as columns hold it. Made once: `json.dumps` makes an encoder a call where the separators are not its own."""
+
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
@@ -64,11 +67,11 @@ def event_row(seq: int, event: Event, dedupe: bytes | None, sha256: bytes) -> Ro
         int(event.verified),
         event.hops,
         dedupe,
-        json.dumps(event.headers, separators=(",", ":")),
+        compact(event.headers),
         len(event.body),
         sha256,
         event.body,
-        json.dumps(event.routes, separators=(",", ":")),
+        compact(event.routes),
     )
 
 
