@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
 
-import jmespath
-from jmespath.exceptions import JMESPathError
 from jmespath.functions import Functions
 
 from relay.config import values
 from relay.config.problems import Refused, quoted, suggestion
 from relay.model import Content
+from relay.rules.expressions import EVALUATION_FAULTS, NoExpression, compiled
 
 Namer = Callable[[Content], str | None]
 
@@ -27,11 +26,8 @@ LONGEST_TYPE = 200
 LONGEST_KEY = 200
 """Characters of a dedupe key that are kept as they are; a longer one is kept as its SHA-256."""
 
-_LONGEST_EXPRESSION = 1000
 _MOST_FIELDS = 1000
 _HEADER = "header:"
-_EVALUATION_FAULTS = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError)
-"""What jmespath is seen to raise on odd data; its own errors are ValueErrors."""
 
 
 def nameless(_content: Content) -> None:
@@ -86,7 +82,7 @@ class _Expression:
     def __call__(self, content: Content) -> str | None:
         try:
             return _rendered(self.compiled.search(self.document(content)))
-        except _EVALUATION_FAULTS:
+        except EVALUATION_FAULTS:
             return None
 
 
@@ -107,33 +103,14 @@ def _reader(rule: str, *, form: bool) -> Namer:
 
 
 def _compiled(rule: str) -> Any:
-    if len(rule) > _LONGEST_EXPRESSION:
-        raise Refused(f"expression longer than {_LONGEST_EXPRESSION} characters")
     try:
-        expression = jmespath.compile(rule)
-    except (JMESPathError, *_EVALUATION_FAULTS):
-        raise Refused(f"{values.shown(rule)} is not a JMESPath expression (header:NAME takes a header)") from None
-    _refuse_unknown_functions(expression.parsed)
-    return expression
-
-
-def _refuse_unknown_functions(node: Any) -> None:
-    """jmespath finds a wrong function only when it calls it, which is too late for us."""
-    known = Functions.FUNCTION_TABLE
-    pending = [node]
-    while pending:
-        node = pending.pop()
-        if not isinstance(node, dict):
-            continue
-        if node.get("type") == "function_expression":
-            name, given = node["value"], len(node["children"])
-            if name not in known:
-                raise Refused(f"unknown JMESPath function {quoted(name)}{suggestion(name, known)}")
-            signature = known[name]["signature"]
-            variadic = bool(signature) and signature[-1].get("variadic")
-            if given < len(signature) or (given > len(signature) and not variadic):
-                raise Refused(f"JMESPath function {quoted(name)} takes {len(signature)} arguments, found {given}")
-        pending.extend(node.get("children", ()))
+        return compiled(rule)
+    except NoExpression as error:
+        if error.unknown_function is not None:
+            near = suggestion(error.unknown_function, Functions.FUNCTION_TABLE)
+            raise Refused(f"unknown JMESPath function {quoted(error.unknown_function)}{near}") from None
+        is_no_path = "(header:NAME takes a header)" if error.is_syntax else ""
+        raise Refused(f"{values.shown(rule)} {error} {is_no_path}".rstrip() if is_no_path else str(error)) from None
 
 
 def _json(content: Content) -> Any:

@@ -17,6 +17,9 @@ from relay.model.delivering import (
     Claim as Claim,
 )
 from relay.model.delivering import (
+    Course as Course,
+)
+from relay.model.delivering import (
     Decision as Decision,
 )
 from relay.model.delivering import (
@@ -41,6 +44,9 @@ from relay.model.delivering import (
     RetryAt as RetryAt,
 )
 from relay.model.delivering import (
+    Skip as Skip,
+)
+from relay.model.delivering import (
     StatusSet as StatusSet,
 )
 from relay.model.delivering import (
@@ -54,6 +60,9 @@ from relay.model.delivering import (
 )
 from relay.model.delivering import (
     Turn as Turn,
+)
+from relay.model.delivering import (
+    Way as Way,
 )
 from relay.model.receiving import (
     NO_TYPE as NO_TYPE,

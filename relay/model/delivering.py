@@ -66,6 +66,8 @@ class OutcomeKind(StrEnum):
     GONE = "gone"
     UNPREPARED = "unprepared"
     INTERRUPTED = "interrupted"
+    SKIPPED = "skipped"
+    """Nothing was to be sent: no attempt at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,26 @@ class StatusSet:
 
     def __contains__(self, status: int) -> bool:
         return any(low <= status <= high for low, high in self.ranges)
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way by which an event may reach a target: through which route, what is fetched for it before, and which
+    conditions are still to be decided on what that brings."""
+
+    route: str
+    enricher: str | None = None
+    conditions: tuple[str, ...] = ()
+
+    @property
+    def is_plain(self) -> bool:
+        """Nothing is fetched and nothing is left to be decided."""
+        return self.enricher is None and not self.conditions
+
+
+Course = tuple[Way, ...]
+"""The ways of one delivery in the order of the routes, as they were decided when the event was received or replayed;
+the first whose conditions hold is taken, and where none does the delivery is skipped. Empty: it goes as it came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +167,7 @@ class Claim:
     """The body is large and left in the store; it is fetched when it is sent."""
     replayed: bool = False
     """The delivery was asked for again by hand."""
+    course: Course = ()
 
     @property
     def delivery_id(self) -> str:
@@ -172,7 +195,14 @@ class GiveUp:
     reason: str
 
 
-Decision = Done | RetryAt | GiveUp
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A condition on what was fetched said no: nothing is sent, kept with its reason."""
+
+    reason: str
+
+
+Decision = Done | RetryAt | GiveUp | Skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -226,6 +226,8 @@ class Event:
     dedupe_key: str | None = None
     routes: tuple[str, ...] = ()
     """Names of the routes that took it when it was received."""
+    failed_conditions: tuple[tuple[str, str], ...] = ()
+    """Routes, or `route > target`, whose conditions could not be evaluated on it and count as a no; each with why."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,158 @@
+"""What the YAML says of an event in JMESPath, and the view of an event that expressions and templates see.
+
+Law: total. An expression that fails on an event is a `Failed` with its reason, never an exception, for whoever wrote
+the expression is not whoever sends the event. What cannot parse was refused when the config was read.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import jmespath
+from jmespath.exceptions import JMESPathError
+from jmespath.functions import Functions
+
+from relay.model import Content, Event
+from relay.rules.forwarding import rfc3339
+
+LONGEST_EXPRESSION = 1000
+NOTHING_BROUGHT: Any = None
+"""`data` of an event for which nothing was fetched."""
+
+EVALUATION_FAULTS = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError)
+"""What jmespath is seen to raise on odd data; its own errors are ValueErrors."""
+
+View = Mapping[str, Any]
+"""`id`, `type`, `source`, `received_at`, `headers` in lower case, `body` (parsed JSON, or null) and `data`."""
+
+
+class NoExpression(ValueError):
+    """A text that is no expression; the message says why."""
+
+    def __init__(self, message: str, *, unknown_function: str | None = None, is_syntax: bool = False) -> None:
+        super().__init__(message)
+        self.unknown_function = unknown_function
+        self.is_syntax = is_syntax
+        """It is not JMESPath at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """An expression that could not be evaluated on an event."""
+
+    reason: str
+
+
+def view_of(event: Event, body: bytes, data: Any = NOTHING_BROUGHT) -> View:
+    """What expressions and templates see of an event; of a repeated header the first counts."""
+    headers: dict[str, str] = {}
+    for name, value in event.headers:
+        headers.setdefault(name.lower(), value)
+    return {
+        "id": event.id,
+        "type": event.type,
+        "source": event.source,
+        "received_at": rfc3339(event.received_at),
+        "headers": headers,
+        "body": Content(event.headers, body).json,
+        "data": data,
+    }
+
+
+def compiled(text: str) -> Any:
+    """An expression that can be evaluated.
+
+    Raises:
+        NoExpression: it does not parse, is too long, or calls a function that there is not.
+    """
+    if len(text) > LONGEST_EXPRESSION:
+        raise NoExpression(f"expression longer than {LONGEST_EXPRESSION} characters")
+    try:
+        expression = jmespath.compile(text)
+    except (JMESPathError, *EVALUATION_FAULTS):
+        raise NoExpression("is not a JMESPath expression", is_syntax=True) from None
+    _check_functions(expression.parsed)
+    return expression
+
+
+@lru_cache(maxsize=1024)
+def _expression(text: str) -> Any:
+    return compiled(text)
+
+
+def _check_functions(node: Any) -> None:
+    """jmespath finds a wrong function only when it calls it, which is too late for us."""
+    known = Functions.FUNCTION_TABLE
+    pending = [node]
+    while pending:
+        node = pending.pop()
+        if not isinstance(node, dict):
+            continue
+        if node.get("type") == "function_expression":
+            name, given = node["value"], len(node["children"])
+            if name not in known:
+                raise NoExpression(f'unknown JMESPath function "{name}"', unknown_function=name)
+            signature = known[name]["signature"]
+            variadic = bool(signature) and signature[-1].get("variadic")
+            if given < len(signature) or (given > len(signature) and not variadic):
+                raise NoExpression(f'JMESPath function "{name}" takes {len(signature)} arguments, found {given}')
+        pending.extend(node.get("children", ()))
+
+
+def found(text: str, document: Any) -> Any | Failed:
+    """What an expression finds in a document, None where nothing is there."""
+    try:
+        return _expression(text).search(document)
+    except EVALUATION_FAULTS as error:
+        return Failed(_words(error))
+
+
+def holds(text: str, view: View) -> bool | Failed:
+    """Whether a condition holds. As in JMESPath, null, false and what is empty do not."""
+    value = found(text, view)
+    if isinstance(value, Failed):
+        return value
+    return bool(value) or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _words(error: Exception) -> str:
+    """jmespath's own words without the values, which are the sender's."""
+    if isinstance(error, RecursionError):
+        return "the document is nested too deeply"
+    kind = type(error).__name__.removesuffix("Error")
+    function = getattr(error, "function_name", None)
+    return f"{function}() was given what it does not take" if function else f"failed on this event ({kind})"
+
+
+@lru_cache(maxsize=1024)
+def reads_data(text: str) -> bool:
+    """Whether an expression looks at `data`, so that it cannot be decided before that was fetched."""
+    return _reads(_expression(text).parsed, "data")
+
+
+def _reads(node: Mapping[str, Any], name: str) -> bool:
+    """Whether a node that is evaluated on the whole view reads a member of it, or the view as such."""
+    kind, children = node["type"], node.get("children", ())
+    match kind:
+        case "field":
+            return bool(node["value"] == name)
+        case "current":
+            return True
+        case "literal" | "expref":
+            return False
+        case "subexpression" | "pipe":
+            # what stands behind the first part is evaluated on what that has found
+            first, *rest = children
+            return _reads(rest[0], name) if first["type"] == "current" and rest else _reads(first, name)
+        case "index_expression" | "projection" | "value_projection" | "filter_projection" | "flatten":
+            return _reads(children[0], name)
+    return any(_reads(child, name) for child in children)
+
+
+def as_text(value: Any) -> str:
+    """A value as text: a string as it is, null as nothing, the rest as compact JSON."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
