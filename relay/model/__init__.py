@@ -11,6 +11,9 @@ from relay.model.delivering import (
     ENDED as ENDED,
 )
 from relay.model.delivering import (
+    OUTCOMES as OUTCOMES,
+)
+from relay.model.delivering import (
     TARGET_MOVES as TARGET_MOVES,
 )
 from relay.model.delivering import (

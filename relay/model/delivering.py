@@ -70,6 +70,10 @@ class OutcomeKind(StrEnum):
     """Nothing was to be sent: no attempt at all."""
 
 
+OUTCOMES = tuple(kind for kind in OutcomeKind if kind is not OutcomeKind.SKIPPED)
+"""What an attempt can come to."""
+
+
 @dataclass(frozen=True, slots=True)
 class StatusSet:
     """A set of HTTP status codes as ranges, both ends included."""

@@ -28,6 +28,7 @@ REMEMBERED_EVENTS = 16
 
 _COUNTS = frozenset({OutcomeKind.REFUSED, OutcomeKind.FAILED, OutcomeKind.UNREACHABLE})
 _SLOWS = frozenset({OutcomeKind.FAILED, OutcomeKind.UNREACHABLE})
+_TELLS_NOTHING = frozenset({OutcomeKind.INTERRUPTED, OutcomeKind.SKIPPED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def judge(
     """
     if outcome.kind is OutcomeKind.DELIVERED:
         return _succeeded(health, target, began_at, now)
-    if outcome.kind is OutcomeKind.INTERRUPTED:
+    if outcome.kind in _TELLS_NOTHING:
         return Keep(health)
     if outcome.kind is OutcomeKind.THROTTLED:
         return _throttled(health, outcome, claim, target, now, rng)

@@ -12,15 +12,13 @@ from tenacity import RetryCallState, Retrying, stop_after_attempt, wait_chain, w
 from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
-from relay.model import Claim, Decision, Done, GiveUp, Outcome, OutcomeKind, RetryAt, Turn
+from relay.model import Claim, Decision, Done, GiveUp, Outcome, OutcomeKind, RetryAt, Skip, Turn
 
 JITTER = 0.2
 """Share by which a wait may be shorter or longer, so that what failed together does not return together."""
 
 RETRY_AFTER_CAP = timedelta(hours=24)
 """No target may ask for a longer silence than this."""
-
-_SPENDS_NO_STEP = frozenset({OutcomeKind.GONE, OutcomeKind.INTERRUPTED, OutcomeKind.THROTTLED})
 
 
 @lru_cache(maxsize=1024)
@@ -67,7 +65,8 @@ def decide(
 ) -> Decision:
     """What follows for the delivery from one attempt's outcome.
 
-    A step is spent only by an ordinary try that found fault; probes, throttles, a 410 and our own stops spend none.
+    A step is spent only by an ordinary try that found fault; probes, throttles, a 410, our own stops and waits for
+    what is to be fetched first spend none.
     A spent schedule ends the delivery only when, by the time this attempt was claimed, the target had taken an
     attempt that began after the delivery's own first try: an outage alone ends nothing. The exception is the empty
     schedule, whose user asked for a single try, whatever comes of it: only our own stop is made up for.
@@ -79,11 +78,15 @@ def decide(
     """
     if outcome.kind is OutcomeKind.DELIVERED:
         return Done()
-    if not schedule and claim.turn is Turn.DUE and outcome.kind is not OutcomeKind.INTERRUPTED:
+    if outcome.kind is OutcomeKind.SKIPPED:
+        return Skip(outcome.reason)
+    if outcome.kind is OutcomeKind.INTERRUPTED:
+        return RetryAt(now + (outcome.retry_after or timedelta(0)), claim.step)
+    if not schedule and claim.turn is Turn.DUE:
         return GiveUp("single try failed: " + outcome.reason)
     if outcome.kind is OutcomeKind.THROTTLED:
         return RetryAt(now + throttle_wait(outcome, claim.step, schedule, rng), claim.step)
-    if outcome.kind in _SPENDS_NO_STEP or claim.turn is not Turn.DUE:
+    if outcome.kind is OutcomeKind.GONE or claim.turn is not Turn.DUE:
         return RetryAt(now, claim.step)
     if not is_spent(claim.step, schedule):
         return RetryAt(now + jittered(base_wait(claim.step, schedule), rng), claim.step + 1)

@@ -219,6 +219,13 @@ class Store(Protocol):
         """The body of an event, checked against its checksum; raises `StoreUnusable` where the event is damaged or
         gone, `StoreUnavailable` where it cannot be read now."""
 
+    async def brought(self, event_id: str, enricher: str) -> bytes | None:
+        """What an enricher has brought for an event, JSON, None where nothing is kept; raises `StoreUnavailable` where
+        it cannot be read now."""
+
+    async def keep_brought(self, event_id: str, enricher: str, data: bytes, *, now: datetime) -> None:
+        """Keep what was fetched for an event for as long as the event itself; for one that is gone nothing is kept."""
+
     async def backlog(self, targets: Sequence[str]) -> list[Backlog]:
         """The kept counts of these targets; costs the same whatever waits."""
 

@@ -24,7 +24,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from relay.model import DeliveryState, OutcomeKind
+from relay.model import OUTCOMES, DeliveryState, OutcomeKind
 
 RESULTS = ("accepted", "unrouted", "duplicate", "refused")
 """What became of a received event."""
@@ -163,7 +163,7 @@ class Metrics:
             self._last_event.labels(name).set_function(partial(self._heard_at, name))
         self._by_target = {name: (self._duration.labels(name), self._latency.labels(name)) for name in targets}
         self._by_result = {(name, one): self._events.labels(name, one) for name in sources for one in RESULTS}
-        self._by_outcome = {(name, one): self._attempts.labels(name, one) for name in targets for one in OutcomeKind}
+        self._by_outcome = {(name, one): self._attempts.labels(name, one) for name in targets for one in OUTCOMES}
         self._kept.targets = targets
 
     def _forget_source(self, source: str) -> None:
@@ -176,7 +176,7 @@ class Metrics:
     def _forget_target(self, target: str) -> None:
         self._duration.remove(target)
         self._latency.remove(target)
-        for outcome in OutcomeKind:
+        for outcome in OUTCOMES:
             self._attempts.remove(target, outcome)
 
     def watch(

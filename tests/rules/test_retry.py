@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.model import Claim, Done, Event, GiveUp, Outcome, OutcomeKind, RetryAt, Turn
+from relay.model import OUTCOMES, Claim, Done, Event, GiveUp, Outcome, OutcomeKind, RetryAt, Skip, Turn
 from relay.rules.retry import RETRY_AFTER_CAP, base_wait, decide, is_spent, jittered, throttle_wait
 
 NOW = datetime(2031, 1, 1, tzinfo=UTC)
@@ -16,7 +16,7 @@ SCHEDULE = (5 * SECOND, 30 * SECOND)
 EVENT = Event("evt_1", "shop", "order", NOW, (), b"{}")
 
 schedules = st.lists(st.integers(1, 200_000).map(lambda s: s * SECOND), max_size=12).map(tuple)
-kinds = st.sampled_from(OutcomeKind)
+kinds = st.sampled_from(OUTCOMES)
 
 
 def claim(step: int = 0, *, turn: Turn = Turn.DUE, first_try: int | None = None, took: int | None = None) -> Claim:
@@ -41,7 +41,7 @@ def decided(
     *,
     retry_after: timedelta | None = None,
     seed: int = 0,
-) -> Done | RetryAt | GiveUp:
+) -> Done | RetryAt | GiveUp | Skip:
     """What is decided of an attempt that began a second ago."""
     outcome = Outcome(kind, reason="why", retry_after=retry_after)
     return decide(outcome, of, schedule=schedule, began_at=NOW - SECOND, now=NOW, rng=Random(seed))
@@ -77,6 +77,21 @@ def test_what_is_delivered_is_done() -> None:
     assert decided(OutcomeKind.DELIVERED, claim(0)) == Done()
     assert decided(OutcomeKind.DELIVERED, claim(2, turn=Turn.PROBE)) == Done()
     assert decided(OutcomeKind.DELIVERED, claim(0), ()) == Done()
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, ()], ids=str)
+@pytest.mark.parametrize("turn", Turn)
+def test_what_a_condition_turned_away_is_skipped(turn: Turn, schedule: tuple[timedelta, ...]) -> None:
+    """A no that was decided on fetched data ends the delivery with its reason, whatever its step and turn."""
+    assert decided(OutcomeKind.SKIPPED, claim(1, turn=turn), schedule) == Skip("why")
+
+
+def test_what_must_wait_for_something_else_is_due_when_that_is() -> None:
+    """An interruption may say how long it will last; it still spends no step, not even the only one."""
+    later = Outcome(OutcomeKind.INTERRUPTED, reason="why", retry_after=timedelta(minutes=15))
+    for schedule in (SCHEDULE, ()):
+        found = decide(later, claim(0), schedule=schedule, began_at=NOW, now=NOW, rng=Random(0))
+        assert found == RetryAt(NOW + timedelta(minutes=15), 0)
 
 
 @pytest.mark.parametrize("turn", [Turn.PROBE, Turn.ARRIVAL])

@@ -204,6 +204,18 @@ class SqliteStore:
             raise StoreUnusable(f"the stored headers of event {event_id} are damaged") from None
         return bytes(body)
 
+    async def brought(self, event_id: str, enricher: str) -> bytes | None:
+        """See `Store.brought`."""
+        query = "SELECT data FROM brought WHERE event_seq = (SELECT seq FROM event WHERE id = ?) AND enricher = ?"
+        rows = await self._reading.rows(query, (event_id, enricher))
+        return bytes(rows[0][0]) if rows else None
+
+    async def keep_brought(self, event_id: str, enricher: str, data: bytes, *, now: datetime) -> None:
+        """See `Store.keep_brought`."""
+        insert = """INSERT OR REPLACE INTO brought (event_seq, enricher, fetched_at, data)
+            SELECT seq, ?, ?, ? FROM event WHERE id = ?"""
+        await self._writer.work(lambda tx: tx.db.execute(insert, (enricher, millis(now), data, event_id)).rowcount)
+
     async def backlog(self, targets: Sequence[str]) -> list[Backlog]:
         """See `Store.backlog`."""
         counts = self._writer.ledger.counts

@@ -21,6 +21,7 @@ from relay.model import (
     GiveUp,
     OutcomeKind,
     RetryAt,
+    Skip,
     TargetHealth,
     TargetState,
 )
@@ -113,13 +114,15 @@ def settle(tx: Transaction, settlements: Sequence[Settlement]) -> list[Settled]:
             tx.changes.health[claim.target] = ruling.health
         state, *row = _delivery_row(settlement, ruling)
         tx.changes.moved(claim.target, _IN_FLIGHT, state)
-        tx.changes.tell("target", claim.target, settlement.outcome.kind.value, settlement.ended_at)
+        is_attempt = not isinstance(ruling.decision, Skip)
+        if is_attempt:
+            attempts.append(_attempt_row(seq, settlement))
+            tx.changes.tell("target", claim.target, settlement.outcome.kind.value, settlement.ended_at)
         if state is DeliveryState.DEAD:
             tx.changes.tell("target", claim.target, state.value, settlement.ended_at)
         elif state is not _PENDING:
             tx.changes.done.add(seq)
-        updates.append((state.value, *row, seq, claim.target, claim.token))
-        attempts.append(_attempt_row(seq, settlement))
+        updates.append((state.value, *row, claim.attempt - (not is_attempt), seq, claim.target, claim.token))
         results.append(Settled(ruling, was_disabled=before.state is TargetState.DISABLED))
         if ruling.releases_held:  # what this batch settled before is held too, what follows is not
             tx.write(_SETTLE, updates)
@@ -133,11 +136,13 @@ def settle(tx: Transaction, settlements: Sequence[Settlement]) -> list[Settled]:
 
 
 _SETTLE = """WITH
-        settled (state, due_at, step, settled_at, outcome, status, reason, first_try_at, event_seq, target, claim)
+        settled (state, due_at, step, settled_at, outcome, status, reason, first_try_at, attempts, event_seq, target,
+            claim)
         AS (VALUES {rows})
     UPDATE delivery SET state = s.state, due_at = s.due_at, step = s.step, settled_at = s.settled_at,
         outcome = s.outcome, status = s.status, reason = s.reason,
-        first_try_at = coalesce(delivery.first_try_at, s.first_try_at), claim = NULL, lease_until = NULL
+        first_try_at = coalesce(delivery.first_try_at, s.first_try_at), attempts = s.attempts, claim = NULL,
+        lease_until = NULL
     FROM settled s
     WHERE delivery.event_seq = s.event_seq AND delivery.target = s.target AND delivery.claim = s.claim"""
 
@@ -168,11 +173,13 @@ def _delivery_row(settlement: Settlement, ruling: Ruling) -> tuple[Any, ...]:
             state, reason = DeliveryState.DELIVERED, None
         case GiveUp(reason=why):
             state, reason = DeliveryState.DEAD, why
+        case Skip(reason=why):
+            state, reason = DeliveryState.SKIPPED, why
         case RetryAt(at=at, step=next_step):
             state, step, settled_at = _PENDING, next_step, None
             if ruling.health.state is TargetState.ACTIVE:
                 due_at = millis(at)
-    tried = outcome.kind is not OutcomeKind.INTERRUPTED
+    tried = outcome.kind not in (OutcomeKind.INTERRUPTED, OutcomeKind.SKIPPED)
     first_try_at = millis(settlement.began_at) if tried else None
     return state, due_at, step, settled_at, outcome.kind.value, outcome.status, reason, first_try_at
 

@@ -56,7 +56,7 @@ def _delete(tx: Transaction, seqs: Sequence[int]) -> None:
         GROUP BY target, state"""
     for target, state, number in tx.db.execute(query, seqs).fetchall():
         tx.changes.moved(target, DeliveryState(state), None, number)
-    tables = (("attempt", "event_seq"), ("delivery", "event_seq"), ("rerouted", "event_seq"), ("event", "seq"))
-    for table, column in tables:
-        tx.db.execute(f"DELETE FROM {table} WHERE {column} {among}", seqs)
+    for table in ("attempt", "delivery", "rerouted", "brought"):
+        tx.db.execute(f"DELETE FROM {table} WHERE event_seq {among}", seqs)
+    tx.db.execute(f"DELETE FROM event WHERE seq {among}", seqs)
     tx.changes.erased.update(seqs)

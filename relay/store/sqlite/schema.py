@@ -10,6 +10,8 @@ after any one. `tally` counts what became of events and attempts, by minute and,
 Routes stand behind an event's body, where they are written once and read one by one; what a replay routes anew has a
 table of its own, because a change behind the body would write the body again.
 
+`brought` is what was fetched for an event, once for all its targets.
+
 Times are integers of milliseconds since 1970, UTC. Bodies stand last in their row and apart from the narrow rows of
 deliveries, so that claiming never reads past them. What waits is found by partial indexes alone: their size is that
 of the backlog, not of the history.
@@ -172,5 +174,14 @@ MIGRATIONS: tuple[str, ...] = (
         target TEXT NOT NULL,
         PRIMARY KEY (replay_seq, event_seq, target)
     ) WITHOUT ROWID;
+    """,
+    """
+    CREATE TABLE brought (
+        event_seq INTEGER NOT NULL REFERENCES event (seq),
+        enricher TEXT NOT NULL,
+        fetched_at INTEGER NOT NULL,
+        data BLOB NOT NULL
+    );
+    CREATE UNIQUE INDEX brought_of ON brought (event_seq, enricher);
     """,
 )
