@@ -67,6 +67,9 @@ from relay.model.delivering import (
 from relay.model.delivering import (
     Way as Way,
 )
+from relay.model.enriching import (
+    Enricher as Enricher,
+)
 from relay.model.receiving import (
     NO_TYPE as NO_TYPE,
 )
@@ -75,6 +78,9 @@ from relay.model.receiving import (
 )
 from relay.model.receiving import (
     ApiKeyCheck as ApiKeyCheck,
+)
+from relay.model.receiving import (
+    Asked as Asked,
 )
 from relay.model.receiving import (
     BasicCheck as BasicCheck,
@@ -99,6 +105,9 @@ from relay.model.receiving import (
 )
 from relay.model.receiving import (
     IPNetwork as IPNetwork,
+)
+from relay.model.receiving import (
+    Lookup as Lookup,
 )
 from relay.model.receiving import (
     NoCheck as NoCheck,
@@ -126,6 +135,12 @@ from relay.model.receiving import (
 )
 from relay.model.receiving import (
     StandardWebhooksCheck as StandardWebhooksCheck,
+)
+from relay.model.receiving import (
+    Throttle as Throttle,
+)
+from relay.model.receiving import (
+    Unasked as Unasked,
 )
 from relay.model.receiving import (
     VerifiedRequest as VerifiedRequest,

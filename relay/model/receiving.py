@@ -148,6 +148,54 @@ class Provider:
     """After so many answers other than 200 the sender may switch the URL off."""
     revival: str = ""
     """Where to switch the URL on again, and how to fetch what was missed."""
+    lookup: "Lookup | None" = None
+    """How its API is asked for what its webhook is about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is asked of a provider's API for one event: a path below its base URL, and a body where it is a POST."""
+
+    path: str
+    query: str = ""
+    body: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unasked:
+    """Why nothing can be asked for an event; for people."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Throttle:
+    """An answer that says 200 and means that there were too many."""
+
+    wait: timedelta
+    reason: str
+
+
+def _faultless(_document: Any) -> None:
+    """200 means what it says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """How a provider's own API is asked for what its webhook is about."""
+
+    base_url: str
+    ask: Callable[[Content, tuple[str, ...]], Asked | Unasked]
+    """From a webhook, and what the user wants included."""
+    take: str
+    """JMESPath of what counts in the answer."""
+    headers: Headers = ()
+    drop: tuple[str, ...] = ()
+    """Paths of what is never stored."""
+    includes: frozenset[str] = frozenset()
+    """What can be included; nothing where the API has no such choice."""
+    fault: Callable[[Any], Throttle | Unasked | None] = _faultless
+    """What an answer that says 200 means otherwise."""
 
 
 @dataclass(frozen=True, slots=True)

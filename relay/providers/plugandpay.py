@@ -9,10 +9,14 @@ Sources: help.plugandpay.com, article 3083761, "Webhooks"; public integrations.
 """
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import quote, urlencode
 
-from relay.model import Content, HmacCheck, Provider, Sample
+from relay.model import Asked, Content, HmacCheck, Lookup, Provider, Sample, Unasked
 
 _LONGEST = 200
 """Characters of a type that are believed to be one."""
@@ -22,14 +26,19 @@ _WHERE_THE_KEY_IS = "the webhook key is shown in Plug&Pay under Settings > Devel
 
 def event_type(content: Content) -> str | None:
     """`trigger_type`, nested under `event` as it is seen on the wire, else at the top as the help page lists it."""
+    trigger = _member(content, "trigger_type")
+    if isinstance(trigger, str) and 0 < len(trigger) <= _LONGEST and trigger.isprintable():
+        return trigger
+    return None
+
+
+def _member(content: Content, name: str) -> Any:
+    """A member of the trigger, wherever it stands; None where it is nowhere."""
     body = content.json
     if not isinstance(body, dict):
         return None
-    for place in (body.get("event"), body):
-        trigger = place.get("trigger_type") if isinstance(place, dict) else None
-        if isinstance(trigger, str) and 0 < len(trigger) <= _LONGEST and trigger.isprintable():
-            return trigger
-    return None
+    places = (place for place in (body.get("event"), body) if isinstance(place, dict))
+    return next((place[name] for place in places if name in place), None)
 
 
 def dedupe_key(content: Content) -> str:
@@ -54,6 +63,61 @@ def _sample(now: datetime, serial: int) -> bytes:
     return json.dumps(body, separators=(",", ":")).encode()
 
 
+_OBJECTS: Mapping[str, tuple[str, frozenset[str], tuple[str, ...]]] = MappingProxyType(
+    {
+        "order": (
+            "/v2/orders/",
+            frozenset({"billing", "comments", "discounts", "items", "payment", "tags", "taxes"}),
+            ("billing", "items", "payment"),
+        ),
+        "subscription": (
+            "/v2/subscriptions/",
+            frozenset({"billing", "meta", "pricing", "product", "tags", "trial"}),
+            ("billing", "pricing", "product"),
+        ),
+        "affiliate": (
+            "/v2/affiliates/sellers/",
+            frozenset({"address", "contact", "payout_methods", "payout_options", "profile", "statistics"}),
+            ("contact", "profile"),
+        ),
+    }
+)
+"""By what was triggered: where the API has it, what it can include, and what is included where the YAML is silent."""
+
+_NAMES = MappingProxyType(
+    {"orders": "order", "subscriptions": "subscription", "affiliates": "affiliate", "seller": "affiliate"}
+)
+"""The help page says `orders` and `order` of the same."""
+
+
+def ask(content: Content, include: tuple[str, ...]) -> Asked | Unasked:
+    """The object that a webhook is about: it carries an id alone.
+
+    Source: the vendor's PHP client, its services for orders, subscriptions and sellers.
+    """
+    kind, number = _member(content, "triggerable_type"), _member(content, "triggerable_id")
+    if not isinstance(kind, str) or isinstance(number, bool) or not isinstance(number, int | str) or number == "":
+        return Unasked("the webhook has no triggerable_type and triggerable_id")
+    found = _OBJECTS.get(_NAMES.get(kind.lower(), kind.lower()))
+    if found is None:
+        return Unasked(f"the API is known for {', '.join(_OBJECTS)}, and this triggerable_type is another")
+    if str(number).strip(".") == "":
+        return Unasked("the triggerable_id is no id")
+    path, known, usual = found
+    wanted = tuple(name for name in include if name in known) if include else usual
+    query = urlencode({"include": ",".join(wanted)}, safe=",") if wanted else ""
+    return Asked(path + quote(str(number), safe=""), query)
+
+
+_LOOKUP = Lookup(
+    base_url="https://api.plugandpay.com",
+    ask=ask,
+    take="data",
+    headers=(("Accept", "application/json"), ("User-Agent", "CustomApiCall/2")),
+    includes=frozenset[str]().union(*(known for _, known, _ in _OBJECTS.values())),
+)
+"""Without these headers the API redirects, or turns the call away."""
+
 PROVIDER = Provider(
     name="plugandpay",
     title="Plug&Pay",
@@ -62,4 +126,5 @@ PROVIDER = Provider(
     dedupe_key=dedupe_key,
     sample=Sample(content_type="application/json", body=_sample),
     secret_hint=_WHERE_THE_KEY_IS,
+    lookup=_LOOKUP,
 )

@@ -8,10 +8,10 @@ Sources: help-plum.xoxoday.com, API guide, "Implementing webhooks" and "Securing
 """
 
 import json
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from relay.model import ApiKeyCheck, Content, Provider, Sample
+from relay.model import ApiKeyCheck, Asked, Content, Lookup, Provider, Sample, Throttle, Unasked
 
 _LONGEST = 200
 """Characters of a type or an id that are believed to be one."""
@@ -86,6 +86,52 @@ def _sample(now: datetime, serial: int) -> bytes:
     return json.dumps(body, separators=(",", ":")).encode()
 
 
+_QUERY = "plumProAPI.mutation.getOrderDetails"
+_PENALTY = timedelta(seconds=60)
+"""What the API asks for once its limit of 200 calls a minute is passed."""
+
+
+def ask(content: Content, _include: tuple[str, ...]) -> Asked | Unasked:
+    """The details of the order that a webhook is about. `sendMailToReceiver` is 0: a 1 would send its mail again.
+
+    Source: the vendor's API guide, Get Order Details.
+    """
+    data = _member(content.json, "data")
+    order, number = _member(data, "orderId"), _member(data, "poNumber")
+    if _exact(order) is None or order == 0:
+        order = None
+    if not isinstance(number, str) or not number or order is not None:
+        number = None
+    if order is None and number is None:
+        return Unasked("the webhook has neither data.orderId nor data.poNumber")
+    wanted = {"poNumber": number, "orderId": order, "sendMailToReceiver": 0}
+    body = {"query": _QUERY, "tag": "plumProAPI", "variables": {"data": wanted}}
+    return Asked("/chef/v1/oauth/api", body=json.dumps(body, separators=(",", ":")).encode())
+
+
+def fault(document: Any) -> Throttle | Unasked | None:
+    """The API says 200 and lists its errors in the body."""
+    errors = _member(document, "errors")
+    if not errors or not isinstance(errors, list):
+        return None
+    if any(_member(error, "message") == "auth.request_limit_exceeded" for error in errors):
+        asked = next((_member(error, "penaltySeconds") for error in errors if _member(error, "penaltySeconds")), None)
+        seconds = asked if isinstance(asked, int) and 0 < asked <= 3600 else None
+        wait = _PENALTY if seconds is None else timedelta(seconds=seconds)
+        return Throttle(wait, "the API's limit of calls was passed")
+    return Unasked("the API answered with errors; is the order one of this account, and placed through its API?")
+
+
+_LOOKUP = Lookup(
+    base_url="https://accounts.xoxoday.com",
+    ask=ask,
+    take="data.getOrderDetails.data",
+    headers=(("Accept", "application/json"), ("Content-Type", "application/json")),
+    drop=("vouchers", "*.vouchers", "[].vouchers"),
+    fault=fault,
+)
+"""The answer holds the voucher codes and PINs themselves, which are money: they are never stored."""
+
 PROVIDER = Provider(
     name="xoxoday",
     title="Xoxoday Plum",
@@ -96,6 +142,7 @@ PROVIDER = Provider(
     secret_format=_USUAL_KEY,
     secret_hint=_HOW_TO_SET_A_KEY,
     gives_up_after=3,
+    lookup=_LOOKUP,
     revival=(
         "Xoxoday may have switched the webhook URL off after three failures: enable it again in the Xoxoday dashboard "
         "(Settings > API), then fetch what was missed with the API's getOrderHistory call (startDate, endDate)"

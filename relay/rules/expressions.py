@@ -13,6 +13,7 @@ from typing import Any
 import jmespath
 from jmespath.exceptions import JMESPathError
 from jmespath.functions import Functions
+from jmespath.visitor import TreeInterpreter
 
 from relay.model import Content, Event
 from relay.rules.forwarding import rfc3339
@@ -23,6 +24,8 @@ NOTHING_BROUGHT: Any = None
 
 EVALUATION_FAULTS = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError)
 """What jmespath is seen to raise on odd data; its own errors are ValueErrors."""
+
+_INTERPRETER = TreeInterpreter()
 
 View = Mapping[str, Any]
 """`id`, `type`, `source`, `received_at`, `headers` in lower case, `body` (parsed JSON, or null) and `data`."""
@@ -156,3 +159,12 @@ def as_text(value: Any) -> str:
     if value is None or isinstance(value, str):
         return value or ""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def is_chosen(condition: Any, element: Any) -> bool:
+    """Whether the parsed condition of a filter chooses an element; one that cannot be evaluated on it does: it is asked
+    what is to be removed, and a doubt must not keep a secret."""
+    try:
+        return bool(_INTERPRETER.visit(condition, element))
+    except EVALUATION_FAULTS:
+        return True

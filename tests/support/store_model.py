@@ -16,6 +16,7 @@ from relay.model import (
     Outcome,
     OutcomeKind,
     RetryAt,
+    Skip,
     Target,
     TargetHealth,
     TargetState,
@@ -30,7 +31,7 @@ MILLISECOND = timedelta(milliseconds=1)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 OWN_FAULTS = frozenset({OutcomeKind.REFUSED, OutcomeKind.FAILED, OutcomeKind.UNREACHABLE, OutcomeKind.UNPREPARED})
 UNENDED = frozenset(DeliveryState) - ENDED
-NO_TRY = frozenset({OutcomeKind.INTERRUPTED})
+NO_TRY = frozenset({OutcomeKind.INTERRUPTED, OutcomeKind.SKIPPED})
 
 TARGETS = {
     target.name: target
@@ -200,8 +201,11 @@ class Model:
         assert asked.before == before, "the rule was shown another health than is stored"
         assert settled.was_disabled == (before.state is TargetState.DISABLED)
         one = self.of(claim)
-        one.recorded.append((claim.attempt, asked.outcome.kind.value))
-        one.last_began = ms(asked.began_at)
+        if asked.outcome.kind is OutcomeKind.SKIPPED:
+            one.attempts -= 1  # nothing was sent, and nothing is on record
+        else:
+            one.recorded.append((claim.attempt, asked.outcome.kind.value))
+            one.last_began = ms(asked.began_at)
         if asked.outcome.kind not in NO_TRY and one.first_try is None:
             one.first_try = ms(asked.began_at)
         self._decided(one, asked, ruling, now)
@@ -220,6 +224,10 @@ class Model:
             case GiveUp(reason=reason):
                 self._may_die(one, claim, outcome)
                 one.move(DeliveryState.DEAD)
+                one.reason, one.settled = reason, ms(now)
+            case Skip(reason=reason):
+                assert outcome.kind is OutcomeKind.SKIPPED
+                one.move(DeliveryState.SKIPPED)
                 one.reason, one.settled = reason, ms(now)
             case RetryAt(at=at, step=step):
                 one.move(DeliveryState.PENDING)
