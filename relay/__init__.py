@@ -22,6 +22,7 @@ The map. Imports point down only, siblings on a floor do not import each other, 
 | 4 | `listener` | A listening socket with our limits around aiohttp's server. |
 | 4 | `delivery/` dispatcher, lane, carrying | Claims due deliveries and carries each through send, decide and settle. |
 | 4 | `delivery/replayer` | Carries the stored replays at their rates. |
+| 3 | `delivery/limits` | Owns the rates that targets and their groups share, and the queue for each. |
 | 3 | `delivery/` sender, wire, deadlines, egress | Each does a part of an attempt; none raises for what a target did. |
 | 3 | `store/` | The storage port: the verbs, what each guarantees, its errors. |
 | 3 | `store/sqlite/` | The verbs in SQL; the only SQL in the package. |

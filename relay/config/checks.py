@@ -5,10 +5,11 @@ import os
 import resource
 import stat
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from relay.config import certificates, keys, sources, targets, values
+from relay.config import certificates, groups, keys, sources, targets, values
 from relay.config.fingerprints import fingerprint_of
 from relay.config.problems import KeyPath, Refused, Report, quoted
 from relay.config.schema import DocumentSection, EgressSection, ServerSection, StoreSection
@@ -195,7 +196,8 @@ def _targets(document: DocumentSection, egress: EgressPolicy, listen: Address, r
         targets.target(name, section, egress=egress, listen=listen, report=report)
         for name, section in document.targets.items()
     )
-    return tuple(target for target in built if target is not None)
+    rates = groups.rates(document.targets, report)
+    return tuple(replace(one, rate=rates.get(one.limit_group or "", one.rate)) for one in built if one is not None)
 
 
 def _names(plain: Mapping[str, Any], key: str) -> Collection[str]:

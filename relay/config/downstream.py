@@ -6,10 +6,12 @@ from pydantic import BeforeValidator
 
 from relay.config import values
 from relay.config.fields import (
+    Flag,
     HeaderNames,
     HeaderValue,
     OneOrMore,
     Parsed,
+    RateLimit,
     Section,
     Statuses,
     Text,
@@ -67,9 +69,7 @@ class ProbeSection(Section):
 class TargetSection(Section):
     """A downstream URL with its policy."""
 
-    later: ClassVar[frozenset[str]] = frozenset(
-        {"auth", "body", "format", "limit_group", "ordered", "proxy", "rate", "sign", "success_when", "tls"}
-    )
+    later: ClassVar[frozenset[str]] = frozenset({"auth", "body", "format", "proxy", "sign", "success_when", "tls"})
     url: Text = setting(description="Absolute http or https URL")
     headers: dict[str, HeaderValue] = setting(default={}, description="Headers added to each request")
     timeout: Timeout = setting(default="15s", description="For a whole attempt, 100ms to 10m")
@@ -90,6 +90,13 @@ class TargetSection(Section):
         default=[], description="Received headers to send on that are left out by default"
     )
     strip_headers: HeaderNames = setting(default=[], description="Received headers to leave out")
+    rate: RateLimit | None = setting(
+        default=None, description="Requests of all kinds in a span, 1/s or 150/5m; the others wait"
+    )
+    limit_group: Annotated[str, Parsed(values.name)] | None = setting(
+        default=None, description="Targets of one group share one rate"
+    )
+    ordered: Flag = setting(default=False, description="One at a time, by arrival; a failing event holds back the rest")
 
 
 class MatchSection(Section):

@@ -27,6 +27,10 @@ def target(
     headers = _headers(section.headers, (*path, "headers"), report)
     _check_header_lists(section, path, report)
     _check_statuses(section, path, report)
+    if section.ordered and "concurrency" in section.model_fields_set and section.concurrency > 1:
+        report.refuse((*path, "concurrency"), "an ordered target gets one event at a time; remove it or write 1")
+    if section.limit_group is not None and not values.NAME.fullmatch(section.limit_group):
+        report.refuse((*path, "limit_group"), f"the name of a group must match {values.NAME.pattern}")
     probe = None if report.is_broken((*path, "probe")) else section.probe
     if probe is not None and probe.first > probe.max:
         first, longest = duration_text(probe.first), duration_text(probe.max)
@@ -43,7 +47,7 @@ def target(
         url=url.url,
         headers=headers,
         timeout=section.timeout,
-        concurrency=section.concurrency,
+        concurrency=1 if section.ordered else section.concurrency,
         schedule=tuple(section.retry.schedule),
         disable_after=section.disable_after,
         probe_first=section.probe.first if section.probe else None,
@@ -52,6 +56,9 @@ def target(
         refusals=section.refusals,
         forward_headers=frozenset(map(str.lower, section.forward_headers)),
         strip_headers=frozenset(map(str.lower, section.strip_headers)),
+        rate=section.rate,
+        limit_group=section.limit_group,
+        ordered=section.ordered,
     )
 
 

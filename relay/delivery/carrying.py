@@ -262,13 +262,15 @@ class Carrier:
     ) -> Callable[[TargetHealth], Ruling]:
         def rule(health: TargetHealth) -> Ruling:
             now, target = self._now(), self.target
+            decision = decide(outcome, claim, schedule=target.schedule, began_at=began_at, now=now, rng=self._rng)
             is_news = sent_to is target or _is_alike(sent_to, target)
             verdict = (
-                judge(health, outcome, claim, target=target, began_at=began_at, now=now, rng=self._rng)
+                judge(
+                    health, outcome, claim, target=target, began_at=began_at, now=now, rng=self._rng, decision=decision
+                )
                 if is_news
                 else Keep(health)
             )
-            decision = decide(outcome, claim, schedule=target.schedule, began_at=began_at, now=now, rng=self._rng)
             return Ruling(decision, verdict.health, releases_held=isinstance(verdict, Enable))
 
         return rule

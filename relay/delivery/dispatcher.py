@@ -15,6 +15,7 @@ from typing import Protocol
 
 from relay.delivery.carrying import Observer, SendsOne
 from relay.delivery.lane import Lane
+from relay.delivery.limits import Limits
 from relay.model import RELAY, Claim, Event, Outcome, Target, TargetHealth, TargetState
 from relay.rules.health import Enable, at_start, disabled_by_hand, enabled_by_hand
 from relay.store import Store, StoreUnavailable
@@ -66,6 +67,7 @@ class Dispatcher:
         self._supervisor = supervisor
         self._now = now
         self._rng = rng
+        self._limits = Limits()
         self._lanes: dict[str, Lane] = {}
         self._leaving: dict[str, tuple[Lane, asyncio.Task[None]]] = {}
         self._loops: dict[str, asyncio.Task[None]] = {}
@@ -159,12 +161,13 @@ class Dispatcher:
     def _open_lane(self, target: Target, sender: SendsOne, health: TargetHealth | None) -> None:
         """Deliver to a target, in its old lane where it has one; without `health` that is what the lane knows."""
         name = target.name
+        share = self._limits.share(target, self._now())
         lane = self._lanes.get(name)
         if lane is None and name in self._leaving:
             lane, drain = self._leaving.pop(name)
             drain.cancel()
         if lane is not None:
-            lane.change(target, sender, health or lane.health)
+            lane.change(target, sender, health or lane.health, share)
         else:
             lane = Lane(
                 target,
@@ -172,6 +175,7 @@ class Dispatcher:
                 sender,
                 self._observer,
                 health=health or TargetHealth(name),
+                share=share,
                 now=self._now,
                 rng=self._rng,
             )
@@ -266,7 +270,10 @@ class Dispatcher:
             StoreUnavailable: it cannot be read now.
         """
         idle = [name for name, lane in self._lanes.items() if lane.idle_for(STALE_BEAT)]
-        return await self._store.archive.overdue(idle, self._now() - STALE_BEAT) if idle else frozenset()
+        if not idle:
+            return frozenset()
+        ordered = [name for name in idle if self._lanes[name].target.ordered]
+        return await self._store.archive.overdue(idle, self._now() - STALE_BEAT, ordered=ordered)
 
     def failing(self) -> bool:
         """Whether a loop has failed within the last minute."""

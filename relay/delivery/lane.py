@@ -2,7 +2,8 @@
 
 Law: the due query is the truth and a wake-up is only a hint; what may begin is asked of `permit` each time, on the
 health that the last settlement has stored. Claims are made ahead while a target is well, so that neither claiming nor
-settling holds up a slot, and are given back unused as soon as it is not.
+settling holds up a slot, and are given back unused as soon as it is not; never further ahead than the target's rate
+allows, and never at an ordered target. An attempt takes the token of its rate when it begins, and at no other time.
 """
 
 import asyncio
@@ -12,9 +13,10 @@ from datetime import datetime, timedelta
 from random import Random
 
 from relay.delivery.carrying import LAST_WORDS, Carrier, Observer, SendsOne
+from relay.delivery.limits import Share
 from relay.delivery.sender import Sent
 from relay.model import Claim, Target, TargetHealth, TargetState, Turn
-from relay.rules.health import Go, Permit, Wait, permit
+from relay.rules.health import Go, Permit, permit
 from relay.store import Settled, Store, StoreUnavailable
 
 LEASE_MARGIN = timedelta(seconds=10)
@@ -25,6 +27,12 @@ WINDOW = 256
 """Most claims made ahead of the slots: half as many again as were used since the last, so none where nobody answers."""
 UNSETTLED = 1000
 """Attempts that may wait for the store to record them before no more are begun."""
+SPAN_AHEAD = timedelta(seconds=10)
+"""Claims are made no sooner before their rate lets them begin: well within `AHEAD`, so that they do not go stale."""
+FIRST_AHEAD = timedelta(milliseconds=250)
+"""The same for the one claim of an ordered target: an earlier event that is replayed meanwhile comes before it."""
+NAP = timedelta(milliseconds=5)
+"""Who waits for the rate sleeps so long at least; what comes free meanwhile is not lost."""
 LOOK_AGAIN = timedelta(seconds=10)
 """However quiet it is, the store is asked so often."""
 BREATH = timedelta(seconds=1)
@@ -42,11 +50,14 @@ class Lane:
         observer: Observer,
         *,
         health: TargetHealth,
+        share: Share | None,
         now: Callable[[], datetime],
         rng: Random,
     ) -> None:
+        """`share` is the target's part in its rate, None where it asks for none."""
         self.beat = self._begun_at = asyncio.get_running_loop().time()
         self._store = store
+        self._share = share
         self._now = now
         self._carrier = Carrier(target, store, sender, observer, health=health, now=now, rng=rng, owner=self)
         self._loop = asyncio.get_running_loop()
@@ -60,6 +71,7 @@ class Lane:
         self._due_at: datetime | None = now()
         self._asked_at = now()
         self._paused_until: datetime | None = None
+        self._rate_at: datetime | None = None
         self._draining = False
         self._broken: BaseException | None = None
 
@@ -79,7 +91,10 @@ class Lane:
         return self._carrier.alive
 
     async def try_out(self, claim: Claim, body: bytes) -> Sent:
-        """Send once for a claim that no delivery stands behind; nothing is recorded."""
+        """Send once for a claim that no delivery stands behind; nothing is recorded. It does not wait for the target's
+        rate, but what follows does."""
+        if self._share is not None:
+            self._share.overdraw(self._now())
         return await self._carrier.try_out(claim, body)
 
     def idle_for(self, span: timedelta) -> bool:
@@ -88,7 +103,8 @@ class Lane:
             return False
         health, now = self._carrier.health, self._now()
         is_active = health.state is TargetState.ACTIVE and (health.since is None or now - health.since >= span)
-        return is_active and isinstance(self._permit(now), Go)
+        is_rated = self._share is not None and self._share.wait(now - span) > timedelta(0)
+        return is_active and not is_rated and isinstance(self._permit(now), Go)
 
     def wake(self) -> None:
         """Something has become due."""
@@ -103,11 +119,13 @@ class Lane:
         self._at_once = False
         self.wake()
 
-    def change(self, target: Target, sender: SendsOne, health: TargetHealth) -> None:
+    def change(self, target: Target, sender: SendsOne, health: TargetHealth, share: Share | None) -> None:
         """Go on with another config of the same target, and with its health as stored under that; also where the lane
         was draining. What is under way counts on and ends with what it began with."""
         self._carrier.change(target, sender)
         self._carrier.health = health
+        self._step_aside(self._now())
+        self._share = share
         self._draining = False
         self.wake()
 
@@ -127,6 +145,7 @@ class Lane:
         """Begin nothing more, let what is under way finish within `patience`, interrupt the rest and record it. May be
         cancelled where `change` takes the lane up again."""
         self._draining = True
+        self._step_aside(self._now())
         self._changed.set()
         if self._fetch is not None:
             await asyncio.wait([self._fetch], timeout=LAST_WORDS.total_seconds())
@@ -137,22 +156,27 @@ class Lane:
         """Begin what may begin, fetch what can be had, and say how long nothing will change by itself."""
         now = self._now()
         if self._paused_until is not None and now < self._paused_until:
+            self._step_aside(now)
             return self._paused_until - now
         if not self._store.condition().writable or self._carrier.busy > UNSETTLED:
+            self._step_aside(now)
             return BREATH
+        self._rate_at = None
         allowed = self._permit(now)
-        if isinstance(allowed, Go) and allowed.turn is Turn.DUE:
-            self._begin_ready(allowed.count, now)
-            allowed = self._permit(now)
-        if self.flows(now):
-            self._top_up(now)
-            return self._until(None, now)
-        if isinstance(allowed, Wait) or allowed.turn is not Turn.DUE:
-            self._give_back()
         if isinstance(allowed, Go):
+            self._begin_ready(allowed, now)
+            allowed = self._permit(now)
+        flows = self.flows(now)
+        turn = Turn.DUE if flows else getattr(allowed, "turn", None)
+        if self._ready and not (self._ready[0].turn is self._ready[-1].turn is turn and self._is_soon(now)):
+            self._give_back()
+        if flows:
+            self._top_up(now)
+        elif isinstance(allowed, Go):
             self._fetch_some(allowed.count - len(self._ready), allowed.turn, now)
-            return self._until(None, now)
-        return self._until(allowed.until, now)
+        if not (isinstance(allowed, Go) and (self._ready or self._fetch or self._is_due(now))):
+            self._step_aside(now)
+        return self._until(None if flows or isinstance(allowed, Go) else allowed.until, now)
 
     def _permit(self, now: datetime) -> Permit:
         return permit(
@@ -162,24 +186,62 @@ class Lane:
             at_once=self._at_once,
             arrivals=self._arrivals and not self._carrier.arrival_under_way,
             now=now,
+            ordered=self.target.ordered,
         )
 
     def _until(self, permitted: datetime | None, now: datetime) -> timedelta:
         waits = [at - now for at in (permitted, self._due_at) if at is not None and at > now]
+        if self._rate_at is not None:
+            waits.append(max(NAP, self._rate_at - now))
         return min([LOOK_AGAIN, *waits])
 
-    def _begin_ready(self, count: int, now: datetime) -> None:
+    def _begin_ready(self, allowed: Go, now: datetime) -> None:
         latest = now + self.target.timeout + LEASE_MARGIN
+        count = allowed.count
         stale: list[Claim] = []
-        while self._ready and count > 0:
-            claim = self._ready.popleft()
-            if claim.lease_until < latest:
-                stale.append(claim)
+        while self._ready and count > 0 and self._ready[0].turn is allowed.turn:
+            if self._ready[0].lease_until < latest:
+                stale.append(self._ready.popleft())
                 continue
-            self._begin(claim)
+            if not self._has_token(now):
+                break
+            self._begin(self._ready.popleft())
             count -= 1
         if stale:
             self._carrier.give_back(stale)
+            self._due_at = now
+
+    def _has_token(self, now: datetime) -> bool:
+        """Take the token of an attempt that begins at once, or a place in the queue for it."""
+        wait = None if self._share is None else self._share.take(now, self._changed.set)
+        self._rate_at = None if wait is None else now + wait
+        return wait is None
+
+    def _span_ahead(self) -> timedelta:
+        return FIRST_AHEAD if self.target.ordered else SPAN_AHEAD
+
+    def _is_soon(self, now: datetime) -> bool:
+        """Whether what is claimed can begin before it goes stale."""
+        return self._share is None or self._share.wait(now) <= self._span_ahead()
+
+    def _affordable(self, now: datetime) -> int:
+        """Claims that can begin at the target's rate before they go stale."""
+        if self._share is None:
+            return WINDOW + self.target.concurrency
+        span = self._span_ahead()
+        wait = self._share.wait(now)
+        if wait <= span:
+            return self._share.ahead(now, span)
+        self._rate_at = now + wait - span
+        return 0
+
+    def _step_aside(self, now: datetime) -> None:
+        """Nothing is to begin now: the others of the group need not wait for this target."""
+        if self._share is not None:
+            self._share.leave(now)
+
+    def _is_due(self, now: datetime) -> bool:
+        return self._due_at is not None and self._due_at <= now
 
     def _top_up(self, now: datetime) -> None:
         free = max(0, self.target.concurrency - self._carrier.under_way)
@@ -191,7 +253,10 @@ class Lane:
         """Start a fetch, unless one is under way or nothing can be due."""
         if self._fetch is not None or limit <= 0:
             return
-        is_due = self._due_at is not None and self._due_at <= now
+        limit = min(limit, self._affordable(now) - len(self._ready))
+        if limit <= 0:
+            return
+        is_due = self._is_due(now)
         self._at_once = self._at_once and is_due
         if is_due or now - self._asked_at > LOOK_AGAIN:
             self._asked_at = now
@@ -233,15 +298,6 @@ class Lane:
         self._ready.extend(claims)
         if self._draining:
             self._give_back()
-        elif turn is not Turn.DUE:
-            self._begin_chosen(turn)
-
-    def _begin_chosen(self, turn: Turn) -> None:
-        """Begin the probe or arrival that was claimed, unless the target's state has changed meanwhile."""
-        allowed = self._permit(self._now())
-        if isinstance(allowed, Go) and allowed.turn is turn and self._ready:
-            self._begin(self._ready.popleft())
-        self._give_back()
 
     def _give_back(self) -> None:
         if self._ready:
@@ -256,7 +312,10 @@ class Lane:
         self._carrier.begin(claim)
 
     def flows(self, now: datetime) -> bool:
-        """Whether the target is well, so that claims may be made ahead."""
+        """Whether the target is well, so that claims may be made ahead; an ordered one takes what comes next only when
+        the one before is recorded."""
+        if self.target.ordered:
+            return False
         health = self._carrier.health
         throttled = health.throttled_until is not None and now < health.throttled_until
         return health.state is TargetState.ACTIVE and not health.paced and health.ramp is None and not throttled
@@ -267,7 +326,9 @@ class Lane:
         self._changed.set()
 
     def changed(self) -> None:
-        """Something has ended."""
+        """Something has ended: at an ordered target the next may be due."""
+        if self.target.ordered:
+            self._due_at = self._now()
         self._changed.set()
 
     def interrupted(self, at: datetime) -> None:

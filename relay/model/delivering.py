@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from relay.model.receiving import Event, Headers
+from relay.model.receiving import Event, Headers, Rate
 
 
 class DeliveryState(StrEnum):
@@ -125,6 +125,12 @@ class Target:
     refusals: StatusSet = StatusSet(((400, 400), (413, 413), (415, 415), (422, 422)))
     forward_headers: frozenset[str] = frozenset()
     strip_headers: frozenset[str] = frozenset()
+    rate: Rate | None = None
+    """Requests in a span, of all kinds; that of its group where it is in one."""
+    limit_group: str | None = None
+    """Targets of one group share one rate."""
+    ordered: bool = False
+    """One at a time, by arrival; what fails holds back what came after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +153,13 @@ class Turn(StrEnum):
     """Of a disabled target: the newest never tried, else the one tried longest ago."""
     ARRIVAL = "arrival"
     """Of a disabled target: the newest never tried that came after the disabling."""
+    FIRST = "first"
+    """Of an ordered target, disabled or not: the first by arrival, once it is due and nothing else is under way."""
+
+    @property
+    def spends_steps(self) -> bool:
+        """Whether a failed try brings the delivery nearer to its end."""
+        return self in (Turn.DUE, Turn.FIRST)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,11 @@ from random import Random
 
 from relay.model import (
     Claim,
+    Decision,
     DisabledBy,
     Outcome,
     OutcomeKind,
+    RetryAt,
     Target,
     TargetHealth,
     TargetState,
@@ -71,11 +73,13 @@ def judge(
     began_at: datetime,
     now: datetime,
     rng: Random,
+    decision: Decision | None = None,
 ) -> Verdict:
     """What follows for the target from one settled attempt.
 
     Args:
         health: as stored at this moment, inside the settling transaction.
+        decision: what follows for the delivery; only an ordered target is tried by what its first delivery waits for.
         began_at: when the attempt began, aware UTC.
         now: when it is recorded, aware UTC.
     """
@@ -84,13 +88,13 @@ def judge(
     if outcome.kind in _TELLS_NOTHING:
         return Keep(health)
     if outcome.kind is OutcomeKind.THROTTLED:
-        return _throttled(health, outcome, claim, target, now, rng)
+        return _throttled(health, outcome, claim, target, now, rng, decision)
     if outcome.kind is OutcomeKind.GONE:
         return _gone(health, outcome, now)
     if health.state is TargetState.DISABLED:
-        return Keep(_probe_failed(health, claim, target, now))
+        return Keep(_probe_failed(health, claim, target, now, rng, decision))
     if outcome.kind in _COUNTS and _is_counted(health, outcome, claim, began_at):
-        return _counted(health, outcome, claim, target, now, rng)
+        return _counted(health, outcome, claim, target, now, rng, decision)
     return Keep(health)
 
 
@@ -115,14 +119,20 @@ def _succeeded(health: TargetHealth, target: Target, began_at: datetime, now: da
 
 
 def _throttled(
-    health: TargetHealth, outcome: Outcome, claim: Claim, target: Target, now: datetime, rng: Random
+    health: TargetHealth,
+    outcome: Outcome,
+    claim: Claim,
+    target: Target,
+    now: datetime,
+    rng: Random,
+    decision: Decision | None,
 ) -> Verdict:
     until = now + throttle_wait(outcome, claim.step, target.schedule, rng)
     if health.throttled_until is not None:
         until = max(until, health.throttled_until)
     slowed = replace(health, throttled_until=until, paced=True)
     if health.state is TargetState.DISABLED:
-        failed = _probe_failed(slowed, claim, target, now)
+        failed = _probe_failed(slowed, claim, target, now, rng, decision)
         probe_at = failed.probe_at and max(failed.probe_at, until)
         return Keep(replace(failed, probe_at=probe_at))
     return Pace(slowed)
@@ -147,13 +157,29 @@ def _gone(health: TargetHealth, outcome: Outcome, now: datetime) -> Verdict:
     return Disable(gone)
 
 
-def _probe_failed(health: TargetHealth, claim: Claim, target: Target, now: datetime) -> TargetHealth:
+def _probe_failed(
+    health: TargetHealth, claim: Claim, target: Target, now: datetime, rng: Random, decision: Decision | None
+) -> TargetHealth:
+    if claim.turn is Turn.FIRST:
+        is_probed = target.ordered and health.probe_at is not None
+        return _first_waits(health, target, now, rng, decision) if is_probed else health
     if claim.turn is Turn.ARRIVAL:
         return replace(health, arrival_try=False)
     if claim.turn is not Turn.PROBE or health.probe_wait is None:
         return health
     wait = min(health.probe_wait * 2, target.probe_max)
     return replace(health, probe_wait=wait, probe_at=now + wait)
+
+
+def _first_waits(
+    health: TargetHealth, target: Target, now: datetime, rng: Random, decision: Decision | None
+) -> TargetHealth:
+    """A disabled ordered target after a failed try: the next is when the delivery's own schedule says. Where that has
+    ended, the next delivery waits as long as after any failure, or an outage would end one after the other at once."""
+    if isinstance(decision, RetryAt):
+        return replace(health, probe_at=decision.at, probe_wait=None, wait_until=None)
+    wait_until = now + jittered(failure_wait(health.failures or 1, target), rng)
+    return replace(health, probe_at=wait_until, probe_wait=None, wait_until=wait_until)
 
 
 def _is_counted(health: TargetHealth, outcome: Outcome, claim: Claim, began_at: datetime) -> bool:
@@ -168,7 +194,13 @@ def _is_counted(health: TargetHealth, outcome: Outcome, claim: Claim, began_at: 
 
 
 def _counted(
-    health: TargetHealth, outcome: Outcome, claim: Claim, target: Target, now: datetime, rng: Random
+    health: TargetHealth,
+    outcome: Outcome,
+    claim: Claim,
+    target: Target,
+    now: datetime,
+    rng: Random,
+    decision: Decision | None,
 ) -> Verdict:
     failures = health.failures + 1
     events = (*health.counted_events, claim.event.id)[-max(target.disable_after or 0, REMEMBERED_EVENTS) :]
@@ -193,9 +225,10 @@ def _counted(
         ramp=None,
         probe_wait=target.probe_first,
         probe_at=None if target.probe_first is None else now + target.probe_first,
-        arrival_try=target.probe_first is not None and len(set(events)) == 1,
+        arrival_try=target.probe_first is not None and len(set(events)) == 1 and not target.ordered,
     )
-    return Disable(disabled)
+    is_probed_in_order = target.ordered and target.probe_first is not None
+    return Disable(_first_waits(disabled, target, now, rng, decision) if is_probed_in_order else disabled)
 
 
 def failure_wait(failures: int, target: Target) -> timedelta:
@@ -262,7 +295,8 @@ def at_start(health: TargetHealth, target: Target, *, url_digest: str, settings_
 
     A changed `url`, `auth` or `headers` is followed by a probe at once, but for a target that is never to be probed; a
     new `url` also ends a disabling by 410, and an active target starts there without the count and throttle of the old.
-    A probe that today's config asks for and none is due gets its time; one that it forbids is dropped.
+    A probe that today's config asks for and none is due gets its time; one that it forbids is dropped. An ordered
+    target has no probes of its own pace (`probe_wait`): its first delivery is tried when that is due.
     """
     known = bool(health.url_digest)
     new_url = known and url_digest != health.url_digest
@@ -277,8 +311,13 @@ def at_start(health: TargetHealth, target: Target, *, url_digest: str, settings_
     if target.probe_first is None:
         return Keep(replace(health, probe_at=None, probe_wait=None, arrival_try=False))
     if changed:
-        return Keep(replace(health, probe_at=now, probe_wait=target.probe_first, throttled_until=None))
-    if health.probe_at is None:
+        wait = None if target.ordered else target.probe_first
+        return Keep(replace(health, probe_at=now, probe_wait=wait, throttled_until=None, wait_until=None))
+    if target.ordered:
+        is_due = health.probe_at is None or health.probe_wait is not None
+        probe_at = now if is_due else health.probe_at
+        return Keep(replace(health, probe_at=probe_at, probe_wait=None, arrival_try=False))
+    if health.probe_at is None or health.probe_wait is None:
         return Keep(replace(health, probe_at=now + target.probe_first, probe_wait=target.probe_first))
     latest = max(now + max(target.probe_max, target.probe_first), health.throttled_until or now)
     return Keep(replace(health, probe_at=min(health.probe_at, latest)))
@@ -303,34 +342,47 @@ Permit = Go | Wait
 
 
 def permit(
-    health: TargetHealth, *, concurrency: int, under_way: int, at_once: bool, arrivals: bool, now: datetime
+    health: TargetHealth,
+    *,
+    concurrency: int,
+    under_way: int,
+    at_once: bool,
+    arrivals: bool,
+    now: datetime,
+    ordered: bool = False,
 ) -> Permit:
     """How many attempts may begin at a target now.
 
     Args:
+        ordered: the target is served by arrival, one at a time whatever its concurrency.
         under_way: attempts begun and not settled, however old.
         at_once: a counted failure was recorded and its one immediate try, with another delivery, is still to be had.
         arrivals: an event came in for the target since it was disabled and has not been tried.
     """
+    if ordered and under_way:
+        return Wait()
     if health.state is TargetState.DISABLED:
-        return _probe_permit(health, under_way=under_way, arrivals=arrivals, now=now)
+        return _probe_permit(health, under_way=under_way, arrivals=arrivals, now=now, ordered=ordered)
     if health.throttled_until is not None and now < health.throttled_until:
         return Wait(health.throttled_until)
-    if not health.paced:
+    if not health.paced and not ordered:
         limit = concurrency if health.ramp is None else min(concurrency, health.ramp)
         return Go(limit - under_way) if under_way < limit else Wait()
     if under_way:
         return Wait()
-    if health.wait_until is not None and now < health.wait_until and not at_once:
+    if health.paced and health.wait_until is not None and now < health.wait_until and not at_once:
         return Wait(health.wait_until)
-    return Go(1)
+    return Go(1, Turn.FIRST if ordered else Turn.DUE)
 
 
-def _probe_permit(health: TargetHealth, *, under_way: int, arrivals: bool, now: datetime) -> Permit:
+def _probe_permit(health: TargetHealth, *, under_way: int, arrivals: bool, now: datetime, ordered: bool) -> Permit:
     if health.probe_at is None:
         return Wait()
     if health.throttled_until is not None and now < health.throttled_until:
         return Wait(health.throttled_until)
+    if ordered:
+        is_early = health.wait_until is not None and now < health.wait_until
+        return Wait(health.wait_until) if is_early else Go(1, Turn.FIRST)
     if health.arrival_try and arrivals:
         return Go(1, Turn.ARRIVAL)
     if now < health.probe_at:

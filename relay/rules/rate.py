@@ -62,6 +62,28 @@ def take(bucket: Bucket, rate: Rate, now: datetime) -> tuple[Bucket, timedelta |
     return Bucket(tokens, now), timedelta(microseconds=math.ceil(missing * 1_000_000))
 
 
+def refilled(bucket: Bucket, rate: Rate, now: datetime) -> Bucket:
+    """The bucket as it stands at `now`."""
+    return Bucket(_refilled(bucket, rate, now), now)
+
+
+def overdrawn(bucket: Bucket, rate: Rate, now: datetime) -> Bucket:
+    """The bucket after one token was taken whether it was there or not: what follows waits until it is made good."""
+    return Bucket(_refilled(bucket, rate, now) - 1, now)
+
+
+def until(bucket: Bucket, rate: Rate, now: datetime, number: int) -> timedelta:
+    """How long until so many tokens have been there, each taken when it came; nothing where they are there."""
+    missing = number - _DUST - _refilled(bucket, rate, now)
+    seconds = max(0.0, missing) * rate.span.total_seconds() / rate.count
+    return timedelta(microseconds=math.ceil(seconds * 1_000_000))
+
+
+def had_within(bucket: Bucket, rate: Rate, now: datetime, span: timedelta) -> int:
+    """How many tokens there will have been by the end of a span."""
+    return max(0, math.floor(_refilled(bucket, rate, now) + _DUST + span / rate.span * rate.count))
+
+
 def take_some(bucket: Bucket, rate: Rate, now: datetime, most: int) -> tuple[Bucket, int, timedelta | None]:
     """Take up to so many tokens: the bucket that is left, how many were had, and how long until the next is free where
     they were fewer."""

@@ -68,8 +68,11 @@ def decide(
     A step is spent only by an ordinary try that found fault; probes, throttles, a 410, our own stops and waits for
     what is to be fetched first spend none.
     A spent schedule ends the delivery only when, by the time this attempt was claimed, the target had taken an
-    attempt that began after the delivery's own first try: an outage alone ends nothing. The exception is the empty
-    schedule, whose user asked for a single try, whatever comes of it: only our own stop is made up for.
+    attempt that began after the delivery's own first try: an outage alone ends nothing. There are two exceptions. The
+    empty schedule, whose user asked for a single try, whatever comes of it: only our own stop is made up for. And the
+    first of an ordered target, which holds back all behind it: a spent schedule ends it although the target took
+    nothing since, and its tries at a disabled target spend steps like all others, so that one bad event cannot block
+    the rest for ever.
 
     Args:
         schedule: the target's waits between tries.
@@ -82,16 +85,16 @@ def decide(
         return Skip(outcome.reason)
     if outcome.kind is OutcomeKind.INTERRUPTED:
         return RetryAt(now + (outcome.retry_after or timedelta(0)), claim.step)
-    if not schedule and claim.turn is Turn.DUE:
+    if not schedule and claim.turn.spends_steps:
         return GiveUp("single try failed: " + outcome.reason)
     if outcome.kind is OutcomeKind.THROTTLED:
         return RetryAt(now + throttle_wait(outcome, claim.step, schedule, rng), claim.step)
-    if outcome.kind is OutcomeKind.GONE or claim.turn is not Turn.DUE:
+    if outcome.kind is OutcomeKind.GONE or not claim.turn.spends_steps:
         return RetryAt(now, claim.step)
     if not is_spent(claim.step, schedule):
         return RetryAt(now + jittered(base_wait(claim.step, schedule), rng), claim.step + 1)
     first_try_at = claim.first_try_at or began_at
-    if claim.took_at is not None and claim.took_at > first_try_at:
+    if claim.turn is Turn.FIRST or (claim.took_at is not None and claim.took_at > first_try_at):
         return GiveUp("retry schedule ended: " + outcome.reason)
     return RetryAt(now + jittered(base_wait(claim.step, schedule), rng), claim.step)
 

@@ -190,7 +190,8 @@ class Store(Protocol):
     ) -> Claimed:
         """Take up to `limit` pending deliveries of a target for this process alone, until `now + lease`. Their
         attempt numbers are raised and stored before return. Deliveries due longest come first; the turns of a
-        disabled target choose as `Turn` says, `since` being when it was disabled."""
+        disabled target choose as `Turn` says, `since` being when it was disabled. By the turn of an ordered target no
+        more than one is taken, and none while any is held; `next_due_at` is then that of the first alone."""
 
     async def settle(self, settlement: Settlement) -> Settled:
         """Record an attempt, what follows for its delivery and the target's health in one transaction that still
@@ -208,7 +209,8 @@ class Store(Protocol):
 
     async def change_health(self, name: str, change: Callable[[TargetHealth], TargetHealth]) -> TargetHealth:
         """Apply a pure change to a target's health in one transaction and return the result; where it enables the
-        target, what it held is due, oldest first; of very much the younger part a moment later."""
+        target, what it held is due, oldest first; of very much the younger part a moment later. So it is where another
+        config of a disabled target is taken up."""
 
     async def change_healths(
         self, changes: Mapping[str, Callable[[TargetHealth], TargetHealth]]

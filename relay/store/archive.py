@@ -4,7 +4,7 @@ Law: a view sees what is committed. It costs what it shows and a bounded search,
 too little within its bound is short and says where to go on.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
@@ -155,8 +155,9 @@ class Archive(Protocol):
         """Add refusals to those that are kept, and forget the oldest beyond their bound; `counts` is how many were
         refused of each source, also where not all are kept."""
 
-    async def overdue(self, targets: Sequence[str], before: datetime) -> frozenset[str]:
-        """Those of these targets for which a delivery was due before a time and is still pending."""
+    async def overdue(self, targets: Sequence[str], before: datetime, *, ordered: Collection[str]) -> frozenset[str]:
+        """Those of these targets for which a delivery was due before a time and is still pending; of those that are
+        `ordered`, the first by arrival."""
 
     async def tally(self, now: datetime) -> Tally:
         """What was counted, ever and in the last sixty minutes."""

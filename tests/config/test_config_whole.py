@@ -121,7 +121,7 @@ LATER = [
     ({"route": {"match": {"headers": {}, "type": "x"}}}, "routes[0].match.headers"),
     *(
         ({"target": {key: "x"}}, f"targets.crm.{key}")
-        for key in ("auth", "body", "format", "limit_group", "ordered", "proxy", "rate", "sign", "success_when", "tls")
+        for key in ("auth", "body", "format", "proxy", "sign", "success_when", "tls")
     ),
 ]
 

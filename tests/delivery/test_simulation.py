@@ -492,7 +492,7 @@ async def test_two_poison_events_cannot_keep_a_healthy_target_shut(
     tmp_path: Path, disturb: Disturb, killed: bool
 ) -> None:
     """The newest never tried is probed first: what comes in while two bad events hold the door gets through."""
-    async with gateway(tmp_path, {target(): poison("evt_000001", "evt_000002")}) as relay:
+    async with gateway(tmp_path, {target(): poison("evt_000001", "evt_000002")}, seed=2) as relay:
         await relay.post("crm", number=2)
         await asyncio.sleep(2 * HOUR)
         (disabled,) = relay.told(DISABLED)

@@ -6,7 +6,7 @@ more than `SCAN` rows; what may be damaged on the disk is shown as far as it can
 
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -25,6 +25,7 @@ from relay.store.archive import (
     RefusedRequest,
     Tally,
 )
+from relay.store.sqlite.claiming import FIRST
 from relay.store.sqlite.ledger import COUNTED
 from relay.store.sqlite.reading import Reading
 from relay.store.sqlite.rows import compact, headers_from, millis, moment, moment_if_sound
@@ -101,12 +102,18 @@ class SqliteArchive:
 
         await self._writer.work(keep)
 
-    async def overdue(self, targets: Sequence[str], before: datetime) -> frozenset[str]:
+    async def overdue(self, targets: Sequence[str], before: datetime, *, ordered: Collection[str]) -> frozenset[str]:
         """See `Archive.overdue`."""
-        query = """SELECT value FROM json_each(?) t WHERE EXISTS (SELECT 1 FROM delivery d INDEXED BY delivery_due
+        some = """SELECT value FROM json_each(?) t WHERE EXISTS (SELECT 1 FROM delivery d INDEXED BY delivery_due
             WHERE d.target = t.value AND d.state = 'pending' AND d.due_at <= ?)"""
-        rows = await self._reading.rows(query, (json.dumps(list(targets)), millis(before)))
-        return frozenset(name for (name,) in rows)
+        first = f"""SELECT value FROM json_each(?) t WHERE EXISTS (SELECT 1 FROM ({FIRST.format(target="t.value")})
+            WHERE state = 'pending' AND due_at <= ?)"""
+        found: set[str] = set()
+        for query, named in ((some, set(targets) - set(ordered)), (first, set(targets) & set(ordered))):
+            if named:
+                rows = await self._reading.rows(query, (json.dumps(sorted(named)), millis(before)))
+                found.update(name for (name,) in rows)
+        return frozenset(found)
 
     async def tally(self, now: datetime) -> Tally:
         """See `Archive.tally`."""

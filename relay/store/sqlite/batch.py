@@ -228,14 +228,24 @@ def reclaim(tx: Transaction, *, lease_before: datetime | None, alive: frozenset[
 
 
 def change_health(tx: Transaction, name: str, change: Callable[[TargetHealth], TargetHealth]) -> TargetHealth:
-    """Apply a pure change to a target's health; one that enables it makes what it held due."""
+    """Apply a pure change to a target's health; one that enables it makes what it held due, and so does another
+    config of a disabled target: its next probe is for that."""
     before = tx.health(name)
     after = change(before)
     tx.changes.health[name] = after
     is_lifted = before.throttled_until is not None and after.throttled_until is None
-    if after.state is TargetState.ACTIVE and (before.state is TargetState.DISABLED or is_lifted):
+    is_back = after.state is TargetState.ACTIVE and (before.state is TargetState.DISABLED or is_lifted)
+    is_another = _digests(before) not in (_digests(after), _UNKNOWN)
+    if is_back or (after.state is TargetState.DISABLED and is_another):
         release_held(tx, name)
     return after
+
+
+_UNKNOWN = ("", "")
+
+
+def _digests(health: TargetHealth) -> tuple[str, str]:
+    return health.url_digest, health.settings_digest
 
 
 def write_health(tx: Transaction) -> None:

@@ -43,6 +43,13 @@ _NEWEST = """SELECT event_seq, attempts FROM delivery INDEXED BY delivery_open
     WHERE target = :target AND state IN ('pending', 'in_flight') AND state = 'pending'
     ORDER BY event_seq DESC LIMIT"""
 
+FIRST = """SELECT event_seq, state, due_at FROM delivery INDEXED BY delivery_open
+    WHERE target = {target} AND state IN ('pending', 'in_flight') ORDER BY event_seq LIMIT 1"""
+"""The first by arrival of what is not over at a target."""
+UNDER_WAY = """SELECT 1 FROM delivery busy INDEXED BY delivery_claimed
+    WHERE busy.state = 'in_flight' AND busy.target = {target}"""
+"""What is claimed of a target, found by walking all that is claimed now: slots and what was claimed ahead of them."""
+
 _CHOICE: dict[Turn, str] = {
     Turn.DUE: """SELECT event_seq FROM delivery WHERE target = :target AND state = 'pending' AND due_at <= :now
         ORDER BY due_at, event_seq LIMIT :limit""",
@@ -58,6 +65,9 @@ _CHOICE: dict[Turn, str] = {
     Turn.ARRIVAL: f"""SELECT new.event_seq FROM ({_NEWEST} {ARRIVAL_HORIZON}) new
         CROSS JOIN event e ON e.seq = new.event_seq
         WHERE new.attempts = 0 AND e.received_at >= :since LIMIT :limit""",
+    Turn.FIRST: f"""SELECT event_seq FROM ({FIRST.format(target=":target")}) first
+        WHERE state = 'pending' AND (due_at <= :now OR typeof(due_at) <> 'integer')
+            AND NOT EXISTS ({UNDER_WAY.format(target=":target")})""",
 }
 
 
@@ -66,8 +76,9 @@ def claim(tx: Transaction, wishes: Sequence[ClaimWish]) -> list[Claimed]:
     taken = [_take(tx, wish) for wish in wishes]
     events = _events(tx, sorted({row[1] for rows in taken for row in rows}))
     claimed = [_claims(tx, wish, rows, events) for wish, rows in zip(wishes, taken, strict=True)]
-    scarce = [wish.target for wish, claims in zip(wishes, claimed, strict=True) if len(claims) < wish.limit]
-    due = _next_due(tx.db, scarce)
+    scarce = [wish for wish, claims in zip(wishes, claimed, strict=True) if len(claims) < wish.limit]
+    due = _next_due(tx.db, [wish.target for wish in scarce if wish.turn is not Turn.FIRST])
+    due |= _first_due(tx.db, [wish.target for wish in scarce if wish.turn is Turn.FIRST])
     return [Claimed(claims, due.get(wish.target)) for wish, claims in zip(wishes, claimed, strict=True)]
 
 
@@ -189,4 +200,17 @@ def _next_due(db: sqlite3.Connection, targets: Sequence[str]) -> dict[str, datet
             at = moment_if_sound(due_at)
             if at is not None:
                 due[target] = at
+    return due
+
+
+def _first_due(db: sqlite3.Connection, targets: Sequence[str]) -> dict[str, datetime]:
+    """When the first delivery of each ordered target falls due; nothing where something is under way there."""
+    due: dict[str, datetime] = {}
+    query = f"""SELECT due_at FROM ({FIRST.format(target=":target")}) first
+        WHERE state = 'pending' AND NOT EXISTS ({UNDER_WAY.format(target=":target")})"""
+    for target in targets:
+        row = db.execute(query, {"target": target}).fetchone()
+        at = moment_if_sound(row[0]) if row else None
+        if at is not None:
+            due[target] = at
     return due

@@ -1,0 +1,123 @@
+"""The rates that targets ask for: one bucket for each target, or for all targets of a group.
+
+Law: a request that begins has taken a token, whatever kind it is. Who finds none gets a place in the queue and is told
+when to come again; the first in the queue is the next to be served, and who was served stands at its end. So the
+targets of a group take turns, however much one of them has to send. A place whose owner does not come is passed over.
+
+A bucket is as old as the process: a start may spend one burst, at most a second's worth.
+"""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from weakref import WeakValueDictionary
+
+from relay.model import Rate, Target
+from relay.rules.rate import Bucket, had_within, overdrawn, refilled, take, until
+
+GRACE = timedelta(milliseconds=250)
+"""How long the first in the queue may leave its token unused before the next is served."""
+
+
+class Limit:
+    """One bucket and the queue before it."""
+
+    def __init__(self, rate: Rate) -> None:
+        self._rate = rate
+        self._bucket = Bucket()
+        self._queue: dict[str, Callable[[], None]] = {}
+        self._first_since: datetime | None = None
+
+    def change(self, rate: Rate, now: datetime) -> None:
+        """Go on at another rate with the tokens that are left."""
+        if rate != self._rate:
+            self._bucket, self._rate = refilled(self._bucket, self._rate, now), rate
+
+    def take(self, name: str, call: Callable[[], None], now: datetime) -> timedelta | None:
+        """Take a token: None where it was had, else how long until it is worth asking again."""
+        self._pass_over(name, now)
+        if next(iter(self._queue), name) == name:
+            self._bucket, missing = take(self._bucket, self._rate, now)
+            if missing is None:
+                self.leave(name, now)
+                return None
+        if not self._queue:
+            self._first_since = now
+        self._queue.setdefault(name, call)
+        return self.wait(name, now)
+
+    def wait(self, name: str, now: datetime) -> timedelta:
+        """How long until a token can be had from the place in the queue, or from its end."""
+        ahead = list(self._queue).index(name) if name in self._queue else len(self._queue)
+        own = until(self._bucket, self._rate, now, ahead + 1)
+        return own + GRACE if ahead else own
+
+    def leave(self, name: str, now: datetime) -> None:
+        """Give up a place; the first of those that are left is called."""
+        was_first = next(iter(self._queue), None) == name
+        self._queue.pop(name, None)
+        if was_first and self._queue:
+            self._first_since = now
+            next(iter(self._queue.values()))()
+
+    def ahead(self, name: str, now: datetime, span: timedelta) -> int:
+        """How many tokens will be had within a span, shared with all who wait."""
+        sharing = len(self._queue.keys() | {name})
+        return -(-had_within(self._bucket, self._rate, now, span) // sharing)
+
+    def overdraw(self, now: datetime) -> None:
+        """Take a token that may not be there: who comes next waits for it."""
+        self._bucket = overdrawn(self._bucket, self._rate, now)
+
+    def _pass_over(self, name: str, now: datetime) -> None:
+        """Drop the first in the queue where it has left its token unused for too long."""
+        first = next(iter(self._queue), name)
+        if first == name or self._first_since is None:
+            return
+        if now - self._first_since >= GRACE and not until(self._bucket, self._rate, now - GRACE, 1):
+            self.leave(first, now)
+
+
+class Share:
+    """One target's part in a limit. `call` is called when it is its turn to ask."""
+
+    def __init__(self, limit: Limit, name: str) -> None:
+        self._limit = limit
+        self._name = name
+
+    def take(self, now: datetime, call: Callable[[], None]) -> timedelta | None:
+        """Take the token of an attempt that begins now: None where it was had, else how long to wait for it."""
+        return self._limit.take(self._name, call, now)
+
+    def wait(self, now: datetime) -> timedelta:
+        """How long until a token can be had; no place is taken."""
+        return self._limit.wait(self._name, now)
+
+    def leave(self, now: datetime) -> None:
+        """There is nothing to begin: others need not wait for this one."""
+        self._limit.leave(self._name, now)
+
+    def ahead(self, now: datetime, span: timedelta) -> int:
+        """How many attempts can begin within a span."""
+        return self._limit.ahead(self._name, now, span)
+
+    def overdraw(self, now: datetime) -> None:
+        """Take the token of a request that does not wait."""
+        self._limit.overdraw(now)
+
+
+class Limits:
+    """All the limits that are in use: one lives as long as a target has a share in it."""
+
+    def __init__(self) -> None:
+        self._limits: WeakValueDictionary[tuple[str, str], Limit] = WeakValueDictionary()
+
+    def share(self, target: Target, now: datetime) -> Share | None:
+        """The share of a target as the config has it now; what was taken of the same limit before stays taken."""
+        if target.rate is None:
+            return None
+        key = ("target", target.name) if target.limit_group is None else ("group", target.limit_group)
+        limit = self._limits.get(key)
+        if limit is None:
+            limit = self._limits[key] = Limit(target.rate)
+        limit.change(target.rate, now)
+        return Share(limit, target.name)
