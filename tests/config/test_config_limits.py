@@ -69,10 +69,9 @@ def test_two_rates_in_a_group_are_refused_by_both_names(refusals: Refuser) -> No
     lines = refusals(
         whole(crm={"limit_group": "shared", "rate": "1/s"}, books={"limit_group": "shared", "rate": "150/5m"})
     )
-    assert messages(lines) == [
-        'targets.books.rate: targets.crm and targets.books share limit_group "shared", but not their rate'
-        " (1/s and 150/5m); write the same, or leave one out"
-    ]
+    (line,) = messages(lines)
+    assert line.startswith('targets.books.rate: targets.crm and targets.books share limit_group "shared", ')
+    assert line.endswith("but not their rate (1/s and 150/5m); write the same, or leave one out")
 
 
 def test_a_group_without_a_rate_is_refused(refusals: Refuser) -> None:

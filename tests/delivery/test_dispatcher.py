@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
@@ -13,7 +14,7 @@ import pytest
 from relay.delivery.carrying import Attempted
 from relay.delivery.dispatcher import Dispatcher, UnknownTarget
 from relay.delivery.sender import Sender
-from relay.model import Event, OutcomeKind, Target, TargetHealth, TargetState, Turn
+from relay.model import Event, OutcomeKind, Rate, Target, TargetHealth, TargetState, Turn
 from relay.rules.egress import EgressPolicy
 from relay.store import Claimed, StoreUnavailable
 from relay.store.sqlite import SqliteStore
@@ -182,6 +183,31 @@ async def test_a_hung_target_costs_the_others_nothing(tmp_path: Path) -> None:
             assert relay.witness.kinds("hung") == []
             (backlog,) = await relay.store.backlog(["hung"])
             assert backlog.pending + backlog.in_flight == 40
+
+
+@pytest.mark.slow
+async def test_a_group_keeps_its_rate_over_real_sockets(tmp_path: Path) -> None:
+    """Twenty a second among three targets, one of which fails: never more beyond the burst of a second, nor much less,
+    and each gets its part."""
+    async with scripted(OK) as well, scripted(status(500)) as ill:
+        shared = Rate(20, timedelta(seconds=1))
+        ports = {"one": well.port, "two": well.port, "ill": ill.port}
+        targets = [replace(at_port(name, port), rate=shared, limit_group="all") for name, port in ports.items()]
+        async with real_relay(tmp_path, *targets) as relay:
+            await relay.post("one", "two", "ill", number=60)
+            began = asyncio.get_running_loop().time()
+            await relay.witness.until_attempts(100)
+            took = asyncio.get_running_loop().time() - began
+        times = sorted(one.began_at for one in relay.witness.attempts)
+        for first, at in enumerate(times):
+            for number, other in enumerate(times[first:], 1):
+                assert number <= 20 + 20 * (other - at).total_seconds() + 2, (
+                    "2: an attempt begins a moment after its token"
+                )
+        assert took < (100 - 20) / 20 / 0.95 + 2
+        counts = {name: len(relay.witness.kinds(name)) for name in ports}
+        assert abs(counts["one"] - counts["two"]) < 15
+        assert counts["ill"] >= 3
 
 
 @pytest.mark.row("B68")
