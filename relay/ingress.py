@@ -17,7 +17,7 @@ from aiohttp import web
 
 from relay.ids import fresh_id
 from relay.intake import RETRY_SOON, Intake, Limits, Turned, speaks_http_1
-from relay.listener import REFUSALS, json_answer, peer_of
+from relay.listener import REFUSALS, json_answer, peer_of, plain_answer
 from relay.model import NO_TYPE, Content, Event, Headers, ReceivedRequest, Route, Source, VerifiedRequest
 from relay.rules.forwarding import MOST_HOPS, incoming_hops, storable_headers
 from relay.rules.rate import Bucket, Quota, spend, take
@@ -44,7 +44,7 @@ class Counters(Protocol):
     """What is counted of requests."""
 
     def event_received(self, source: str, result: str) -> None:
-        """A request of a source ended as accepted, unrouted, duplicate or refused."""
+        """A request of a source ended as accepted, unrouted, duplicate, refused or challenged."""
 
     def ingested(self, source: str, seconds: float) -> None:
         """A request took so long, from its head to its answer."""
@@ -201,12 +201,16 @@ class Ingress:
         verified = await self._verify(ReceivedRequest(headers, body, remote), desk)
         if isinstance(verified, Refusal):
             return Turned(401, verified.reason, verified.detail)
+        content = Content(headers, body)
+        told = desk.source.challenge(content) if desk.source.challenge is not None else None
+        if told is not None:
+            return self._challenged(desk.source, told, verified)
         hops = incoming_hops(headers)
         if hops is not None and hops > MOST_HOPS:
             return Turned(508, "loop", f"relay-hops is {hops}")
         if hops is None:
             desk.memory.lines.tell("request.bad_hops", lambda: {"reason": "relay-hops is no number and counts as 0"})
-        event, targets = self._name(verified, desk, hops or 0)
+        event, targets = self._name(verified, content, desk, hops or 0)
         accepted = await self._store.accept(event, targets)
         if not accepted.duplicate:
             self._wake(targets)
@@ -229,10 +233,17 @@ class Ingress:
             return unproven(request)
         return found
 
-    def _name(self, request: VerifiedRequest, desk: _Desk, hops: int) -> tuple[Event, tuple[str, ...]]:
+    def _challenged(self, source: Source, told: bytes, request: VerifiedRequest) -> web.Response:
+        """Tell a sender back what it asked to see whether we are there: no event, so nothing is stored."""
+        self._counters.event_received(source.name, "challenged")
+        log.info("request.challenged", source=source.name, verified=request.proven, remote=request.remote)
+        return plain_answer(200, told)
+
+    def _name(
+        self, request: VerifiedRequest, content: Content, desk: _Desk, hops: int
+    ) -> tuple[Event, tuple[str, ...]]:
         """The event that a request becomes, and the targets it goes to."""
         now = self._now()
-        content = Content(request.headers, request.body)
         type_ = desk.source.event_type(content) or NO_TYPE
         routes = taking(desk.source.name, type_, desk.routes)
         event = Event(

@@ -199,6 +199,12 @@ def json_answer(status: int, body: bytes, *, retry_after: int | None = None, all
     return web.Response(status=status, body=body, headers=headers, content_type="application/json")
 
 
+def plain_answer(status: int, body: bytes) -> web.Response:
+    """A short answer that is text and is taken for nothing else."""
+    headers = {"Server": SERVER, "X-Content-Type-Options": "nosniff"}
+    return web.Response(status=status, body=body, headers=headers, content_type="text/plain")
+
+
 def _refuse_plainly(status: int) -> web.Response:
     return json_answer(status, MALFORMED) if status < 500 else json_answer(503, UNAVAILABLE, retry_after=1)
 

@@ -219,9 +219,9 @@ async def _send(stage: _Stage, source: Source, serial: int, expected: set[tuple[
     proof = sign(source.check, body, now=now, message_id=f"msg_{serial}")
     click.echo(f"\n{click.style(provider.title, bold=True)}")
     what = "its shared key" if source.key_header else "its signature"
-    _line("sent", f"{len(body)} bytes, with {what} in {', '.join(name for name, _ in proof)}")
+    _line("sent", f"{len(body)} bytes, with {what} in {proof[-1][0]}")
     began = time.perf_counter()
-    headers = {"Content-Type": provider.sample.content_type, **dict(proof)}
+    headers = dict((*provider.sample.sent(now, serial), *proof))
     async with stage.session.post(f"{stage.url}{source.path}", data=body, headers=headers) as response:
         answer = await response.json(content_type=None)
     if response.status != 200:
@@ -301,7 +301,7 @@ def _invite(stage: _Stage) -> None:
         now = datetime.now(UTC)
         body = provider.sample.body(now, 1000)
         proof = sign(source.check, body, now=now, message_id="msg_1000")
-        headers: Headers = (("Content-Type", provider.sample.content_type), *proof)
+        headers: Headers = (*provider.sample.sent(now, 1000), *proof)
         _command(f"{provider.title}, genuine; a second time it is a duplicate", stage.url + source.path, headers, body)
     forged: Headers = tuple((name, "forged-forged-forged") for name, _ in proof)
     _command("forged: 401, and no target ever sees it", stage.url + source.path, forged, b"{}")

@@ -64,7 +64,7 @@ def send(
     for serial in range(count):
         now = datetime.now(UTC)
         body = sample(found, now, serial) if data is None else data
-        status, answer = post(body, _merged(_signed(found, body, now), headers))
+        status, answer = post(body, _merged(_signed(found, body, now, serial), headers))
         click.echo(f"{click.style(str(status), fg='green' if status < 300 else 'red')} {safe(answer)}")
         refused += not 200 <= status < 300
         if status in _HINTS and refused == 1:
@@ -84,12 +84,11 @@ def sample(source: Source, now: datetime, serial: int) -> bytes:
     return json.dumps(body).encode()
 
 
-def _signed(source: Source, body: bytes, now: datetime) -> Headers:
-    """The headers with which the provider itself would send the body."""
+def _signed(source: Source, body: bytes, now: datetime, serial: int) -> Headers:
+    """The headers with which the provider itself would send the body; of a body of the user's own, as of the sample."""
     provider = PROVIDERS.get(source.provider)
-    content_type = provider.sample.content_type if provider is not None else "application/json"
-    proof = sign(source.check, body, now=now, message_id=f"msg_{secrets.token_hex(12)}")
-    return (("Content-Type", content_type), *proof)
+    own = provider.sample.sent(now, serial) if provider is not None else (("Content-Type", "application/json"),)
+    return (*own, *sign(source.check, body, now=now, message_id=f"msg_{secrets.token_hex(12)}"))
 
 
 def _merged(own: Headers, given: Headers) -> Headers:

@@ -77,6 +77,11 @@ def findings(arrival: Arrival, source: Source, sent: bytes | None) -> tuple[bool
     return is_good and is_proven, ", ".join(seen)
 
 
+def fresh_secret(provider: str) -> str:
+    """A secret of the usual form of a provider's; what stands behind a prefix is hex, and base64 as well."""
+    return PROVIDERS[provider].secret_prefix + secrets.token_hex(16)
+
+
 def write_config(directory: Path, witnesses: Sequence[Witness]) -> Path:
     """A config with every provider that proves its webhooks, each routed to all witnesses; secrets are fresh."""
     providers = [provider.name for provider in PROVIDERS.values() if provider.signed]
@@ -84,7 +89,7 @@ def write_config(directory: Path, witnesses: Sequence[Witness]) -> Path:
         "server": {"listen": "127.0.0.1:0"},
         "admin": {"listen": "127.0.0.1:0"},
         "store": {"url": f"sqlite:///{directory / 'relay.db'}".replace("$", "$$")},
-        "sources": {name: {"provider": name, "secrets": [secrets.token_hex(16)]} for name in providers},
+        "sources": {name: {"provider": name, "secrets": [fresh_secret(name)]} for name in providers},
         "targets": {witness.name: {"url": witness.url} for witness in witnesses},
         "routes": [{"name": "everything", "from": providers, "to": [witness.name for witness in witnesses]}],
     }

@@ -6,11 +6,13 @@ Law: what is written is accepted as it stands, proves what it receives, and hold
 import json
 import os
 import secrets
+import textwrap
 from pathlib import Path
 
 import click
 
 from relay.cli.terminal import Failure
+from relay.providers import PROVIDERS
 
 OWNER_ONLY = 0o600
 
@@ -31,6 +33,8 @@ store:
   url: STORE
 
 # Who may post to us, and how each one proves itself. Delete what you do not need.
+# Providers that are known by name:
+KNOWN
 sources:
   xoxoday:
     provider: xoxoday
@@ -84,12 +88,17 @@ def init(path: str) -> None:
 
 def text(*, store: str) -> str:
     """A whole config, its secrets drawn anew."""
-    filled = _TEXT
+    filled = _TEXT.replace("KNOWN", _known())
     fresh = {name: secrets.token_hex(20) for name in ("TOKEN", "XOXODAY", "PLUGANDPAY", "PARTNER")}
     for mark, value in (fresh | {"STORE": store}).items():
         for place in (f": {mark}\n", f"[{mark}]"):
             filled = filled.replace(place, place.replace(mark, json.dumps(value, ensure_ascii=False)))
     return filled
+
+
+def _known() -> str:
+    """The names of all providers, as comments."""
+    return textwrap.fill(", ".join(sorted(PROVIDERS)), 80, initial_indent="#   ", subsequent_indent="#   ")
 
 
 def store_beside(file: Path) -> str:

@@ -5,33 +5,20 @@ no name, because an authentic request is never refused for its content. A namer 
 so that a reload sees which sources have changed.
 """
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qsl
 
 from jmespath.functions import Functions
 
 from relay.config import values
 from relay.config.problems import Refused, quoted, suggestion
-from relay.model import Content
+from relay.model import Content, Namer
+from relay.providers.reading import form_of, key_of, type_name
 from relay.rules.expressions import EVALUATION_FAULTS, NoExpression, compiled
 
-Namer = Callable[[Content], str | None]
-
-LONGEST_TYPE = 200
-"""Characters of a type that are believed to be one."""
-LONGEST_KEY = 200
-"""Characters of a dedupe key that are kept as they are; a longer one is kept as its SHA-256."""
-
-_MOST_FIELDS = 1000
 _HEADER = "header:"
-
-
-def nameless(_content: Content) -> None:
-    """Names nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +28,7 @@ class _EventType:
     read: Namer
 
     def __call__(self, content: Content) -> str | None:
-        name = self.read(content)
-        return name if name and len(name) <= LONGEST_TYPE and name.isprintable() else None
+        return type_name(self.read(content))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +38,7 @@ class _DedupeKey:
     read: Namer
 
     def __call__(self, content: Content) -> str | None:
-        key = self.read(content)
-        if not key:
-            return None
-        octets = key.encode("utf-8", "surrogatepass")
-        if len(key) > LONGEST_KEY or not key.isprintable():
-            return f"sha256:{hashlib.sha256(octets).hexdigest()}"
-        return key
+        return key_of(self.read(content))
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +99,7 @@ def _json(content: Content) -> Any:
 
 def _form(content: Content) -> Any:
     """The fields of a form body as `form`; of a repeated field the first counts."""
-    form: dict[str, str] = {}
-    fields = parse_qsl(content.body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=_MOST_FIELDS)
-    for name, value in fields:
-        form.setdefault(name, value)
-    return {"form": form}
+    return {"form": form_of(content)}
 
 
 def _rendered(value: Any) -> str | None:

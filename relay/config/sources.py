@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable
 
 from relay.config import keys, naming
-from relay.config.naming import Namer
 from relay.config.problems import KeyPath, Refused, Report, quoted
 from relay.config.upstream import CUSTOM, SourceSection, VerifySection
 from relay.model import (
@@ -18,6 +17,7 @@ from relay.model import (
     BearerCheck,
     Check,
     HmacCheck,
+    Namer,
     NoCheck,
     Provider,
     Secret,
@@ -25,6 +25,7 @@ from relay.model import (
     StandardWebhooksCheck,
 )
 from relay.providers import PROVIDERS
+from relay.providers.reading import FORM, KeyInHeader, nameless
 
 RANDOM_PART = 16
 """Letters and digits on end in a path, where nothing else proves a request."""
@@ -59,7 +60,6 @@ _SCHEMES: dict[type[Check], str] = {
 }
 _REQUIRED = {"api_key": ("header",), "basic": ("username",), "hmac": ("header", "algorithm")}
 _FIELD = re.compile(r"\{([^{}]*)\}")
-_FORM = "application/x-www-form-urlencoded"
 _FEWEST_DISTINCT = 8
 _RUN = re.compile(rf"[A-Za-z0-9]{{{RANDOM_PART},}}")
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
@@ -90,6 +90,7 @@ def source(name: str, section: SourceSection, report: Report) -> Source | None:
         check=check,
         event_type=event_type,
         dedupe_key=dedupe_key,
+        challenge=provider.challenge if provider else None,
         enforce=section.enforce,
         allow_ips=tuple(section.allow_ips),
         rate=section.rate,
@@ -190,14 +191,14 @@ def _check_hmac(check: HmacCheck, verify: VerifySection, path: KeyPath, report: 
         report.refuse((*path, "signed"), f"unknown field {quoted(unknown[0])}; known: body, timestamp, id")
     elif "body" not in fields:
         report.refuse((*path, "signed"), "must hold {body}, or the body could be forged")
-    for field, key, header in (
-        ("timestamp", "timestamp_header", check.timestamp_header),
-        ("id", "id_header", check.id_header),
-    ):
+    headers = {"timestamp": check.timestamp_header, "id": check.id_header}
+    if check.listing is not None and check.listing.timestamp_prefix and headers.pop("timestamp") is not None:
+        report.refuse((*path, "timestamp_header"), f"has no meaning: {check.header} holds the timestamp as well")
+    for field, header in headers.items():
         if field in fields and header is None:
-            report.refuse((*path, key), f"missing; signed holds {{{field}}}")
+            report.refuse((*path, f"{field}_header"), f"missing; signed holds {{{field}}}")
         elif field not in fields and header is not None:
-            report.refuse((*path, key), f"has no meaning unless signed holds {{{field}}}")
+            report.refuse((*path, f"{field}_header"), f"has no meaning unless signed holds {{{field}}}")
     if "tolerance" in verify.model_fields_set and "timestamp" not in fields:
         report.refuse((*path, "tolerance"), "has no meaning unless signed holds {timestamp}")
 
@@ -234,11 +235,11 @@ def _namers(
     section: SourceSection, provider: Provider | None, check: Check | None, path: KeyPath, report: Report
 ) -> tuple[Namer, Namer]:
     """How the source's events get their type and their dedupe key."""
-    form = provider is not None and provider.sample.content_type == _FORM
-    event_type = provider.event_type if provider else naming.nameless
-    dedupe_key = provider.dedupe_key if provider else naming.nameless
-    if isinstance(check, StandardWebhooksCheck):
-        dedupe_key = naming.dedupe_key_namer("header:webhook-id", form=False)
+    form = provider is not None and provider.sample.content_type == FORM
+    event_type = provider.event_type if provider else nameless
+    dedupe_key = provider.dedupe_key if provider else nameless
+    if provider is None and isinstance(check, StandardWebhooksCheck):
+        dedupe_key = KeyInHeader(("webhook-id",))
     try:
         if section.event_type is not None:
             event_type = naming.event_type_namer(section.event_type, form=form)

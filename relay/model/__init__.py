@@ -89,6 +89,9 @@ from relay.model.receiving import (
     BearerCheck as BearerCheck,
 )
 from relay.model.receiving import (
+    Challenge as Challenge,
+)
+from relay.model.receiving import (
     Check as Check,
 )
 from relay.model.receiving import (
@@ -110,7 +113,13 @@ from relay.model.receiving import (
     Lookup as Lookup,
 )
 from relay.model.receiving import (
+    Namer as Namer,
+)
+from relay.model.receiving import (
     NoCheck as NoCheck,
+)
+from relay.model.receiving import (
+    ProofList as ProofList,
 )
 from relay.model.receiving import (
     Provider as Provider,
@@ -141,6 +150,9 @@ from relay.model.receiving import (
 )
 from relay.model.receiving import (
     Unasked as Unasked,
+)
+from relay.model.receiving import (
+    Vector as Vector,
 )
 from relay.model.receiving import (
     VerifiedRequest as VerifiedRequest,

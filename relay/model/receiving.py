@@ -59,11 +59,26 @@ class BasicCheck:
 
 
 @dataclass(frozen=True, slots=True)
+class ProofList:
+    """How a proof header carries several entries, as senders do while they change their secret.
+
+    An entry with the check's prefix is a proof. One with another prefix is of another scheme and proves nothing.
+    """
+
+    separator: Literal[" ", ","]
+    timestamp_prefix: str = ""
+    """What marks the one entry that is the timestamp, such as `t=`; empty where no entry is."""
+    many_lines: bool = False
+    """Whether the header may be there several times, which makes one list of it (RFC 9110, section 5.3)."""
+
+
+@dataclass(frozen=True, slots=True)
 class HmacCheck:
     """A keyed digest over the raw body, described by data.
 
-    `signed` is a template of `{body}`, `{timestamp}` and `{id}`; with `{timestamp}` the header
-    `timestamp_header` carries Unix seconds and must lie within `tolerance` of now, both ways.
+    `signed` is a template of `{body}`, `{timestamp}` and `{id}`; with `{timestamp}` the header `timestamp_header`, or
+    an entry of `listing`, carries Unix seconds and must lie within `tolerance` of now, both ways. Without `listing`
+    the header is one proof.
     """
 
     header: str
@@ -75,6 +90,7 @@ class HmacCheck:
     id_header: str | None = None
     tolerance: timedelta = timedelta(minutes=5)
     prefix_optional: bool = False
+    listing: ProofList | None = None
     secrets: tuple[Secret, ...] = ()
 
 
@@ -120,6 +136,14 @@ Namer = Callable[[Content], str | None]
 """Reads a name (an event type, a dedupe key) out of a request; total, None where there is none."""
 
 
+Challenge = Callable[[Content], bytes | None]
+"""Reads out of a request what its sender wants to be told at once, to see that we are there; total, None if nothing."""
+
+
+def _no_headers(_now: datetime, _serial: int) -> Headers:
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """A genuine request of a provider, unsigned: what `relay send` and `relay demo` sign and post."""
@@ -127,6 +151,27 @@ class Sample:
     content_type: str
     body: Callable[[datetime, int], bytes]
     """Builds a body from the time and a serial number, so that two samples are two events."""
+    headers: Callable[[datetime, int], Headers] = _no_headers
+    """Builds what the provider says of it in headers, from the same two; without the proof."""
+
+    def sent(self, now: datetime, serial: int) -> Headers:
+        """All headers but the proof."""
+        return (("Content-Type", self.content_type), *self.headers(now, serial))
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """A request, and the secret that proves it: what holds a provider's check against the outside."""
+
+    secret: str
+    """As somebody writes it into the YAML; empty where the provider signs nothing."""
+    headers: Headers
+    body: bytes
+    at: datetime
+    """A moment at which it is valid."""
+    by_vendor: bool
+    origin: str
+    """The page that it is from, or `ours`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +184,11 @@ class Provider:
     dedupe_key: Namer
     sample: Sample
     title: str
+    vectors: tuple[Vector, ...]
+    challenge: Challenge | None = None
+    """What its sender asks once when it is given the URL, and is answered with; no event."""
+    secret_prefix: str = ""
+    """What its secrets begin with."""
     secret_format: str | None = None
     """Regular expression of a usual secret; another is warned about, never refused."""
     secret_hint: str = ""
@@ -216,6 +266,7 @@ class Source:
     check: Check
     event_type: Namer
     dedupe_key: Namer
+    challenge: Challenge | None = None
     enforce: bool = True
     allow_ips: tuple[IPNetwork, ...] = ()
     rate: Rate | None = None

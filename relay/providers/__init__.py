@@ -1,8 +1,9 @@
-"""One file a provider, as data: its check, its event type, its dedupe key, a genuine sample.
+"""One file a provider, as data: its check, its event type, its dedupe key, a genuine sample, a test vector.
 
 Law: a new provider is one new file in this package that sets `PROVIDER`; nothing else is edited. Providers know the
-model alone. Their naming rules are total: no content of a body makes them raise, it only leaves a name out, because an
-authentic request is never refused for its content.
+model alone, and the two modules of what they share: `reading` for their naming rules, `sampling` for their samples.
+Their naming rules are total: no content of a body makes them raise, it only leaves a name out, because an authentic
+request is never refused for its content.
 """
 
 import pkgutil

@@ -5,10 +5,9 @@ Trigger names are never listed here: the vendor publishes only some of them, so 
 
 The header, its encoding and the nesting under `event` are what integrators with live traffic report; the vendor's own
 page does not confirm them, and the YAML may override the header and the encoding.
-Sources: help.plugandpay.com, article 3083761, "Webhooks"; public integrations.
+Sources: help.plugandpay.com, article 3083761, "Webhooks"; public integrations. The vectors were made with openssl.
 """
 
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -16,29 +15,22 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from relay.model import Asked, Content, HmacCheck, Lookup, Provider, Sample, Unasked
-
-_LONGEST = 200
-"""Characters of a type that are believed to be one."""
+from relay.model import Asked, Content, HmacCheck, Lookup, Provider, Sample, Unasked, Vector
+from relay.providers.reading import JSON, compact, exact, first_type, member
 
 _WHERE_THE_KEY_IS = "the webhook key is shown in Plug&Pay under Settings > Developers"
+_KEY = "pnp_test_key_0123456789abcdef"
+_SENT_AT = datetime(2026, 9, 20, 10, 15, 30, tzinfo=UTC)
 
 
 def event_type(content: Content) -> str | None:
     """`trigger_type`, nested under `event` as it is seen on the wire, else at the top as the help page lists it."""
-    trigger = _member(content, "trigger_type")
-    if isinstance(trigger, str) and 0 < len(trigger) <= _LONGEST and trigger.isprintable():
-        return trigger
-    return None
+    return first_type(*_members(content, "trigger_type"))
 
 
-def _member(content: Content, name: str) -> Any:
-    """A member of the trigger, wherever it stands; None where it is nowhere."""
-    body = content.json
-    if not isinstance(body, dict):
-        return None
-    places = (place for place in (body.get("event"), body) if isinstance(place, dict))
-    return next((place[name] for place in places if name in place), None)
+def _members(content: Content, name: str) -> tuple[Any, Any]:
+    """A member of the trigger in both of its places."""
+    return member(content.json, "event", name), member(content.json, name)
 
 
 def dedupe_key(content: Content) -> str:
@@ -50,17 +42,18 @@ def dedupe_key(content: Content) -> str:
 
 
 def _sample(now: datetime, serial: int) -> bytes:
-    body = {
-        "event": {
-            "trigger_type": "order_payment_completed",
-            "triggerable_id": serial,
-            "triggerable_type": "order",
-        },
-        "rule_id": 1,
-        "tenant_id": 1,
-        "sent_at": now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-    }
-    return json.dumps(body, separators=(",", ":")).encode()
+    return compact(
+        {
+            "event": {
+                "trigger_type": "order_payment_completed",
+                "triggerable_id": serial,
+                "triggerable_type": "order",
+            },
+            "rule_id": 1,
+            "tenant_id": 1,
+            "sent_at": now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        }
+    )
 
 
 _OBJECTS: Mapping[str, tuple[str, frozenset[str], tuple[str, ...]]] = MappingProxyType(
@@ -95,18 +88,17 @@ def ask(content: Content, include: tuple[str, ...]) -> Asked | Unasked:
 
     Source: the vendor's PHP client, its services for orders, subscriptions and sellers.
     """
-    kind, number = _member(content, "triggerable_type"), _member(content, "triggerable_id")
-    if not isinstance(kind, str) or isinstance(number, bool) or not isinstance(number, int | str) or number == "":
-        return Unasked("the webhook has no triggerable_type and triggerable_id")
+    kind = first_type(*_members(content, "triggerable_type"))
+    number = next((text for one in _members(content, "triggerable_id") if (text := exact(one)) is not None), None)
+    if kind is None or number is None or not number.strip("."):
+        return Unasked("the webhook has no triggerable_type, or no triggerable_id")
     found = _OBJECTS.get(_NAMES.get(kind.lower(), kind.lower()))
     if found is None:
         return Unasked(f"the API is known for {', '.join(_OBJECTS)}, and this triggerable_type is another")
-    if str(number).strip(".") == "":
-        return Unasked("the triggerable_id is no id")
     path, known, usual = found
     wanted = tuple(name for name in include if name in known) if include else usual
     query = urlencode({"include": ",".join(wanted)}, safe=",") if wanted else ""
-    return Asked(path + quote(str(number), safe=""), query)
+    return Asked(path + quote(number, safe="", errors="replace"), query)
 
 
 _LOOKUP = Lookup(
@@ -124,7 +116,31 @@ PROVIDER = Provider(
     check=HmacCheck(header="X-Signature", algorithm="sha256", encoding="hex", prefix="sha256=", prefix_optional=True),
     event_type=event_type,
     dedupe_key=dedupe_key,
-    sample=Sample(content_type="application/json", body=_sample),
+    sample=Sample(content_type=JSON, body=_sample),
+    vectors=(
+        Vector(
+            secret=_KEY,
+            headers=(("X-Signature", "494a53e8b36e5325c2106662a2e25363c16fd98e88eeb9778c8e6968aba5e3b7"),),
+            body=(
+                b'{"event":{"trigger_type":"order_payment_completed","triggerable_id":77,"triggerable_type":"order"},'
+                b'"rule_id":1,"tenant_id":1,"sent_at":"2026-09-20T10:15:30.000000Z"}'
+            ),
+            at=_SENT_AT,
+            by_vendor=False,
+            origin="ours",
+        ),
+        Vector(
+            secret=_KEY,
+            headers=(("X-Signature", "84c58377f30a24eec21643c9256ccaf2797c9d9c2403da1c3f7cd23250c06a0f"),),
+            body=(
+                b'{"trigger_type":"order_payment_completed","triggerable_id":77,"triggerable_type":"order",'
+                b'"sent_at":"2026-09-20T10:15:30.000000Z","tenant_id":1,"rule_id":1}'
+            ),
+            at=_SENT_AT,
+            by_vendor=False,
+            origin="ours",
+        ),
+    ),
     secret_hint=_WHERE_THE_KEY_IS,
     lookup=_LOOKUP,
 )

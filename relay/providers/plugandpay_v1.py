@@ -1,44 +1,29 @@
 """Plug&Pay Webhooks V1: the older, form-encoded webhook action of a product or a checkout.
 
 Law: nothing in a request proves where it came from, because the vendor signs none; only the address it comes from or
-a path that cannot be guessed keeps strangers out, and the config demands one of them.
+a path that cannot be guessed keeps strangers out, and the config demands one of them. No two calls are taken for one:
+a call carries neither an id nor a time, so two that mean two things (order lines, instalments, renewals of one
+contract) may be the same bytes. A digest of them would lose the second; a retry seen twice loses nothing.
 
 Field names are what integrators with live traffic report; the vendor's page for V1 is gone.
 """
 
 import json
-from datetime import datetime
-from urllib.parse import parse_qsl, urlencode
+from datetime import UTC, datetime
+from urllib.parse import urlencode
 
-from relay.model import Content, NoCheck, Provider, Sample
-
-_LONGEST = 200
-"""Characters of a type that are believed to be one."""
-
-_FIELDS = 1000
-"""Fields of a form that are read; a form with more has no type."""
+from relay.model import Content, NoCheck, Provider, Sample, Vector
+from relay.providers.reading import FORM, form_of, nameless, type_name
+from relay.providers.sampling import number
 
 
 def event_type(content: Content) -> str | None:
     """The first `webhook_event` of the form, such as `contracts.new`; None where the body is no such form."""
-    try:
-        fields = parse_qsl(content.body.decode("utf-8", "replace"), max_num_fields=_FIELDS)
-    except ValueError:
-        return None
-    name = next((value for key, value in fields if key == "webhook_event"), None)
-    return name if name is not None and len(name) <= _LONGEST and name.isprintable() else None
-
-
-def dedupe_key(content: Content) -> None:
-    """None, always: every call is an event of its own.
-
-    A call carries neither an id nor a time, so two calls that mean two things (order lines, instalments, renewals of
-    one contract) may be the same bytes. A digest of them would lose the second; a retry seen twice loses nothing.
-    """
+    return type_name(form_of(content).get("webhook_event"))
 
 
 def _sample(now: datetime, serial: int) -> bytes:
-    contract = int(now.timestamp()) * 1_000_000 + serial
+    contract = number(now, serial)
     fields = {
         "webhook_event": "contracts.new",
         "contract_id": contract,
@@ -57,7 +42,20 @@ PROVIDER = Provider(
     title="Plug&Pay Webhooks V1",
     check=NoCheck(),
     event_type=event_type,
-    dedupe_key=dedupe_key,
-    sample=Sample(content_type="application/x-www-form-urlencoded", body=_sample),
+    dedupe_key=nameless,
+    sample=Sample(content_type=FORM, body=_sample),
+    vectors=(
+        Vector(
+            secret="",
+            headers=(("Content-Type", FORM),),
+            body=(
+                b"webhook_event=contracts.new&contract_id=901&signup_token=abc123&email=buyer%40example.com"
+                b"&billing_cycle=monthly&sku=S1&raw=%7B%22total%22%3A7%7D"
+            ),
+            at=datetime(2026, 9, 20, 10, 15, 30, tzinfo=UTC),
+            by_vendor=False,
+            origin="ours",
+        ),
+    ),
     signed=False,
 )

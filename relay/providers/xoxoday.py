@@ -8,13 +8,12 @@ Sources: help-plum.xoxoday.com, API guide, "Implementing webhooks" and "Securing
 """
 
 import json
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from relay.model import ApiKeyCheck, Asked, Content, Lookup, Provider, Sample, Throttle, Unasked
-
-_LONGEST = 200
-"""Characters of a type or an id that are believed to be one."""
+from relay.model import ApiKeyCheck, Asked, Content, Lookup, Provider, Sample, Throttle, Unasked, Vector
+from relay.providers.reading import JSON, LONGEST_TYPE, compact, exact, member, type_name
+from relay.providers.sampling import number
 
 _USUAL_KEY = r"^[A-Za-z0-9]{13,60}$"
 _HOW_TO_SET_A_KEY = (
@@ -23,23 +22,11 @@ _HOW_TO_SET_A_KEY = (
 )
 
 
-def _member(value: Any, key: str) -> Any:
-    return value.get(key) if isinstance(value, dict) else None
-
-
-def _exact(value: Any) -> str | None:
-    """An id in its own digits or characters, however many bits it has; None for what cannot name anything exactly."""
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        return None
-    text = str(value)
-    return text if 0 < len(text) <= _LONGEST else None
-
-
 def _status(content: Content) -> str | None:
-    status = _member(_member(content.json, "data"), "deliveryStatus")
-    if not isinstance(status, str) or not 0 < len(status) <= _LONGEST:
+    status = member(content.json, "data", "deliveryStatus")
+    if not isinstance(status, str) or not 0 < len(status) <= LONGEST_TYPE:
         return None
-    lowered = status.lower()[:_LONGEST]
+    lowered = status.lower()[:LONGEST_TYPE]
     return "canceled" if lowered == "cancelled" else lowered
 
 
@@ -48,8 +35,7 @@ def event_type(content: Content) -> str | None:
 
     The documentation prints `delivered`, `Delivered`, `canceled` and `Canceled`, and leaves room for `cancelled`.
     """
-    status = _status(content)
-    return status if status is not None and status.isprintable() else None
+    return type_name(_status(content))
 
 
 def dedupe_key(content: Content) -> str | None:
@@ -58,32 +44,33 @@ def dedupe_key(content: Content) -> str | None:
     `id` alone would not do: an older page prints the order id in its place, and one order has several statuses. It is
     a Number(20), beyond 64 bits, so its digits are kept as text.
     """
-    hook = _exact(_member(content.json, "id"))
+    hook = exact(member(content.json, "id"))
     if hook is None:
         return None
-    given = _member(_member(content.json, "data"), "orderId")
-    order = "" if given is None else _exact(given)
+    given = member(content.json, "data", "orderId")
+    order = "" if given is None else exact(given)
     if order is None:
         return None
     status = _status(content)
-    if status is None and _member(_member(content.json, "data"), "deliveryStatus") is not None:
+    if status is None and member(content.json, "data", "deliveryStatus") is not None:
         return None
     return json.dumps([hook, order, status or ""], separators=(",", ":"))
 
 
 def _sample(now: datetime, serial: int) -> bytes:
     clock = now.strftime("%Y-%m-%d %H:%M:%S")
-    body = {
-        "id": int(now.timestamp() * 1000) * 1_000_000 + serial,
-        "data": {
-            "orderId": 26_663_453 + serial,
-            "poNumber": f"PO{serial}",
-            "orderDate": clock,
-            "deliveryStatus": "delivered",
-        },
-        "createdAt": clock,
-    }
-    return json.dumps(body, separators=(",", ":")).encode()
+    return compact(
+        {
+            "id": number(now, serial),
+            "data": {
+                "orderId": 26_663_453 + serial,
+                "poNumber": f"PO{serial}",
+                "orderDate": clock,
+                "deliveryStatus": "delivered",
+            },
+            "createdAt": clock,
+        }
+    )
 
 
 _QUERY = "plumProAPI.mutation.getOrderDetails"
@@ -96,29 +83,29 @@ def ask(content: Content, _include: tuple[str, ...]) -> Asked | Unasked:
 
     Source: the vendor's API guide, Get Order Details.
     """
-    data = _member(content.json, "data")
-    order, number = _member(data, "orderId"), _member(data, "poNumber")
-    if _exact(order) is None or order == 0:
+    order, own = member(content.json, "data", "orderId"), member(content.json, "data", "poNumber")
+    if exact(order) in (None, "0"):
         order = None
-    if not isinstance(number, str) or not number or order is not None:
-        number = None
-    if order is None and number is None:
+    if exact(own) is None or order is not None:
+        own = None
+    if order is None and own is None:
         return Unasked("the webhook has neither data.orderId nor data.poNumber")
-    wanted = {"poNumber": number, "orderId": order, "sendMailToReceiver": 0}
-    body = {"query": _QUERY, "tag": "plumProAPI", "variables": {"data": wanted}}
-    return Asked("/chef/v1/oauth/api", body=json.dumps(body, separators=(",", ":")).encode())
+    wanted = {"poNumber": own, "orderId": order, "sendMailToReceiver": 0}
+    return Asked(
+        "/chef/v1/oauth/api", body=compact({"query": _QUERY, "tag": "plumProAPI", "variables": {"data": wanted}})
+    )
 
 
 def fault(document: Any) -> Throttle | Unasked | None:
     """The API says 200 and lists its errors in the body."""
-    errors = _member(document, "errors")
+    errors = member(document, "errors")
     if not errors or not isinstance(errors, list):
         return None
-    if any(_member(error, "message") == "auth.request_limit_exceeded" for error in errors):
-        asked = next((_member(error, "penaltySeconds") for error in errors if _member(error, "penaltySeconds")), None)
-        seconds = asked if isinstance(asked, int) and 0 < asked <= 3600 else None
-        wait = _PENALTY if seconds is None else timedelta(seconds=seconds)
-        return Throttle(wait, "the API's limit of calls was passed")
+    exceeded = [error for error in errors if member(error, "message") == "auth.request_limit_exceeded"]
+    if exceeded:
+        seconds = member(exceeded[0], "penaltySeconds")
+        is_sane = isinstance(seconds, int) and 0 < seconds <= 3600
+        return Throttle(timedelta(seconds=seconds) if is_sane else _PENALTY, "the API's limit of calls was passed")
     return Unasked("the API answered with errors; is the order one of this account, and placed through its API?")
 
 
@@ -138,7 +125,20 @@ PROVIDER = Provider(
     check=ApiKeyCheck(header="x-api-key"),
     event_type=event_type,
     dedupe_key=dedupe_key,
-    sample=Sample(content_type="application/json", body=_sample),
+    sample=Sample(content_type=JSON, body=_sample),
+    vectors=(
+        Vector(
+            secret="a1p2z5b7v68b9112234",
+            headers=(("x-api-key", "a1p2z5b7v68b9112234"), ("Content-Type", JSON)),
+            body=(
+                b'{"id":10000000001,"data":{"orderId":26663453,"poNumber":"PO12662","orderDate":"2026-09-20 10:15:30",'
+                b'"deliveryStatus":"delivered"},"createdAt":"2026-09-20 10:15:31"}'
+            ),
+            at=datetime(2026, 9, 20, 10, 15, 31, tzinfo=UTC),
+            by_vendor=True,
+            origin="help-plum.xoxoday.com, Securing webhooks (header and key; the values of the body are ours)",
+        ),
+    ),
     secret_format=_USUAL_KEY,
     secret_hint=_HOW_TO_SET_A_KEY,
     gives_up_after=3,

@@ -67,7 +67,8 @@ LOG_WORDS = frozenset(
     disabled_by counted_events delivery.header_dropped next_probe_at exc_info exit_code failures restart_in_s
     last_event_at expect_every_s
     event.replayed replay.started replay.paused replay.finished target.discarded replay_id replayed
-    plugandpay plugandpay_v1 standard_webhooks application/json relay-gateway
+    generic_hmac gitlab_signed mollie_classic plugandpay plugandpay_v1 standard_webhooks
+    request.challenged verified application/json relay-gateway
     """.split()  # noqa: SIM905
 )
 """What our log lines say themselves, as far as it is long enough to be taken for a secret."""

@@ -7,6 +7,7 @@ The documented vectors of the providers hold both against the outside.
 import hmac
 import re
 from base64 import b64encode
+from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Literal
@@ -19,6 +20,7 @@ from relay.model import (
     Headers,
     HmacCheck,
     NoCheck,
+    ProofList,
     Secret,
     StandardWebhooksCheck,
 )
@@ -26,6 +28,7 @@ from relay.model import (
 _FIELD = re.compile(r"\{(body|timestamp|id)\}")
 
 _STANDARD_STEM = "webhook-"
+_STANDARD_LIST = ProofList(separator=" ")
 
 
 def octets(text: str) -> bytes:
@@ -91,8 +94,27 @@ def as_hmac(check: StandardWebhooksCheck) -> HmacCheck:
         timestamp_header=f"{stem}timestamp",
         id_header=f"{stem}id",
         tolerance=check.tolerance,
+        listing=_STANDARD_LIST,
         secrets=check.secrets,
     )
+
+
+def timestamp_place(scheme: HmacCheck) -> str:
+    """Where the signed timestamp stands, for people."""
+    if scheme.listing is not None and scheme.listing.timestamp_prefix:
+        return f"{scheme.listing.timestamp_prefix} in {scheme.header}"
+    return scheme.timestamp_header or "timestamp"
+
+
+def proof_value(scheme: HmacCheck, digests: Sequence[bytes], timestamp: bytes) -> str:
+    """What the proof header holds: one digest, or the list of them all. An optional prefix is left off."""
+    prefix = "" if scheme.prefix_optional else scheme.prefix
+    proofs = [prefix + digest.decode() for digest in digests]
+    if scheme.listing is None:
+        return proofs[0]
+    mark = scheme.listing.timestamp_prefix
+    entries = [mark + wire_text(timestamp), *proofs] if mark else proofs
+    return scheme.listing.separator.join(entries)
 
 
 def _hmac_headers(
@@ -100,18 +122,14 @@ def _hmac_headers(
 ) -> Headers:
     timestamp = str(int(now.timestamp()))
     message = signed_bytes(check.signed, body=body, timestamp=timestamp.encode(), message_id=octets(message_id))
-    prefix = "" if check.prefix_optional else check.prefix
-    proofs = (
-        prefix + digest_text(key.value, message, algorithm=check.algorithm, encoding=check.encoding).decode()
-        for key in keys
-    )
+    digests = [digest_text(key.value, message, algorithm=check.algorithm, encoding=check.encoding) for key in keys]
     signed = signed_fields(check.signed)
     headers: list[tuple[str, str]] = []
     if check.id_header is not None and "id" in signed:
         headers.append((check.id_header, message_id))
     if check.timestamp_header is not None and "timestamp" in signed:
         headers.append((check.timestamp_header, timestamp))
-    return (*headers, (check.header, " ".join(proofs)))
+    return (*headers, (check.header, proof_value(check, digests, timestamp.encode())))
 
 
 def sign(check: Check, body: bytes, *, now: datetime, message_id: str) -> Headers:

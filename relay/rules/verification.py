@@ -8,7 +8,7 @@ So a cut, doubled, padded, re-spelled or empty proof cannot match, and no decode
 
 import hmac
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -25,10 +25,18 @@ from relay.model import (
     StandardWebhooksCheck,
     VerifiedRequest,
 )
-from relay.rules.signing import as_hmac, basic_credentials, digest_text, octets, signed_bytes, signed_fields
+from relay.rules.signing import (
+    as_hmac,
+    basic_credentials,
+    digest_text,
+    octets,
+    signed_bytes,
+    signed_fields,
+    timestamp_place,
+)
 
 MOST_SIGNATURES = 8
-"""Entries of a Standard Webhooks list; more would buy a stranger processor time."""
+"""Entries of a list of proofs; more would buy a stranger processor time."""
 
 LONGEST_ID = 256
 """Characters of a signed message id."""
@@ -74,14 +82,16 @@ def _lines(headers: Headers, name: str) -> list[str]:
     return [value for key, value in headers if key.lower() == wanted]
 
 
-def _proof_line(headers: Headers, name: str) -> str | Refusal:
-    """The one line of the header that carries the proof."""
+def _proof_lines(headers: Headers, name: str, *, most: int = 1) -> list[str] | Refusal:
+    """The lines of the header that carries the proof: one, unless the check knows of several."""
     lines = _lines(headers, name)
-    if not lines or lines == [""]:
-        return Refusal("missing_signature", f"no {name} header")
-    if len(lines) > 1:
-        return Refusal("ambiguous_signature", f"{len(lines)} {name} headers")
-    return lines[0]
+    if not any(lines):
+        return Refusal("missing_signature", f"no {name} header") if len(lines) < 2 else _too_many(lines, name)
+    return lines if len(lines) <= most else _too_many(lines, name)
+
+
+def _too_many(lines: Sequence[str], name: str) -> Refusal:
+    return Refusal("ambiguous_signature", f"{len(lines)} {name} headers")
 
 
 def _matching_key(proofs: Sequence[bytes], expected: Sequence[bytes | None]) -> int | None:
@@ -98,11 +108,11 @@ def _usable(secrets: Sequence[Secret]) -> list[bytes | None]:
 
 def _static_key(headers: Headers, check: ApiKeyCheck | BearerCheck | BasicCheck) -> int | Refusal:
     """Which secret the request carries in the clear."""
-    line = _proof_line(headers, check.header)
-    if isinstance(line, Refusal):
-        return line
+    lines = _proof_lines(headers, check.header)
+    if isinstance(lines, Refusal):
+        return lines
     expected = _usable(check.secrets)
-    sent = octets(line)
+    sent = octets(lines[0])
     if not isinstance(check, ApiKeyCheck):
         wanted = b"bearer" if isinstance(check, BearerCheck) else b"basic"
         scheme, _, credentials = sent.partition(b" ")
@@ -115,16 +125,25 @@ def _static_key(headers: Headers, check: ApiKeyCheck | BearerCheck | BasicCheck)
     return Refusal("bad_signature", f"{check.header} matches no secret") if key is None else key
 
 
-def _signed_timestamp(headers: Headers, check: HmacCheck) -> bytes | Refusal:
-    """The timestamp header as sent: ASCII digits, whole seconds."""
-    lines = _lines(headers, check.timestamp_header or "")
-    if len(lines) > 1:
-        return Refusal("ambiguous_signature", f"{len(lines)} {check.timestamp_header} headers")
-    if not lines:
-        return Refusal("bad_timestamp", f"no {check.timestamp_header or 'timestamp'} header")
-    sent = octets(lines[0])
+def signed_timestamp(headers: Headers, scheme: HmacCheck) -> bytes | Refusal:
+    """The timestamp as sent: ASCII digits, whole seconds, in a header of its own or in an entry of the proof's list."""
+    place, listing = timestamp_place(scheme), scheme.listing
+    if listing is not None and listing.timestamp_prefix:
+        entries = _entries(headers, scheme)
+        if isinstance(entries, Refusal):
+            return entries
+        mark = listing.timestamp_prefix
+        found = [entry.removeprefix(mark) for entry in entries if entry.startswith(mark)]
+        kind = "entries"
+    else:
+        found, kind = _lines(headers, scheme.timestamp_header or ""), "headers"
+    if len(found) > 1:
+        return Refusal("ambiguous_signature", f"{len(found)} {place} {kind}")
+    if not found:
+        return Refusal("bad_timestamp", f"no {place}" + (" header" if kind == "headers" else ""))
+    sent = octets(found[0])
     if _SECONDS.fullmatch(sent) is None:
-        return Refusal("bad_timestamp", f"{check.timestamp_header} is not a number of whole seconds")
+        return Refusal("bad_timestamp", f"{place} is not a number of whole seconds")
     return sent
 
 
@@ -152,39 +171,35 @@ def _spelled(check: HmacCheck, sent: bytes) -> bytes | None:
     return bare.lower() if check.encoding == "hex" else bare
 
 
-_Proofs = Callable[[HmacCheck, str], list[str] | Refusal]
-"""Reads the proofs out of the line of the proof header."""
-
-
-def _one_proof(_scheme: HmacCheck, line: str) -> list[str]:
-    return [line]
-
-
-def _listed_proofs(scheme: HmacCheck, line: str) -> list[str] | Refusal:
-    """The space-separated list that Standard Webhooks has, and no other scheme."""
-    sent = line.split(" ", MOST_SIGNATURES)
+def _entries(headers: Headers, scheme: HmacCheck) -> list[str] | Refusal:
+    """What the proof header holds: the entries of its list, else its one line."""
+    listing = scheme.listing
+    if listing is None:
+        return _proof_lines(headers, scheme.header)
+    most = MOST_SIGNATURES if listing.many_lines else 1
+    lines = _proof_lines(headers, scheme.header, most=most)
+    if isinstance(lines, Refusal):
+        return lines
+    sent = listing.separator.join(lines).split(listing.separator, MOST_SIGNATURES)
     if len(sent) > MOST_SIGNATURES:
         return Refusal("ambiguous_signature", f"more than {MOST_SIGNATURES} signatures in {scheme.header}")
-    return sent
+    return [entry.strip(" \t") for entry in sent] if listing.many_lines else sent
 
 
-def _scheme(check: HmacCheck | StandardWebhooksCheck) -> tuple[HmacCheck, _Proofs]:
-    return (check, _one_proof) if isinstance(check, HmacCheck) else (as_hmac(check), _listed_proofs)
+def _scheme(check: HmacCheck | StandardWebhooksCheck) -> HmacCheck:
+    return check if isinstance(check, HmacCheck) else as_hmac(check)
 
 
-def _claim(headers: Headers, scheme: HmacCheck, proofs: _Proofs) -> _Claim | Refusal:
+def _claim(headers: Headers, scheme: HmacCheck) -> _Claim | Refusal:
     """What the headers claim, or what is wrong with them whatever the body is."""
-    line = _proof_line(headers, scheme.header)
-    if isinstance(line, Refusal):
-        return line
-    sent = proofs(scheme, line)
+    sent = _entries(headers, scheme)
     if isinstance(sent, Refusal):
         return sent
     signed = signed_fields(scheme.signed)
     message_id = _signed_id(headers, scheme) if "id" in signed else b""
     if isinstance(message_id, Refusal):
         return message_id
-    timestamp = _signed_timestamp(headers, scheme) if "timestamp" in signed else b""
+    timestamp = signed_timestamp(headers, scheme) if "timestamp" in signed else b""
     if isinstance(timestamp, Refusal):
         return timestamp
     spelled = tuple(proof for one in sent if (proof := _spelled(scheme, octets(one))) is not None)
@@ -208,8 +223,8 @@ def _signature(request: ReceivedRequest, check: HmacCheck | StandardWebhooksChec
 
     The time is judged last, so that `stale_timestamp` speaks of a genuine sender and a wrong clock or a replay.
     """
-    scheme, proofs = _scheme(check)
-    claim = _claim(request.headers, scheme, proofs)
+    scheme = _scheme(check)
+    claim = _claim(request.headers, scheme)
     if isinstance(claim, Refusal):
         return claim
     message = signed_bytes(scheme.signed, body=request.body, timestamp=claim.timestamp, message_id=claim.message_id)
@@ -232,7 +247,7 @@ def prove_headers(headers: Headers, check: Check) -> Refusal | None:
     if isinstance(check, NoCheck):
         return None
     if isinstance(check, HmacCheck | StandardWebhooksCheck):
-        claim = _claim(headers, *_scheme(check))
+        claim = _claim(headers, _scheme(check))
         return claim if isinstance(claim, Refusal) else None
     key = _static_key(headers, check)
     return key if isinstance(key, Refusal) else None

@@ -26,7 +26,9 @@ from prometheus_client.registry import Collector
 
 from relay.model import OUTCOMES, DeliveryState, OutcomeKind
 
-RESULTS = ("accepted", "unrouted", "duplicate", "refused")
+RESULTS = ("accepted", "unrouted", "duplicate", "refused", "challenged")
+NO_EVENTS = frozenset({"refused", "challenged"})
+"""Results that are no event of the source."""
 """What became of a received event."""
 
 _FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
@@ -196,12 +198,12 @@ class Metrics:
         self._kept.http_malformed = http_malformed or self._kept.http_malformed
 
     def event_received(self, source: str, result: str) -> None:
-        """Count a webhook; one that was not refused is also its source's last event."""
+        """Count a webhook; one that is an event, be it a known one, is also its source's last."""
         counter = self._by_result.get((source, result))
         if counter is None:
             return
         counter.inc()
-        if result != "refused":
+        if result not in NO_EVENTS:
             self._heard[source] = self._now()
 
     def source_seen(self, source: str, at: datetime) -> None:

@@ -11,10 +11,12 @@ from test_cli import command, environment, run_relay
 
 from relay.cli.stage import Arrival, Witness, findings, write_config
 from relay.config import load
+from relay.model import ApiKeyCheck
 from relay.providers import PROVIDERS
 from relay.rules.signing import sign
 
-OK = "demo ok: 2 webhooks, 4 deliveries, nothing lost"
+SIGNED = [provider.name for provider in PROVIDERS.values() if provider.signed]
+OK = f"demo ok: {len(SIGNED)} webhooks, {2 * len(SIGNED)} deliveries, nothing lost"
 
 
 def test_it_shows_every_hop_and_ends_when_all_has_arrived(tmp_path: Path) -> None:
@@ -23,13 +25,15 @@ def test_it_shows_every_hop_and_ends_when_all_has_arrived(tmp_path: Path) -> Non
     assert (shown.returncode, shown.stderr) == (0, "")
     lines = shown.stdout.splitlines()
     assert lines[-1] == OK
-    assert len([line for line in lines if re.match(r"  sent +\d+ bytes", line)]) == 2
-    assert len([line for line in lines if re.match(r"  committed +200 after .* evt_", line)]) == 2
+    assert len([line for line in lines if re.match(r"  sent +\d+ bytes", line)]) == len(SIGNED)
+    assert len([line for line in lines if re.match(r"  committed +200 after .* evt_", line)]) == len(SIGNED)
     arrivals = [
         line for line in lines if re.match(r"  delivered +(crm|accounting) +attempt 1 .* bytes identical", line)
     ]
-    assert len(arrivals) == 4
-    assert len([line for line in arrivals if line.endswith("signature valid")]) == 2
+    assert len(arrivals) == 2 * len(SIGNED)
+    keyed = [name for name in SIGNED if isinstance(PROVIDERS[name].check, ApiKeyCheck)]
+    assert len([line for line in arrivals if line.endswith("key withheld")]) == 2 * len(keyed)
+    assert len([line for line in arrivals if line.endswith("signature valid")]) == 2 * (len(SIGNED) - len(keyed))
     assert max(len(line) for line in lines if not line.startswith("  store ")) <= 80
     assert list(tmp_path.iterdir()) == []
 
@@ -42,7 +46,7 @@ def test_what_it_made_is_kept_on_request(tmp_path: Path) -> None:
     (kept,) = tmp_path.iterdir()
     assert f"kept: {kept}" in shown.stdout
     assert {"config.yaml", "relay.db", "relay.log"} <= {path.name for path in kept.iterdir()}
-    assert (kept / "relay.log").read_text().count('"delivery.attempted"') == 4
+    assert (kept / "relay.log").read_text().count('"delivery.attempted"') == 2 * len(SIGNED)
 
 
 @pytest.mark.slow
@@ -71,11 +75,12 @@ def test_it_keeps_running_until_ctrl_c_and_shows_what_others_send(tmp_path: Path
         rest, complaints = process.communicate(timeout=30)
     assert (process.returncode, complaints) == (0, "")
     assert rest.count("  delivered  ") == 4
-    assert rest.splitlines()[-1] == "demo ok: 4 webhooks, 8 deliveries, nothing lost"
+    webhooks = len(SIGNED) + 2
+    assert rest.splitlines()[-1] == f"demo ok: {webhooks} webhooks, {2 * webhooks} deliveries, nothing lost"
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("provider", ["xoxoday", "plugandpay"])
+@pytest.mark.parametrize("provider", SIGNED)
 def test_its_targets_would_notice_what_went_wrong(tmp_path: Path, provider: str) -> None:
     """Changed bytes, a broken signature and a leaked key are findings, not successes."""
     witness = Witness("crm")

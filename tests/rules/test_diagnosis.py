@@ -279,11 +279,12 @@ def test_another_signed_text_is_recognised(message: bytes, headers: Headers, wor
 
 
 def test_a_timestamp_in_the_signatures_own_header_is_recognised() -> None:
-    """Stripe's kind of header: the relay cannot read it, and says so."""
+    """Stripe's kind of header: only the provider of that name reads it, and no key of `verify` would."""
     sent = f"t={STAMP},v1=" + digest(STAMP.encode() + b"." + BODY).hex()
     told = advice(PLAIN, ("X-Signature", sent))
     assert 'over "{timestamp}.{body}" (timestamp from its own header)' in told
-    assert "The relay reads a timestamp from a header of its own only." in told
+    assert "read with provider: stripe" in told
+    assert "write under verify" not in told
 
 
 @pytest.mark.parametrize("message", [BODY, KEY + BODY, BODY + KEY])

@@ -33,6 +33,9 @@ from relay.rules.verification import Refusal, prove_headers, verify
 __all__ = ["Diagnosis", "Posted", "Step", "Surroundings", "diagnose"]
 
 _MOST_ROUTES = 4
+_CHALLENGED = (
+    Step("challenge", ok=True, said="the relay tells the sender back what it asks: no event, nothing is delivered"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +71,12 @@ def diagnose(sent: Posted, source: Source, config: Surroundings, now: datetime) 
     loop, looped = _loop_steps(sent)
     refused = 401 if isinstance(verdict, Refusal) and source.enforce else None
     early = refused if prove_headers(sent.headers, source.check) is not None else None
-    status = turned or early or too_large or refused or looped or source.status
     content = Content(request.headers, request.body)
     named = source.event_type(content)
     key = source.dedupe_key(content)
     event_type = named or NO_TYPE
-    routes = taking(source.name, event_type, config.routes)
+    is_challenge = source.challenge is not None and source.challenge(content) is not None
+    routes = () if is_challenge else taking(source.name, event_type, config.routes)
     steps = (
         Step("path", ok=None, said=f"{source.path} is where to post; any other path is 404"),
         Step("method", ok=None, said="POST; any other method is 405"),
@@ -82,11 +85,10 @@ def diagnose(sent: Posted, source: Source, config: Surroundings, now: datetime) 
         size,
         *rest,
         *_enforce_steps(source, verdict),
-        *loop,
-        _type_step(named, source, config.routes),
-        _dedupe_step(key),
-        _routes_step(source, event_type, routes, config.routes),
+        *(() if is_challenge else loop),
+        *(_CHALLENGED if is_challenge else _event_steps(source, named, key, routes, config.routes)),
     )
+    status = turned or early or too_large or refused or (200 if is_challenge else looped or source.status)
     hidden = _hidden(config.sources)
     return Diagnosis(
         source=source.name,
@@ -158,6 +160,18 @@ def _loop_steps(sent: Posted) -> tuple[list[Step], int | None]:
         return [], None
     said = f"relay-hops says that {hops} relays have sent it on, more than {MOST_HOPS}"
     return [Step("loop", ok=False, said=said, advice="See whose target is this relay's own address.")], 508
+
+
+def _event_steps(
+    source: Source, named: str | None, key: str | None, taken: tuple[Route, ...], routes: tuple[Route, ...]
+) -> tuple[Step, ...]:
+    """The steps about the event that the request becomes."""
+    event_type = named or NO_TYPE
+    return (
+        _type_step(named, source, routes),
+        _dedupe_step(key),
+        _routes_step(source, event_type, taken, routes),
+    )
 
 
 def _type_step(named: str | None, source: Source, routes: tuple[Route, ...]) -> Step:

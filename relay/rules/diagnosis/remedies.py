@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from relay.model import HmacCheck, StandardWebhooksCheck
 from relay.rules.diagnosis.digests import Digest
-from relay.rules.diagnosis.signatures import Layout, Match, scheme_of
+from relay.rules.diagnosis.signatures import ITS_OWN, Layout, Match, scheme_of
 from relay.rules.diagnosis.steps import sentence
 from relay.rules.signing import signed_fields
 
@@ -18,6 +18,7 @@ _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _CHANGED = "It was changed after it was signed, on its way or in this copy: take, sign and check the raw bytes."
 _EMPTY = "The sender has to sign the bytes that it sends."
 _NO_HMAC = "It is a plain hash and no HMAC, which the relay does not take."
+_LISTED = "A timestamp beside the proof is read with provider: stripe, whose verify: {header: …} may name this header."
 _ALONE = "The relay reads a header that holds a prefix and the digest, nothing else."
 _SPELLINGS = "The relay takes a digest in hex or in padded base64."
 
@@ -31,12 +32,12 @@ def remedy(match: Match, check: HmacCheck | StandardWebhooksCheck) -> str:
         return f"The {match.digest.algorithm} in {match.digest.header} covers this body, but: {_NO_HMAC}"
     if not match.key.is_of_source:
         return sentence(f"The digest does match {match.key.how}.", match.key.fix)
-    hows, verify, notes = _spelling(match.digest, scheme_of(check), is_list=isinstance(check, StandardWebhooksCheck))
+    hows, verify, notes = _spelling(match.digest, scheme_of(check))
     if match.layout.how:
         hows.append(match.layout.how)
         verify |= _signed(match.layout)
-        if "its own header" in {match.layout.timestamp_header, match.layout.id_header}:
-            notes.append("The relay reads a timestamp from a header of its own only.")
+        if match.layout.timestamp_header == ITS_OWN:
+            verify, notes = {}, [_LISTED]
     if match.body:
         hows.append(f"{'with' if match.layout.how else 'over'} {match.body}")
         notes.append(_EMPTY if match.body == "an empty body" else _CHANGED)
@@ -50,13 +51,13 @@ def remedy(match: Match, check: HmacCheck | StandardWebhooksCheck) -> str:
 
 def unlike(digest: Digest, check: HmacCheck | StandardWebhooksCheck) -> str:
     """How a digest that nothing explains is spelled otherwise than the check wants; empty where it is not."""
-    hows, verify, notes = _spelling(digest, scheme_of(check), is_list=isinstance(check, StandardWebhooksCheck))
+    hows, verify, notes = _spelling(digest, scheme_of(check))
     if not hows:
         return ""
     return sentence(f"What looks like a digest is there {', '.join(hows)}.", *_written(verify, check), *notes)
 
 
-def _spelling(digest: Digest, scheme: HmacCheck, *, is_list: bool) -> tuple[list[str], Verify, list[str]]:
+def _spelling(digest: Digest, scheme: HmacCheck) -> tuple[list[str], Verify, list[str]]:
     """How a digest's spelling is not the check's: in words, as keys of `verify`, and what no key can mend."""
     hows: list[str] = []
     verify: Verify = {}
@@ -77,7 +78,7 @@ def _spelling(digest: Digest, scheme: HmacCheck, *, is_list: bool) -> tuple[list
             verify["encoding"] = digest.encoding
         else:
             notes.append(_SPELLINGS)
-    if not (digest.is_alone or is_list):
+    if scheme.listing is None and not digest.is_alone:
         hows.append("beside other values")
         notes.append(_ALONE)
     elif digest.before != scheme.prefix and (digest.before or not scheme.prefix_optional):
@@ -91,7 +92,7 @@ def _signed(layout: Layout) -> Verify:
     fields = signed_fields(layout.signed)
     headers = {"timestamp": layout.timestamp_header, "id": layout.id_header}
     named = {f"{field}_header": header for field, header in headers.items() if field in fields and header}
-    return {"signed": layout.signed, **named}
+    return {"signed": layout.signed, **{key: header for key, header in named.items() if header != ITS_OWN}}
 
 
 def _written(verify: Verify, check: HmacCheck | StandardWebhooksCheck) -> Iterator[str]:

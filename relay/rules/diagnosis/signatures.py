@@ -45,6 +45,8 @@ _SIGNED = (
 _TIMES = re.compile(r"timestamp|-time$|-ts$|^date$", re.IGNORECASE)
 _IDS = re.compile(r"(?:^|-)(?:id|delivery|uuid|nonce)$", re.IGNORECASE)
 _IN_LIST = re.compile(r"(?:^|[,; ])t=([0-9]{10,16})(?=[,; ]|$)")
+ITS_OWN = "its own header"
+"""Where a timestamp stands that is beside the proof, which the check does not look for there."""
 _WHITE = (b"\n", b"\r\n", b" ")
 _QUOTES = (b'"', b"'")
 
@@ -143,7 +145,7 @@ def _plain(body: bytes, wanted: dict[bytes, Digest], secrets: Sequence[Secret]) 
 def _layouts(sent: Posted, scheme: HmacCheck) -> list[Layout]:
     """What may have been signed: first as the check says, then what other senders sign."""
     own = (scheme.timestamp_header, scheme.id_header)
-    times = _values(sent.headers, scheme.timestamp_header, _TIMES) + _listed_times(sent.values(scheme.header))
+    times = _times(sent, scheme)
     ids = _values(sent.headers, scheme.id_header, _IDS)
     found: list[Layout] = []
     for signed in dict.fromkeys((scheme.signed, *_SIGNED)):
@@ -172,9 +174,14 @@ def _values(headers: Headers, own: str | None, names: re.Pattern[str]) -> list[t
     return [(own if name.lower() == wanted else name, octets(value)) for name, value in ordered[:_MOST_VALUES]]
 
 
-def _listed_times(values: Sequence[str]) -> list[tuple[str | None, bytes]]:
-    """The timestamp that some senders put into the signature's own header: `t=1700000000,v1=…`."""
-    return [("its own header", octets(found[1])) for value in values[:1] if (found := _IN_LIST.search(value))]
+def _times(sent: Posted, scheme: HmacCheck) -> list[tuple[str | None, bytes]]:
+    """The values that may be a timestamp, where the check has it first; some senders put it into the proof's own
+    header: `t=1700000000,v1=…`."""
+    elsewhere = _values(sent.headers, scheme.timestamp_header, _TIMES)
+    listed = [octets(found[1]) for value in sent.values(scheme.header)[:1] if (found := _IN_LIST.search(value))]
+    if scheme.listing is not None and scheme.listing.timestamp_prefix:
+        return [(None, time) for time in listed] + elsewhere
+    return elsewhere + [(ITS_OWN, time) for time in listed]
 
 
 def _keys(secrets: Sequence[Secret], others: Sequence[Source]) -> list[Key]:

@@ -12,8 +12,8 @@ from relay.rules.diagnosis.digests import digests
 from relay.rules.diagnosis.remedies import remedy, unlike
 from relay.rules.diagnosis.signatures import explained, scheme_of
 from relay.rules.diagnosis.steps import Posted, Step, Surroundings, numbered, sentence, spelled, unsent
-from relay.rules.signing import digest_text, octets, signed_bytes, signed_fields
-from relay.rules.verification import Refusal, prove_headers, untimely, verify
+from relay.rules.signing import digest_text, octets, proof_value, signed_bytes, signed_fields, timestamp_place
+from relay.rules.verification import Refusal, prove_headers, signed_timestamp, untimely, verify
 
 _DIGITS = re.compile(r"[0-9]+")
 _MILLISECONDS = range(12, 15)
@@ -76,10 +76,12 @@ def _timestamp_steps(case: _Case) -> list[Step]:
     scheme = case.scheme
     if "timestamp" not in signed_fields(scheme.signed):
         return []
-    sent = octets(case.sent.values(scheme.timestamp_header or "")[0])
+    sent = signed_timestamp(case.sent.headers, scheme)
+    if isinstance(sent, Refusal):
+        return []
     skew = int(sent) - int(case.now.timestamp())
     side = "ahead of" if skew > 0 else "behind"
-    said = f"{scheme.timestamp_header} is {spelled(abs(skew))} {side} this clock, {_within(scheme.tolerance)}"
+    said = f"{timestamp_place(scheme)} is {spelled(abs(skew))} {side} this clock, {_within(scheme.tolerance)}"
     refusal = untimely(sent, scheme.tolerance, case.now)
     if refusal is None:
         return [Step("timestamp", ok=True, said=said)]
@@ -115,8 +117,8 @@ def _advice(case: _Case, refusal: Refusal) -> str:
 
 
 def _bad_timestamp(case: _Case) -> str:
-    header = case.scheme.timestamp_header or ""
-    values = case.sent.values(header)
+    header = timestamp_place(case.scheme)
+    values = _timestamps(case)
     if not values:
         others = [name for name, _ in case.sent.headers if _TIME_NAME.search(name)]
         return f"Is {others[0]} meant? The source reads {header}." if others else _SECONDS_PLEASE
@@ -124,6 +126,16 @@ def _bad_timestamp(case: _Case) -> str:
     if _DIGITS.fullmatch(sent) and len(sent) in _MILLISECONDS:
         return f"{header} has {len(sent)} digits: these are milliseconds. {_SECONDS_PLEASE}"
     return f"{header} holds no plain number of seconds (a date, a fraction, another unit?). {_SECONDS_PLEASE}"
+
+
+def _timestamps(case: _Case) -> list[str]:
+    """What stands where the timestamp should be, whatever it is."""
+    listing = case.scheme.listing
+    if listing is None or not listing.timestamp_prefix:
+        return case.sent.values(case.scheme.timestamp_header or "")
+    mark = listing.timestamp_prefix
+    entries = [entry for line in case.sent.values(case.scheme.header) for entry in line.split(listing.separator)]
+    return [entry.removeprefix(mark) for entry in entries if entry.startswith(mark)]
 
 
 def _unexplained(case: _Case) -> str:
@@ -154,11 +166,10 @@ def _expected(case: _Case) -> str:
     key = next((secret.value for secret in scheme.secrets if secret.value), None)
     if key is None:
         return ""
-    timestamp, message_id = (
-        octets(next(iter(case.sent.values(name or "")), "")) for name in (scheme.timestamp_header, scheme.id_header)
-    )
+    timestamp = octets(next(iter(_timestamps(case)), ""))
+    message_id = octets(next(iter(case.sent.values(scheme.id_header or "")), ""))
     message = signed_bytes(scheme.signed, body=case.request.body, timestamp=timestamp, message_id=message_id)
-    digest = digest_text(key, message, algorithm=scheme.algorithm, encoding=scheme.encoding).decode()
-    value = digest if scheme.prefix_optional else f"{scheme.prefix}{digest}"
+    digest = digest_text(key, message, algorithm=scheme.algorithm, encoding=scheme.encoding)
+    value = proof_value(scheme, [digest], timestamp)
     others = tuple(header for header in case.sent.headers if header[0].lower() != scheme.header.lower())
     return value if prove_headers((*others, (scheme.header, value)), case.check) is None else ""
