@@ -37,7 +37,6 @@ from relay.reloading import (
     tell_unknown,
 )
 from relay.rules.egress import EgressPolicy
-from relay.rules.routing import taking
 from relay.standing import Standing
 from relay.store import StoreUnavailable
 from relay.store.replays import Destinations
@@ -226,8 +225,7 @@ class App:
 
     def _destinations(self) -> Destinations:
         """Where a replayed event may go, by the config as it is now."""
-        routes = self._config.routes
-        return Destinations(self._dispatcher.targets, lambda source, type_: taking(source, type_, routes))
+        return Destinations(self._dispatcher.targets, self._config.routes)
 
     async def _tell_of_the_past(self) -> None:
         """What the store remembers and the config does not say: unsafe ground, deliveries of targets that are gone, and

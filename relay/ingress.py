@@ -19,9 +19,10 @@ from relay.ids import fresh_id
 from relay.intake import RETRY_SOON, Intake, Limits, Turned, speaks_http_1
 from relay.listener import REFUSALS, json_answer, peer_of, plain_answer
 from relay.model import NO_TYPE, Content, Event, Headers, ReceivedRequest, Route, Source, VerifiedRequest
+from relay.rules.expressions import view_from
 from relay.rules.forwarding import MOST_HOPS, incoming_hops, storable_headers
 from relay.rules.rate import Bucket, Quota, spend, take
-from relay.rules.routing import taking, targets_of
+from relay.rules.routing import CONDITION_FAILED, Routed, Subject, meant, routed
 from relay.rules.secrets import harmless
 from relay.rules.verification import Refusal, prove_headers, unproven, verify
 from relay.store import Accepted, Store, StoreFull, StoreUnavailable
@@ -210,11 +211,12 @@ class Ingress:
             return Turned(508, "loop", f"relay-hops is {hops}")
         if hops is None:
             desk.memory.lines.tell("request.bad_hops", lambda: {"reason": "relay-hops is no number and counts as 0"})
-        event, targets = self._name(verified, content, desk, hops or 0)
-        accepted = await self._store.accept(event, targets)
+        event, found = self._name(verified, content, desk, hops or 0)
+        accepted = await self._store.accept(event, found.targets, found.courses)
         if not accepted.duplicate:
-            self._wake(targets)
-        return self._accepted(desk.source, event, accepted, targets, verified, began)
+            self._wake(found.targets)
+            self._tell_failed(desk, event)
+        return self._accepted(desk, event, accepted, found.targets, verified, began)
 
     def _check_rate(self, desk: _Desk) -> Turned | None:
         if desk.source.rate is None:
@@ -239,30 +241,43 @@ class Ingress:
         log.info("request.challenged", source=source.name, verified=request.proven, remote=request.remote)
         return plain_answer(200, told)
 
-    def _name(
-        self, request: VerifiedRequest, content: Content, desk: _Desk, hops: int
-    ) -> tuple[Event, tuple[str, ...]]:
-        """The event that a request becomes, and the targets it goes to."""
+    def _name(self, request: VerifiedRequest, content: Content, desk: _Desk, hops: int) -> tuple[Event, Routed]:
+        """The event that a request becomes, and where it goes."""
         now = self._now()
+        id_, source = fresh_id("evt", now), desk.source.name
         type_ = desk.source.event_type(content) or NO_TYPE
-        routes = taking(desk.source.name, type_, desk.routes)
+        headers = storable_headers(request.headers, key_header=desk.source.key_header, forwarded=desk.forwarded)
+        subject = Subject(
+            source,
+            type_,
+            headers=lambda: headers,
+            view=lambda: view_from(id_, type_, source, now, headers, content.json),
+        )
+        found = routed(subject, desk.routes)
         event = Event(
-            id=fresh_id("evt", now),
-            source=desk.source.name,
+            id=id_,
+            source=source,
             type=type_,
             received_at=now,
-            headers=storable_headers(request.headers, key_header=desk.source.key_header, forwarded=desk.forwarded),
+            headers=headers,
             body=request.body,
             verified=request.proven,
             hops=hops,
             dedupe_key=desk.source.dedupe_key(content),
-            routes=tuple(route.name for route in routes),
+            routes=found.routes,
+            failed_conditions=found.failed,
         )
-        return event, targets_of(routes)
+        return event, found
+
+    def _tell_failed(self, desk: _Desk, event: Event) -> None:
+        """Tell of the conditions that could not be evaluated on an event."""
+        for place, reason in event.failed_conditions:
+            fields: dict[str, object] = {"route": place, "event_id": event.id, "type": event.type, "reason": reason}
+            desk.memory.lines.tell(CONDITION_FAILED, fields.copy)
 
     def _accepted(
         self,
-        source: Source,
+        desk: _Desk,
         event: Event,
         accepted: Accepted,
         targets: Sequence[str],
@@ -270,6 +285,7 @@ class Ingress:
         began: float,
     ) -> web.Response:
         """Answer and tell what was committed."""
+        source = desk.source
         if accepted.duplicate:
             result, line = "duplicate", "event.duplicate"
         else:
@@ -279,7 +295,7 @@ class Ingress:
         if accepted.duplicate and not accepted.same_body:
             extra["reason"] = "id_reuse: the same id came with another body"
         if not targets and not accepted.duplicate:
-            extra["reason"] = "no route wants this type"
+            extra["reason"] = _unrouted_because(event, desk.routes)
         tell = log.warning if extra else log.info
         if source.rotates:
             extra["key_index"] = request.key_index
@@ -341,6 +357,16 @@ class Ingress:
                 reason=f"{memory.other_than_200} answers other than 200 in a row: the sender may have disabled the URL",
                 advice=source.revival,
             )
+
+
+def _unrouted_because(event: Event, routes: Sequence[Route]) -> str:
+    """Why no route wants an event, in a few words; `relay show` has the reason of each."""
+    if event.failed_conditions:
+        place, reason = event.failed_conditions[0]
+        return f"no route wants it; the condition of {place} failed: {reason}"
+    if meant(event.source, event.type, routes):
+        return "no route wants it: the headers or conditions of those for its type say no"
+    return "no route wants this type"
 
 
 def _turned_away(turned: Turned) -> web.Response:

@@ -20,7 +20,7 @@ from relay.ids import fresh_id
 from relay.model import RELAY, Event, GiveUp, Headers, Route, Source, TargetHealth
 from relay.rules import notices
 from relay.rules.notices import KINDS, SOURCE_SILENT, Batch, Box, Expectation, Note
-from relay.rules.routing import taking, targets_of
+from relay.rules.routing import CONDITION_FAILED, Routed, meant, routed, subject_of, targets_of
 from relay.store import Accepted, Store, StoreUnavailable
 
 LAST_WORDS = timedelta(seconds=1)
@@ -87,7 +87,7 @@ class Notifier:
     def configure(self, sources: Iterable[Source], routes: Sequence[Route]) -> None:
         """Take a config: who carries which kind, and which sources are expected. What is remembered of those that were
         there before stays; what waited for a target that carries a kind no longer is let go."""
-        self._routes = {kind: taking(RELAY, kind, routes) for kind in KINDS}
+        self._routes = {kind: meant(RELAY, kind, routes) for kind in KINDS}
         self._targets = {kind: targets_of(found) for kind, found in self._routes.items()}
         keys = [(kind, target) for kind, targets in self._targets.items() for target in targets]
         self._boxes = {key: self._boxes.get(key, Box()) for key in keys}
@@ -197,16 +197,20 @@ class Notifier:
         it meanwhile, and a reload may have taken its targets away. Who stops waiting stops no message."""
         loop = asyncio.get_running_loop()
         while found := notices.ready(self._boxes, loop.time()):
-            self._sending = self._send(*next(iter(found.items())))
+            batch, targets = next(iter(found.items()))
+            self._boxes.update(((batch.kind, target), Box()) for target in targets)
+            event, addressed = self._event(batch, targets)
+            if not addressed.targets:  # the conditions of its routes say no
+                continue
+            self._sending = self._send(batch, event, addressed)
             with suppress(StoreUnavailable):  # the outage is told by the store
                 await asyncio.shield(self._sending)
 
-    def _send(self, batch: Batch, targets: Sequence[str]) -> "asyncio.Task[Accepted]":
-        """Begin to store a message. Its notes leave their boxes at once, so that what comes meanwhile is gathered."""
-        self._boxes.update(((batch.kind, target), Box()) for target in targets)
-        event = self._event(batch, targets)
-        sending = asyncio.create_task(self._store.accept(event, targets), name="notice")
-        sending.add_done_callback(partial(self._sent, batch, targets, event))
+    def _send(self, batch: Batch, event: Event, addressed: Routed) -> "asyncio.Task[Accepted]":
+        """Begin to store a message. Its notes have left their boxes, so that what comes meanwhile is gathered."""
+        storing = self._store.accept(event, addressed.targets, addressed.courses)
+        sending = asyncio.create_task(storing, name="notice")
+        sending.add_done_callback(partial(self._sent, batch, addressed.targets, event))
         return sending
 
     def _sent(self, batch: Batch, targets: Sequence[str], event: Event, sending: "asyncio.Task[Accepted]") -> None:
@@ -231,16 +235,16 @@ class Notifier:
         )
         self._wake(targets)
 
-    def _event(self, batch: Batch, targets: Sequence[str]) -> Event:
+    def _event(self, batch: Batch, targets: Sequence[str]) -> tuple[Event, Routed]:
+        """The message as an event, and those of these targets that it goes to after all."""
         now = self._now()
-        names = tuple(route.name for route in self._routes[batch.kind] if not set(targets).isdisjoint(route.targets))
-        return Event(
-            id=fresh_id("evt", now),
-            source=RELAY,
-            type=batch.kind,
-            received_at=now,
-            headers=_HEADERS,
-            body=batch.body,
-            hops=batch.hops,
-            routes=names,
-        )
+        event = Event(fresh_id("evt", now), RELAY, batch.kind, now, _HEADERS, batch.body, hops=batch.hops)
+        routes = self._routes[batch.kind]
+        found = routed(subject_of(event, event.body), routes)
+        for place, reason in found.failed:
+            log.warning(CONDITION_FAILED, source=RELAY, route=place, event_id=event.id, type=event.type, reason=reason)
+        wanted = tuple(name for name in targets if name in found.targets)
+        leading = {route.name for route in routes if not set(wanted).isdisjoint(route.targets)}
+        names = tuple(name for name in found.routes if name in leading)
+        event = replace(event, routes=names, failed_conditions=found.failed)
+        return event, replace(found, routes=names, targets=wanted)

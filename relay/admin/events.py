@@ -12,8 +12,9 @@ from relay.admin.calls import Call
 from relay.admin.reading import Query
 from relay.admin.views import HELD, UNROUTED, event_view, record_view, refusal_view, tally_view
 from relay.delivery.dispatcher import Dispatcher
-from relay.model import DeliveryState, Route, Source
-from relay.rules.routing import unwanted_because
+from relay.model import Content, DeliveryState, Route, Source
+from relay.rules.expressions import Failed, View, view_from
+from relay.rules.routing import DAMAGED, Subject, Verdict, judged, meant
 from relay.rules.secrets import presentable
 from relay.store import Store, StoreUnusable
 from relay.store.archive import Archive, EventQuery, EventRecord, RefusalQuery
@@ -96,7 +97,7 @@ class EventCalls:
             self._held(),
             targets=self._dispatcher.targets,
             headers=presentable(record.headers, self._key_header(record.event.source)),
-            unrouted_because=self._unrouted_because(record),
+            verdicts=await self._verdicts(record),
         )
         if query.flag("body"):
             view |= _body_view(await self._read_body(event_id))
@@ -111,13 +112,22 @@ class EventCalls:
     def _key_header(self, source: str) -> str | None:
         return next((one.key_header for one in self._sources() if one.name == source), None)
 
-    def _unrouted_because(self, record: EventRecord) -> list[tuple[str, str]]:
-        """Why today's routes do not take an event that has no deliveries."""
+    async def _verdicts(self, record: EventRecord) -> list[Verdict]:
+        """What today's routes say of an event. Its body is read only where one of them asks for it."""
+        event, routes = record.event, self._routes()
+        asking = any(not route.is_plain for route in meant(event.source, event.type, routes))
+        view = await self._view(record) if asking else DAMAGED
+        subject = Subject(event.source, event.type, headers=lambda: record.headers, view=lambda: view)
+        return [judged(route, subject) for route in routes]
+
+    async def _view(self, record: EventRecord) -> View | Failed:
+        """What conditions see of a stored event."""
         event = record.event
-        if event.deliveries:
-            return []
-        reasons = ((route.name, unwanted_because(route, event.source, event.type)) for route in self._routes())
-        return [(name, reason or "takes it by today's config; replay it") for name, reason in reasons]
+        try:
+            document = Content(record.headers, await self._store.body(event.id)).json
+        except StoreUnusable:
+            return DAMAGED
+        return view_from(event.id, event.type, event.source, event.received_at, record.headers, document)
 
     async def _body(self, request: web.BaseRequest, event_id: str) -> web.Response:
         Query(request)

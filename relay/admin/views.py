@@ -6,6 +6,7 @@ from typing import Any
 
 from relay.model import DeliveryState, Headers, Target, TargetHealth, TargetState
 from relay.rules.forwarding import rfc3339
+from relay.rules.routing import OPEN, Verdict
 from relay.store import Backlog
 from relay.store.archive import EventRecord, KeptAttempt, KeptDelivery, KeptEvent, RefusedRequest, Tally
 
@@ -84,9 +85,10 @@ def record_view(
     *,
     targets: Mapping[str, Target],
     headers: Headers,
-    unrouted_because: Sequence[tuple[str, str]],
+    verdicts: Sequence[Verdict],
 ) -> dict[str, Any]:
-    """An event with all that is kept of it but its body; `headers` are those that may be shown."""
+    """An event with all that is kept of it but its body; `headers` are those that may be shown, `verdicts` what the
+    routes of today say of it."""
     view = event_view(record.event, held)
     for shown, delivery in zip(view["deliveries"], record.event.deliveries, strict=True):
         target = targets.get(delivery.target)
@@ -105,7 +107,25 @@ def record_view(
         "sha256": record.sha256.hex(),
         "headers": [list(header) for header in headers],
         "routes": None if record.routes is None else list(record.routes),
-        "unrouted_because": [{"route": route, "reason": reason} for route, reason in unrouted_because],
+        "failed_conditions": [{"route": place, "reason": reason} for place, reason in record.failed_conditions],
+        "routing": [verdict_view(verdict) for verdict in verdicts],
+    }
+
+
+def verdict_view(verdict: Verdict) -> dict[str, Any]:
+    """What a route says of an event, and of each of its targets; a reason stands where there is one."""
+    return {
+        "route": verdict.route,
+        "takes": verdict.because is None,
+        "reason": verdict.because,
+        "targets": [
+            {
+                "target": one.target,
+                "takes": one.way is not None,
+                "reason": OPEN if one.is_open else one.because or None,
+            }
+            for one in verdict.targets
+        ],
     }
 
 

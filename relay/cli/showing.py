@@ -61,8 +61,11 @@ def _told(event: Mapping[str, Any], now: datetime, *, with_body: bool) -> list[s
     lines += _field("received", f"{received} ({apart(event['received_at'], now)} ago), {proof}")
     lines += _field("body", f"{event['size']} bytes, sha256 {str(event['sha256'])[:16]}…")
     lines += _field("routes", _routes(event))
-    for because in event["unrouted_because"]:
-        lines += _field("", f"{because['route']}: {because['reason']}")
+    for verdict in _telling(event):
+        lines += _field("", _verdict(verdict, is_unrouted=not event["deliveries"]))
+        lines += [line for one in verdict["targets"] if one["reason"] for line in _field("", _destination(one))]
+    for failure in event["failed_conditions"]:
+        lines += _field("", f"when it was received, the `when` of {failure['route']} failed: {failure['reason']}")
     for index, (name, value) in enumerate(event["headers"]):
         lines += _field("" if index else "headers", f"{name}: {value}")
     for delivery in event["deliveries"]:
@@ -77,7 +80,26 @@ def _routes(event: Mapping[str, Any]) -> str:
         return ", ".join(event["routes"])
     if event["routes"] is None:
         return "not recorded: it was stored by an earlier version"
-    return "none took it; today's config says why:" if event["unrouted_because"] else "none took it"
+    return "none took it; today's config says why:" if event["routing"] else "none took it"
+
+
+def _telling(event: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What today's routes say, as far as it tells something: of an event that some took, not those which are not meant
+    for it, and nothing of one that simply takes it."""
+    if not event["deliveries"] and not event["routes"]:
+        return list(event["routing"])
+    took = event["routes"] or ()
+    return [one for one in event["routing"] if one["targets"] or one["takes"] is not (one["route"] in took)]
+
+
+def _verdict(verdict: Mapping[str, Any], *, is_unrouted: bool) -> str:
+    advice = "; replay it" if is_unrouted else ""
+    reason = f"takes it by today's config{advice}" if verdict["takes"] else verdict["reason"]
+    return f"{verdict['route']}: {reason}"
+
+
+def _destination(one: Mapping[str, Any]) -> str:
+    return f"  {one['target']}: {one['reason']}"
 
 
 def _field(name: str, text: str) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from relay.config import certificates, groups, keys, sources, targets, values
+from relay.config import routes as route_sections
 from relay.config.fingerprints import fingerprint_of
 from relay.config.problems import KeyPath, Refused, Report, quoted
 from relay.config.schema import DocumentSection, EgressSection, ServerSection, StoreSection
@@ -53,7 +54,7 @@ def config(document: DocumentSection, plain: Mapping[str, Any], path: Path, repo
     read_sources = _sources(document, report)
     read_targets = _targets(document, egress, server.listen, report)
     _check_names(plain, report)
-    routes = _routes(document, plain, report)
+    routes = _routes(document, plain, read_sources, report)
     _check_listeners(server.listen, admin.listen, report)
     _check_descriptors(document, report)
     _warn_unused(plain, routes, report)
@@ -217,14 +218,19 @@ def _check_names(plain: Mapping[str, Any], report: Report) -> None:
                 report.refuse((key, name), 'the name "relay" is reserved for the relay\'s own events')
 
 
-def _routes(document: DocumentSection, plain: Mapping[str, Any], report: Report) -> tuple[Route, ...]:
-    source_names, target_names = _names(plain, "sources"), _names(plain, "targets")
+def _routes(
+    document: DocumentSection, plain: Mapping[str, Any], read_sources: tuple[Source, ...], report: Report
+) -> tuple[Route, ...]:
+    key_headers = {source.name: source.key_header for source in read_sources}
+    known = route_sections.Known(
+        _names(plain, "sources"), _names(plain, "targets"), _names(plain, "enrichers"), key_headers
+    )
     routes: list[Route] = []
     seen: set[str] = set()
     for index, section in enumerate(document.routes):
         if section is None:
             continue
-        route = targets.route(index, section, sources=source_names, targets=target_names, report=report)
+        route = route_sections.route(index, section, known=known, report=report)
         if route.name in seen:
             report.refuse(("routes", index, "name"), f"another route is named {quoted(route.name)}")
         seen.add(route.name)

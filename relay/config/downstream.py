@@ -2,13 +2,16 @@
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import core_schema
 
 from relay.config import values
 from relay.config.fields import (
+    Condition,
     Flag,
     HeaderNames,
     HeaderValue,
+    MatchedValue,
     OneOrMore,
     Parsed,
     RateLimit,
@@ -41,12 +44,6 @@ def _probe(value: Any) -> Any:
     if not isinstance(value, dict):
         raise Refused("must be a mapping {first: 1m, max: 15m}, or never")
     return value
-
-
-def _targets_of_route(value: Any) -> str:
-    if isinstance(value, dict):
-        raise Refused("a target with conditions (a mapping) is not built yet in this version; write its name")
-    return values.name(value)
 
 
 class RetrySection(Section):
@@ -102,19 +99,49 @@ class TargetSection(Section):
 class MatchSection(Section):
     """Which events a route takes."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"headers"})
-    type: Texts = setting(description="Globs on the event type; any may match")
+    type: Texts | None = setting(default=None, description="Globs on the event type; any may match")
+    headers: dict[str, MatchedValue] = setting(
+        default={}, description="Headers and what they must say, each exactly; all must hold"
+    )
+
+
+class DestinationSection(Section):
+    """A target of a route, with a condition of its own."""
+
+    target: Annotated[str, Parsed(values.name)] = setting(description="Name of a target")
+    when: Condition | None = setting(default=None, description="JMESPath on the event; goes there where that holds")
+
+
+class NameAlone:
+    """A destination in whose place the mere name of a target may stand."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_wrap_validator_function(_destination, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"anyOf": [{"type": "string"}, handler(schema)]}
+
+
+def _destination(value: Any, mapping: core_schema.ValidatorFunctionWrapHandler) -> Any:
+    if value is None or isinstance(value, dict):
+        return mapping(value)
+    return DestinationSection.model_construct(target=values.name(value), when=None)
 
 
 class RouteSection(Section):
     """Which events of which sources go to which targets."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"enrich", "when"})
     name: Text = setting(description="Name of the route")
     sources: Annotated[list[Annotated[str, Parsed(values.name)] | None], OneOrMore()] = setting(
         alias="from", description="Names of sources"
     )
     match: MatchSection | None = setting(default=None, description="What it takes; everything by default")
-    targets: Annotated[list[Annotated[str, Parsed(_targets_of_route)] | None], OneOrMore()] = setting(
-        alias="to", description="Names of targets"
+    enrich: Annotated[str, Parsed(values.name)] | None = setting(
+        default=None, description="Name of an enricher, whose answer is `data`"
+    )
+    when: Condition | None = setting(default=None, description="JMESPath on the event; takes it where that holds")
+    targets: Annotated[list[Annotated[DestinationSection | None, NameAlone()]], OneOrMore()] = setting(
+        alias="to", description="Names of targets, or {target: NAME, when: CONDITION}"
     )

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJson
 from pydantic_core import core_schema
 
 from relay.config import values
+from relay.config.expressions import condition
 from relay.config.settings import Address
 from relay.config.values import SecretText
 from relay.model import IPNetwork, Rate, StatusSet
@@ -94,9 +95,11 @@ StoreSize = Annotated[
     int, Parsed(partial(values.size, low=1024**2, high=1024**5), matching(f"^{values.SIZE.pattern}$"))
 ]
 HeaderName = Annotated[str, Parsed(values.header_name, matching(f"^{values.HEADER_NAME.pattern}$"))]
+MatchedValue = Annotated[str, Parsed(values.matched_value)]
 HeaderValue = Annotated[str, Parsed(values.header_value)]
 ListenPath = Annotated[str, Parsed(values.listen_path, matching(f"^{values.PATH.pattern}$"))]
 Networks = Annotated[list[Annotated[IPNetwork, Parsed(values.network)]], OneOrMore()]
+Condition = Annotated[str, Parsed(condition)]
 Texts = Annotated[list[Text], OneOrMore()]
 HeaderNames = Annotated[list[HeaderName], OneOrMore()]
 Timeout = Annotated[timedelta, span(timedelta(milliseconds=100), timedelta(minutes=10))]

@@ -10,13 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from jmespath.functions import Functions
-
 from relay.config import values
-from relay.config.problems import Refused, quoted, suggestion
+from relay.config.expressions import expression
 from relay.model import Content, Namer
 from relay.providers.reading import form_of, key_of, type_name
-from relay.rules.expressions import EVALUATION_FAULTS, NoExpression, compiled
+from relay.rules.expressions import EVALUATION_FAULTS
 
 _HEADER = "header:"
 
@@ -79,18 +77,8 @@ def dedupe_key_namer(rule: str, *, form: bool) -> Namer:
 def _reader(rule: str, *, form: bool) -> Namer:
     if rule.startswith(_HEADER):
         return _Header(values.header_name(rule.removeprefix(_HEADER).strip()))
-    return _Expression(rule, _form if form else _json, _compiled(rule))
-
-
-def _compiled(rule: str) -> Any:
-    try:
-        return compiled(rule)
-    except NoExpression as error:
-        if error.unknown_function is not None:
-            near = suggestion(error.unknown_function, Functions.FUNCTION_TABLE)
-            raise Refused(f"unknown JMESPath function {quoted(error.unknown_function)}{near}") from None
-        is_no_path = "(header:NAME takes a header)" if error.is_syntax else ""
-        raise Refused(f"{values.shown(rule)} {error} {is_no_path}".rstrip() if is_no_path else str(error)) from None
+    compiled = expression(rule, instead=" (header:NAME takes a header)")
+    return _Expression(rule, _form if form else _json, compiled)
 
 
 def _json(content: Content) -> Any:

@@ -1,20 +1,17 @@
-"""Targets and routes out of their sections, with every check that one of them alone needs."""
+"""Targets out of their sections, with every check that one of them alone needs."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 
 from relay.config import urls, values
-from relay.config.downstream import RouteSection, TargetSection
-from relay.config.problems import KeyPath, Refused, Report, quoted, suggestion
+from relay.config.downstream import TargetSection
+from relay.config.problems import KeyPath, Refused, Report
 from relay.config.settings import Address
 from relay.config.values import duration_text
-from relay.model import RELAY, Headers, Route, Target
+from relay.model import Headers, Target
 from relay.rules.egress import EgressPolicy
 from relay.rules.forwarding import HOP_BY_HOP
-from relay.rules.notices import KINDS
-from relay.rules.routing import taking
 
-_MOST_LISTED = 20
 _NEVER_USED = timedelta(minutes=15)
 """The longest wait between probes of a target that is never probed."""
 
@@ -106,62 +103,3 @@ def _check_statuses(section: TargetSection, path: KeyPath, report: Report) -> No
     )
     if both is not None:
         report.refuse((*path, "refusals"), f"{both} stands under success as well")
-
-
-def route(
-    index: int, section: RouteSection, *, sources: Collection[str], targets: Collection[str], report: Report
-) -> Route:
-    """The route; all that is wrong is reported. `sources` and `targets` are the names that the document has."""
-    path: KeyPath = ("routes", index)
-    if not values.ROUTE_NAME.fullmatch(section.name):
-        report.refuse((*path, "name"), f"name must match {values.NAME.pattern}, with single spaces between words")
-    _check_names(section.sources, "source", sources, (*path, "from"), report)
-    _check_names(section.targets, "target", targets, (*path, "to"), report)
-    types = tuple(section.match.type) if section.match else ()
-    if section.match and not types:
-        report.refuse((*path, "match", "type"), "an empty list matches nothing; remove match to take every event")
-    found = Route(
-        name=section.name,
-        sources=frozenset(str(name) for name in section.sources if name is not None),
-        targets=tuple(str(name) for name in section.targets if name is not None),
-        types=types,
-    )
-    if RELAY in found.sources:
-        _warn_never_told(found, path, report)
-    return found
-
-
-def _warn_never_told(route: Route, path: KeyPath, report: Report) -> None:
-    """Warn of a glob that fits none of the relay's own events; where the route takes other sources too, it may be
-    meant for them, unless none fits."""
-    idle = [index for index, glob in enumerate(route.types) if not _is_ever_told(glob)]
-    if len(route.sources) > 1 and len(idle) < len(route.types):
-        return
-    for index in idle:
-        message = f"{quoted(route.types[index])} fits none of the relay's own events: {', '.join(KINDS)}"
-        report.warn((*path, "match", "type", index), message)
-
-
-def _is_ever_told(glob: str) -> bool:
-    own = Route("", frozenset({RELAY}), (), (glob,))
-    return any(taking(RELAY, kind, (own,)) for kind in KINDS)
-
-
-def _check_names(names: list[str | None], what: str, known: Collection[str], path: KeyPath, report: Report) -> None:
-    if not names:
-        report.refuse(path, f"needs at least one {what}")
-    if report.is_broken((f"{what}s",)) and not known:
-        return
-    for index, name in enumerate(names):
-        if name is None:
-            continue
-        if name in names[:index]:
-            report.refuse((*path, index), f"{what} {values.shown(name)} is named twice")
-        elif name not in known and not (what == "source" and name == RELAY):
-            report.refuse((*path, index), f"unknown {what} {values.shown(name)}{_hint(name, known)}")
-
-
-def _hint(name: str, known: Collection[str]) -> str:
-    listed = f"known: {', '.join(sorted(known)[:_MOST_LISTED]) or 'none'}"
-    near = suggestion(name, known)
-    return f"{near} {listed}" if near else f"; {listed}"

@@ -273,6 +273,17 @@ def header_value(value: Any) -> str:
     return str(value)
 
 
+def matched_value(value: Any) -> str:
+    """What a received header must say, exactly; of any script, for senders write what they like."""
+    if not isinstance(value, str):
+        raise Refused(f"must be a quoted string, found {kind(value)}")
+    if not value.isprintable():
+        raise Refused("holds a character that no header can have")
+    if value != value.strip():
+        raise Refused("begins or ends with white space, which a header cannot carry")
+    return str(value)
+
+
 def listen_path(value: Any) -> str:
     """A path to receive on: segments of letters, digits, `_` and `-`."""
     if not isinstance(value, str) or not PATH.fullmatch(value):

@@ -337,3 +337,16 @@ class Route:
     sources: frozenset[str]
     targets: tuple[str, ...]
     types: tuple[str, ...] = ()
+    headers: Headers = ()
+    """What headers must say, each exactly; of a repeated header the first counts."""
+    when: str | None = None
+    """A condition, as JMESPath on the view of an event."""
+    enricher: str | None = None
+    """What is fetched for an event before it is sent to any of the targets."""
+    target_conditions: tuple[tuple[str, str], ...] = ()
+    """Those of the targets that have a condition of their own, each with it."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Its sources and types alone decide, and nothing is fetched."""
+        return not (self.headers or self.when or self.enricher or self.target_conditions)

@@ -7,15 +7,16 @@ the expression is not whoever sends the event. What cannot parse was refused whe
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
 import jmespath
-from jmespath.exceptions import JMESPathError
+from jmespath.exceptions import IncompleteExpressionError, JMESPathError, LexerError
 from jmespath.functions import Functions
 from jmespath.visitor import TreeInterpreter
 
-from relay.model import Content, Event
+from relay.model import Content, Event, Headers
 from relay.rules.forwarding import rfc3339
 
 LONGEST_EXPRESSION = 1000
@@ -27,6 +28,11 @@ EVALUATION_FAULTS = (ValueError, TypeError, AttributeError, LookupError, Arithme
 
 _INTERPRETER = TreeInterpreter()
 
+VIEWED = ("id", "type", "source", "received_at", "headers", "body", "data")
+"""The members of the view."""
+WHOLE = "@"
+"""Stands for the view as such."""
+
 View = Mapping[str, Any]
 """`id`, `type`, `source`, `received_at`, `headers` in lower case, `body` (parsed JSON, or null) and `data`."""
 
@@ -34,9 +40,13 @@ View = Mapping[str, Any]
 class NoExpression(ValueError):
     """A text that is no expression; the message says why."""
 
-    def __init__(self, message: str, *, unknown_function: str | None = None, is_syntax: bool = False) -> None:
+    def __init__(
+        self, message: str, *, unknown_function: str | None = None, is_syntax: bool = False, detail: str = ""
+    ) -> None:
         super().__init__(message)
         self.unknown_function = unknown_function
+        self.detail = detail
+        """What is wrong, and where, as far as that is known."""
         self.is_syntax = is_syntax
         """It is not JMESPath at all."""
 
@@ -50,16 +60,30 @@ class Failed:
 
 def view_of(event: Event, body: bytes, data: Any = NOTHING_BROUGHT) -> View:
     """What expressions and templates see of an event; of a repeated header the first counts."""
-    headers: dict[str, str] = {}
-    for name, value in event.headers:
-        headers.setdefault(name.lower(), value)
+    document = Content(event.headers, body).json
+    return view_from(event.id, event.type, event.source, event.received_at, event.headers, document, data)
+
+
+def view_from(
+    id_: str,
+    type_: str,
+    source: str,
+    received_at: datetime,
+    headers: Headers,
+    document: Any,
+    data: Any = NOTHING_BROUGHT,
+) -> View:
+    """The same of what is to become an event, its body parsed already."""
+    first: dict[str, str] = {}
+    for name, value in headers:
+        first.setdefault(name.lower(), value)
     return {
-        "id": event.id,
-        "type": event.type,
-        "source": event.source,
-        "received_at": rfc3339(event.received_at),
-        "headers": headers,
-        "body": Content(event.headers, body).json,
+        "id": id_,
+        "type": type_,
+        "source": source,
+        "received_at": rfc3339(received_at),
+        "headers": first,
+        "body": document,
         "data": data,
     }
 
@@ -74,10 +98,24 @@ def compiled(text: str) -> Any:
         raise NoExpression(f"expression longer than {LONGEST_EXPRESSION} characters")
     try:
         expression = jmespath.compile(text)
-    except (JMESPathError, *EVALUATION_FAULTS):
-        raise NoExpression("is not a JMESPath expression", is_syntax=True) from None
+    except (JMESPathError, *EVALUATION_FAULTS) as error:
+        raise NoExpression("is not a JMESPath expression", is_syntax=True, detail=_detail(error)) from None
     _check_functions(expression.parsed)
     return expression
+
+
+def _detail(error: Exception) -> str:
+    """Where an expression stops being one."""
+    place, token = getattr(error, "lex_position", None), getattr(error, "token_value", None)
+    if isinstance(error, IncompleteExpressionError):
+        return "it ends too early"
+    if isinstance(error, LexerError):
+        return f"{str(error.message).lower()}, column {error.lexer_position + 1}"
+    if token is None or not isinstance(place, int):
+        return ""
+    is_number = getattr(error, "token_type", None) == "NUMBER"
+    hint = f" (a number stands in backticks: `{token}`)" if is_number else ""
+    return f"unexpected {token}, column {place + 1}{hint}"
 
 
 @lru_cache(maxsize=1024)
@@ -129,29 +167,37 @@ def _words(error: Exception) -> str:
     return f"{function}() was given what it does not take" if function else f"failed on this event ({kind})"
 
 
-@lru_cache(maxsize=1024)
 def reads_data(text: str) -> bool:
     """Whether an expression looks at `data`, so that it cannot be decided before that was fetched."""
-    return _reads(_expression(text).parsed, "data")
+    return not reads(text).isdisjoint(("data", WHOLE))
 
 
-def _reads(node: Mapping[str, Any], name: str) -> bool:
-    """Whether a node that is evaluated on the whole view reads a member of it, or the view as such."""
+@lru_cache(maxsize=1024)
+def reads(text: str) -> frozenset[str]:
+    """The members of the view that an expression looks at, and `WHOLE` where it looks at the view as such."""
+    try:
+        return _reads(_expression(text).parsed)
+    except EVALUATION_FAULTS:
+        return frozenset({WHOLE})  # it fails on every event, which is told of each
+
+
+def _reads(node: Mapping[str, Any]) -> frozenset[str]:
+    """What a node reads that is evaluated on the whole view."""
     kind, children = node["type"], node.get("children", ())
     match kind:
         case "field":
-            return bool(node["value"] == name)
-        case "current":
-            return True
+            return frozenset({node["value"]})
+        case "current" | "identity":
+            return frozenset({WHOLE})
         case "literal" | "expref":
-            return False
+            return frozenset()
         case "subexpression" | "pipe":
             # what stands behind the first part is evaluated on what that has found
             first, *rest = children
-            return _reads(rest[0], name) if first["type"] == "current" and rest else _reads(first, name)
+            return _reads(rest[0]) if first["type"] == "current" and rest else _reads(first)
         case "index_expression" | "projection" | "value_projection" | "filter_projection" | "flatten":
-            return _reads(children[0], name)
-    return any(_reads(child, name) for child in children)
+            return _reads(children[0])
+    return frozenset[str]().union(*map(_reads, children))
 
 
 def as_text(value: Any) -> str:

@@ -18,7 +18,7 @@ from relay.model import Event, Headers, Target
 MOST_HOPS = 5
 """A webhook that passed more relays than this goes in circles."""
 
-_SECRETS = frozenset({"authorization", "cookie", "proxy-authorization"})
+NEVER_KEPT = frozenset({"authorization", "cookie", "proxy-authorization"})
 """Never stored unless a target asks for it by name."""
 
 HOP_BY_HOP = frozenset(
@@ -113,7 +113,7 @@ def storable_headers(headers: Headers, *, key_header: str | None, forwarded: fro
 
     `key_header` is the source's own key header, `forwarded` what any target names in `forward_headers`, lower case.
     """
-    dropped = _SECRETS - forwarded if key_header is None else (_SECRETS | {key_header}) - forwarded
+    dropped = NEVER_KEPT - forwarded if key_header is None else (NEVER_KEPT | {key_header}) - forwarded
     return tuple(header for header in headers if header[0].lower() not in dropped)
 
 

@@ -61,7 +61,7 @@ LOG_WORDS = frozenset(
     relay.stopping request.bad_hops request.failed request.refused request.unproven source.may_be_switched_off
     relay.notice_lost source.silent store.nearly_full store.recovered store.unavailable target.disabled target.enabled
     target.unknown store.log_missing store.set_aside thread.crashed
-    deliveries event.erased store.accepting store.damaged store.full
+    deliveries event.condition_failed event.erased store.accepting store.damaged store.full
     library.warning library.error asyncio.warning asyncio.error critical traceback duration_ms next_attempt_at
     event_id delivery_id dedupe_key delivered throttled unreachable unprepared interrupted in_flight after_seconds
     disabled_by counted_events delivery.header_dropped next_probe_at exc_info exit_code failures restart_in_s

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from relay.model import Claim, Decision, Event, Outcome, TargetHealth, Turn
+from relay.model import Claim, Course, Decision, Event, Outcome, TargetHealth, Turn
 from relay.rules.fullness import Room
 from relay.store.archive import Archive
+
+AS_THEY_CAME: Mapping[str, Course] = {}
+"""The courses of deliveries for which nothing is fetched or left to be decided."""
 
 COPY_TYPE = "application/vnd.sqlite3"
 """The media type of a copy."""
@@ -180,10 +183,12 @@ class Store(Protocol):
     def archive(self) -> Archive:
         """Its reading side."""
 
-    async def accept(self, event: Event, targets: Sequence[str]) -> Accepted:
+    async def accept(
+        self, event: Event, targets: Sequence[str], courses: Mapping[str, Course] = AS_THEY_CAME
+    ) -> Accepted:
         """Store an event and one pending, due delivery for each target, in one transaction, unless its dedupe key is
-        known for its source. On return it is committed and fsynced. A caller that gives up waiting changes nothing
-        for others; the event may or may not be stored then."""
+        known for its source; `courses` are those of the targets that have one. On return it is committed and fsynced.
+        A caller that gives up waiting changes nothing for others; the event may or may not be stored then."""
 
     async def claim(
         self, target: str, *, limit: int, turn: Turn, now: datetime, lease: timedelta, since: datetime | None = None

@@ -86,6 +86,8 @@ class EventRecord:
     sha256: bytes
     routes: tuple[str, ...] | None
     attempts: tuple[KeptAttempt, ...]
+    failed_conditions: tuple[tuple[str, str], ...] = ()
+    """See `Event.failed_conditions`."""
 
 
 @dataclass(frozen=True, slots=True)

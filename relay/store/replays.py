@@ -83,11 +83,10 @@ class ReplayJob:
 
 @dataclass(frozen=True, slots=True)
 class Destinations:
-    """Where an event may go by the config of today: the targets that there are, and the routes that want an event of
-    a source and a type. Called inside the transaction, in whatever thread that runs."""
+    """Where an event may go by the config of today: the targets that there are, and the routes."""
 
     known: Container[str]
-    routes: Callable[[str, str], Sequence[Route]]
+    routes: Sequence[Route]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +125,9 @@ class Replays(Protocol):
         self, event_id: str, destinations: Destinations, *, now: datetime, target: str | None = None
     ) -> ReplayedEvent | None:
         """Begin anew the deliveries of an event that have ended (of one target, if it is given, where a missing
-        delivery is made), with a fresh schedule and due now. One without deliveries is routed anew. None where there
-        is no such event."""
+        delivery is made), with a fresh schedule and due now. Where the routes of today lead there, by their course;
+        else by the one that is stored, and by none where the delivery is made. An event without deliveries is routed
+        anew. None where there is no such event."""
 
     async def count(self, wanted: ReplayFilter) -> Mapping[str, int]:
         """How many items a job would have, by target; those of unrouted events stand under the empty name."""

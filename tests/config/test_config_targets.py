@@ -307,7 +307,7 @@ def test_a_route_is_read(build: Loader) -> None:
         ({"to": ["crm", "crm"]}, 'to[1]: target "crm" is named twice'),
         ({"from": ["partner", "partner"]}, 'from[1]: source "partner" is named twice'),
         ({"match": {"type": []}}, "match.type: an empty list matches nothing; remove match to take every event"),
-        ({"match": {}}, "match.type: missing"),
+        ({"match": {}}, "match: has neither type nor headers; remove match to take every event"),
         ({"match": {"type": [""]}}, "match.type[0]: must not be empty"),
         ({"name": "Rewards!"}, "name: name must match"),
         ({"name": "a  b"}, "name: name must match"),

@@ -61,7 +61,9 @@ async def test_one_event_tells_everything(gateway: Gateway) -> None:
     event_id = await posted(gateway, b"\xff\x00 raw", X_Api_Token="hide-me-please", X_Signature="sha256=ab", Accept="x")
     await until(lambda: gateway.rows("SELECT 1 FROM attempt"))
     event = await got(gateway, f"{EVENTS}/{event_id}?body=true")
-    assert (event["routes"], event["unrouted_because"], event["size"]) == (["all"], [], 6)
+    assert (event["routes"], event["failed_conditions"], event["size"]) == (["all"], [], 6)
+    crm = {"target": "crm", "takes": True, "reason": None}
+    assert event["routing"] == [{"route": "all", "takes": True, "reason": None, "targets": [crm]}]
     headers = dict(map(tuple, event["headers"]))
     assert (headers["X-Api-Token"], headers["X-Signature"], headers["Accept"]) == ("***", "sha256=ab", "x")
     assert (event["body"], base64.b64decode(event["body_base64"])) == (None, b"\xff\x00 raw")
@@ -84,10 +86,14 @@ async def test_an_unrouted_event_says_why(start: Start) -> None:
     event_id = await posted(gateway, b'{"type": "ping"}')
     event = await got(gateway, f"{EVENTS}/{event_id}")
     assert event["routes"] == []
-    assert event["unrouted_because"] == [
-        {"route": "paid", "reason": "no glob of its match.type (order_*) fits the type"},
-        {"route": "keyed", "reason": "takes events from key only"},
-    ]
+    paid, keyed = event["routing"]
+    assert paid == {
+        "route": "paid",
+        "takes": False,
+        "reason": "no glob of its match.type (order_*) fits the type",
+        "targets": [],
+    }
+    assert (keyed["route"], keyed["reason"]) == ("keyed", "takes events from key only")
     assert [one["id"] for one in (await got(gateway, f"{EVENTS}?state=unrouted"))["events"]] == [event_id]
 
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from typing import NoReturn
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.model import Route
-from relay.rules.routing import taking, targets_of, unwanted_because
+from relay.rules.routing import Subject, judged, routed
 
 ROUTES = (
     Route("rewards", frozenset({"xoxoday"}), ("crm", "books"), ("delivered", "canceled")),
@@ -19,7 +20,16 @@ ROUTES = (
 
 def matching_targets(source: str, event_type: str, routes: Sequence[Route]) -> tuple[str, ...]:
     """Where an event goes."""
-    return targets_of(taking(source, event_type, routes))
+    return routed(named(source, event_type), routes).targets
+
+
+def named(source: str, event_type: str) -> Subject:
+    """An event of which nothing but its source and type may be asked."""
+
+    def never() -> NoReturn:
+        raise AssertionError("a plain route asked for more")
+
+    return Subject(source, event_type, headers=never, view=never)
 
 
 def test_a_target_is_named_once_in_the_order_of_the_routes() -> None:
@@ -57,5 +67,5 @@ def test_a_glob_means_what_the_standard_library_says(glob: str, event_type: str)
 )
 def test_a_route_says_why_it_does_not_want_an_event(source: str, event_type: str, why: str | None) -> None:
     """The reason is there exactly when the route does not take the event."""
-    assert unwanted_because(ROUTES[0], source, event_type) == why
-    assert (why is None) == bool(taking(source, event_type, ROUTES[:1]))
+    assert judged(ROUTES[0], named(source, event_type)).because == why
+    assert (why is None) == bool(matching_targets(source, event_type, ROUTES[:1]))

@@ -31,7 +31,7 @@ async def with_history(directory: Path, number: int, state: str, *targets: str) 
     with closing(sqlite3.connect(backend.path, isolation_level=None)) as db:
         db.execute("BEGIN")
         db.executemany(
-            EVENT_INSERT.format(rows="(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)"),
+            EVENT_INSERT.format(rows="(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL)"),
             (
                 (seq, f"evt_{seq:09}", "s", "t", seq, 1, 0, None, "[]", 0, bytes(32), b"")
                 for seq in range(1, number + 1)

@@ -194,7 +194,7 @@ def filled(path: Path, waiting: int, *, tried: bool) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("BEGIN")
         db.executemany(
-            EVENT_INSERT.format(rows="(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)"),
+            EVENT_INSERT.format(rows="(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL)"),
             ((seq, f"evt_{seq}", "s", "t", seq, 1, 0, None, "[]", 0, bytes(32), b"") for seq in range(1, waiting + 1)),
         )
         db.executemany(

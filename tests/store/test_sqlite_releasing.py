@@ -24,7 +24,7 @@ async def holding(file: Path) -> SqliteStore:
     with closing(sqlite3.connect(file, isolation_level=None)) as db:
         db.execute("BEGIN")
         db.executemany(
-            EVENT_INSERT.format(rows="(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)"),
+            EVENT_INSERT.format(rows="(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL)"),
             ((n, f"evt_{n}", "s", "t", start + n, 1, 0, None, "[]", 0, bytes(32), b"") for n in range(1, HELD + 1)),
         )
         db.executemany(

@@ -22,7 +22,6 @@ from relay.model import (
     TargetState,
     Turn,
 )
-from relay.rules.routing import taking
 from relay.store import Rule, Ruling, Settlement, Store
 from relay.store.replays import Destinations
 
@@ -90,7 +89,7 @@ async def accepted_many(store: Store, number: int, *targets: str, at: datetime =
 
 def towards(*targets: str, routes: Sequence[Route] = ()) -> Destinations:
     """A config of today with these targets and routes."""
-    return Destinations(frozenset(targets), lambda source, type_: taking(source, type_, routes))
+    return Destinations(frozenset(targets), tuple(routes))
 
 
 async def taken(

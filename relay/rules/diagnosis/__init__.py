@@ -24,8 +24,9 @@ from relay.rules.diagnosis.clients import address_step
 from relay.rules.diagnosis.shared_keys import SharedKeyCheck, key_advice
 from relay.rules.diagnosis.signed_requests import signed_steps
 from relay.rules.diagnosis.steps import Posted, Step, Surroundings, listed, numbered
-from relay.rules.forwarding import MOST_HOPS, incoming_hops
-from relay.rules.routing import matches, taking, targets_of
+from relay.rules.expressions import view_from
+from relay.rules.forwarding import MOST_HOPS, incoming_hops, storable_headers
+from relay.rules.routing import OPEN, Subject, TargetVerdict, Verdict, judged, matches, summed
 from relay.rules.secrets import blotted, log_secrets
 from relay.rules.signing import basic_credentials, wire_text
 from relay.rules.verification import Refusal, prove_headers, verify
@@ -36,6 +37,8 @@ _MOST_ROUTES = 4
 _CHALLENGED = (
     Step("challenge", ok=True, said="the relay tells the sender back what it asks: no event, nothing is delivered"),
 )
+_NO_ID = "evt_none"
+"""The id of what is no event yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,8 @@ def diagnose(sent: Posted, source: Source, config: Surroundings, now: datetime) 
     key = source.dedupe_key(content)
     event_type = named or NO_TYPE
     is_challenge = source.challenge is not None and source.challenge(content) is not None
-    routes = () if is_challenge else taking(source.name, event_type, config.routes)
+    verdicts = [] if is_challenge else _verdicts(content, event_type, source, config.routes, now)
+    found = summed(verdicts)
     steps = (
         Step("path", ok=None, said=f"{source.path} is where to post; any other path is 404"),
         Step("method", ok=None, said="POST; any other method is 405"),
@@ -86,7 +90,7 @@ def diagnose(sent: Posted, source: Source, config: Surroundings, now: datetime) 
         *rest,
         *_enforce_steps(source, verdict),
         *(() if is_challenge else loop),
-        *(_CHALLENGED if is_challenge else _event_steps(source, named, key, routes, config.routes)),
+        *(_CHALLENGED if is_challenge else _event_steps(source, named, key, verdicts, config.routes)),
     )
     status = turned or early or too_large or refused or (200 if is_challenge else looped or source.status)
     hidden = _hidden(config.sources)
@@ -98,8 +102,8 @@ def diagnose(sent: Posted, source: Source, config: Surroundings, now: datetime) 
         steps=tuple(_without(step, hidden) for step in steps),
         event_type=blotted(event_type, hidden),
         dedupe_key=blotted(key, hidden) if key is not None else None,
-        routes=tuple(route.name for route in routes),
-        targets=targets_of(routes),
+        routes=found.routes,
+        targets=found.targets,
     )
 
 
@@ -163,14 +167,14 @@ def _loop_steps(sent: Posted) -> tuple[list[Step], int | None]:
 
 
 def _event_steps(
-    source: Source, named: str | None, key: str | None, taken: tuple[Route, ...], routes: tuple[Route, ...]
+    source: Source, named: str | None, key: str | None, verdicts: list[Verdict], routes: tuple[Route, ...]
 ) -> tuple[Step, ...]:
     """The steps about the event that the request becomes."""
     event_type = named or NO_TYPE
     return (
         _type_step(named, source, routes),
         _dedupe_step(key),
-        _routes_step(source, event_type, taken, routes),
+        _routes_step(source, event_type, verdicts, routes),
     )
 
 
@@ -192,15 +196,35 @@ def _dedupe_step(key: str | None) -> Step:
     return Step("dedupe", ok=None, said="no key is found in it: sent twice, it is delivered twice")
 
 
-def _routes_step(source: Source, event_type: str, wanting: tuple[Route, ...], routes: tuple[Route, ...]) -> Step:
+def _verdicts(
+    content: Content, event_type: str, source: Source, routes: tuple[Route, ...], now: datetime
+) -> list[Verdict]:
+    """What each route says of the event that the request would become."""
+    headers = storable_headers(content.headers, key_header=source.key_header, forwarded=frozenset())
+    subject = Subject(
+        source.name,
+        event_type,
+        headers=lambda: headers,
+        view=lambda: view_from(_NO_ID, event_type, source.name, now, headers, content.json),
+    )
+    return [judged(route, subject) for route in routes]
+
+
+def _routes_step(source: Source, event_type: str, verdicts: list[Verdict], routes: tuple[Route, ...]) -> Step:
     """Who takes it, or why nobody does."""
-    if wanting:
-        taken = [f"{route.name} to {', '.join(route.targets)}" for route in wanting]
+    taking = [verdict for verdict in verdicts if verdict.because is None]
+    if taking:
+        taken = [f"{verdict.route} to {', '.join(map(_destination, verdict.ways))}" for verdict in taking]
         return Step("routes", ok=True, said=listed(taken, _MOST_ROUTES))
     own = [route for route in routes if source.name in route.sources]
     if not own:
         advice = f"Without one it is stored and goes nowhere: add a route with from: [{source.name}]."
         return Step("routes", ok=False, said=f"no route is from {source.name}", advice=advice)
+    if any(matches(route, source.name, event_type) for route in own):
+        names = {route.name for route in own}
+        why = [f"{verdict.route}: {verdict.because}" for verdict in verdicts if verdict.route in names]
+        advice = "It would be stored and go nowhere (event.unrouted). relay route tells more."
+        return Step("routes", ok=False, said=f"no route takes it: {listed(why, 3)}", advice=advice)
     said = (
         f"no route takes this type: {listed([f'{route.name} takes {listed(list(route.types))}' for route in own], 3)}"
     )
@@ -208,6 +232,10 @@ def _routes_step(source: Source, event_type: str, wanting: tuple[Route, ...], ro
     if any(matches(route, source.name, event_type.lower()) for route in lowered):
         return Step("routes", ok=False, said=said, advice="Upper and lower case count.")
     return Step("routes", ok=False, said=said, advice="It would be stored and go nowhere (event.unrouted).")
+
+
+def _destination(one: TargetVerdict) -> str:
+    return f"{one.target} ({OPEN})" if one.is_open else one.target
 
 
 def _hidden(sources: tuple[Source, ...]) -> frozenset[str]:

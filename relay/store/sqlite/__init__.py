@@ -15,9 +15,10 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
-from relay.model import RELAY, Claim, DeliveryState, Event, TargetHealth, Turn
+from relay.model import RELAY, Claim, Course, DeliveryState, Event, TargetHealth, Turn
 from relay.rules.fullness import Room
 from relay.store import (
+    AS_THEY_CAME,
     Accepted,
     Backlog,
     Claimed,
@@ -141,11 +142,13 @@ class SqliteStore:
         """The writing task, to be watched: it ends only by `close` or by a bug."""
         return self._writer.task
 
-    async def accept(self, event: Event, targets: Sequence[str]) -> Accepted:
+    async def accept(
+        self, event: Event, targets: Sequence[str], courses: Mapping[str, Course] = AS_THEY_CAME
+    ) -> Accepted:
         """See `Store.accept`."""
         if self._full is not None and event.source != RELAY:
             raise StoreFull(self._full.reason)
-        result: Accepted = await self._writer.accept(AcceptWish(event, targets))
+        result: Accepted = await self._writer.accept(AcceptWish(event, targets, courses))
         return result
 
     async def claim(

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from relay.ids import first_id
-from relay.model import DeliveryState
+from relay.model import DeliveryState, Headers
 from relay.store.archive import (
     EventPage,
     EventQuery,
@@ -298,22 +298,37 @@ def _delivery(row: Sequence[Any]) -> KeptDelivery:
 
 def _record(db: sqlite3.Connection, event_id: str) -> EventRecord | None:
     query = """SELECT seq, verified, hops, size, sha256, CAST(headers AS BLOB),
-            coalesce((SELECT r.routes FROM rerouted r WHERE r.event_seq = seq), routes)
+            coalesce((SELECT r.routes FROM rerouted r WHERE r.event_seq = seq), routes),
+            CAST(failed_conditions AS BLOB)
         FROM event WHERE id = ?"""
     row = db.execute(query, (event_id,)).fetchone()
     if row is None:
         return None
-    number, verified, hops, size, sha256, headers, routes = row
+    number, verified, hops, size, sha256, headers, routes, failed = row
     (event,) = _kept_events(db, [number])
     query = """SELECT target, number, began_at, duration_ms, outcome, status, reason, excerpt FROM attempt
         WHERE event_seq = ? ORDER BY target, number"""
     attempts = tuple(_attempt(row) for row in db.execute(query, (number,)))
-    try:
-        kept_headers = headers_from(headers)
-    except ValueError:
-        kept_headers = ()
     names = None if routes is None else tuple(map(str, json.loads(routes)))
-    return EventRecord(event, kept_headers, bool(verified), hops, size, bytes(sha256), names, attempts)
+    return EventRecord(
+        event=event,
+        headers=_pairs(headers),
+        verified=bool(verified),
+        hops=hops,
+        size=size,
+        sha256=bytes(sha256),
+        routes=names,
+        attempts=attempts,
+        failed_conditions=_pairs(failed) if failed else (),
+    )
+
+
+def _pairs(stored: bytes) -> Headers:
+    """Pairs of texts from their column, none where it is damaged."""
+    try:
+        return headers_from(stored)
+    except ValueError:
+        return ()
 
 
 def _attempt(row: Sequence[Any]) -> KeptAttempt:

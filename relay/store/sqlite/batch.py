@@ -8,13 +8,14 @@ import hashlib
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from relay.model import (
     Claim,
+    Course,
     DeliveryState,
     Done,
     Event,
@@ -34,6 +35,7 @@ from relay.store.sqlite.rows import (
     HEALTH_UPSERT,
     HEARD_UPSERT,
     TALLY_UPSERT,
+    course_text,
     dedupe_digest,
     event_row,
     health_row,
@@ -50,6 +52,7 @@ class AcceptWish:
 
     event: Event
     targets: Sequence[str]
+    courses: Mapping[str, Course]
 
 
 def accept(tx: Transaction, wishes: Sequence[AcceptWish]) -> list[Accepted]:
@@ -76,12 +79,13 @@ def accept(tx: Transaction, wishes: Sequence[AcceptWish]) -> list[Accepted]:
             tx.changes.events[seq] = wish.event
         received_at = millis(wish.event.received_at)
         for target in wish.targets:
-            deliveries.append((seq, target, _PENDING.value, received_at))
+            course = course_text(wish.courses.get(target, ()))
+            deliveries.append((seq, target, _PENDING.value, received_at, course))
             tx.changes.moved(target, None, _PENDING)
         tx.changes.tell("source", wish.event.source, "accepted" if wish.targets else "unrouted", wish.event.received_at)
         results.append(Accepted(wish.event.id, duplicate=False))
     tx.write(EVENT_INSERT, events)
-    tx.write("INSERT INTO delivery (event_seq, target, state, due_at) VALUES {rows}", deliveries)
+    tx.write("INSERT INTO delivery (event_seq, target, state, due_at, course) VALUES {rows}", deliveries)
     return results
 
 

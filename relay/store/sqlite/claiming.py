@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from relay.model import Claim, DeliveryState, Event, OutcomeKind, Turn
+from relay.model import Claim, Course, DeliveryState, Event, OutcomeKind, Turn
 from relay.store import Claimed
 from relay.store.sqlite.ledger import INLINE_BODY
-from relay.store.sqlite.rows import event_from, headers_from, millis, moment, moment_if_sound
+from relay.store.sqlite.rows import course_from, event_from, headers_from, millis, moment, moment_if_sound
 from relay.store.sqlite.transaction import Transaction, in_one_row, marks, slices
 
 PROBE_HORIZON = 10_000
@@ -83,17 +83,18 @@ def claim(tx: Transaction, wishes: Sequence[ClaimWish]) -> list[Claimed]:
 
 
 def _take(tx: Transaction, wish: ClaimWish) -> list[list[Any]]:
-    """Mark what goes next; returns (due_at, event_seq, attempts before, step, first_try_at, replays) of each, in
-    order."""
+    """Mark what goes next; returns (due_at, event_seq, attempts before, step, first_try_at, replays, course) of
+    each, in order."""
     values = {
         "target": wish.target,
         "now": millis(wish.now),
         "limit": wish.limit,
         "since": millis(wish.since) if wish.since else 0,
     }
-    chosen = f"""SELECT due_at, event_seq, attempts, step, first_try_at, replays FROM delivery
+    chosen = f"""SELECT due_at, event_seq, attempts, step, first_try_at, replays, CAST(course AS BLOB)
+        FROM delivery
         WHERE target = :target AND state = 'pending' AND event_seq IN ({_CHOICE[wish.turn]})"""
-    rows = sorted(in_one_row(tx.db, chosen, 6, values), key=_turn_of)
+    rows = sorted(in_one_row(tx.db, chosen, 7, values), key=_turn_of)
     if rows:
         tx.db.execute(
             """UPDATE delivery SET state = 'in_flight', attempts = attempts + 1, claim = ?, lease_until = ?
@@ -116,14 +117,15 @@ def _claims(
     target for ever."""
     claims: list[Claim] = []
     for row in rows:
-        _, seq, attempts, step, first_try_at, _ = row
+        _, seq, attempts, step, first_try_at, _, course_bytes = row
+        course = _course(course_bytes)
         found = events.get(seq)
         if found is None:
             _bury(tx, wish, seq, DAMAGED if seq in events else MISSING)
-        elif not _are_integers(attempts, step) or (first_try_at is not None and not moment_if_sound(first_try_at)):
+        elif course is None or not _is_sound(attempts, step, first_try_at):
             _bury(tx, wish, seq, DAMAGED)
         else:
-            claims.append(_claim_from(row, wish, found, tx.health(wish.target).took_at))
+            claims.append(_claim_from(row, wish, found, course, tx.health(wish.target).took_at))
     return tuple(claims)
 
 
@@ -141,8 +143,22 @@ def _are_integers(*values: object) -> bool:
     return all(isinstance(value, int) for value in values)
 
 
-def _claim_from(row: Any, wish: ClaimWish, found: tuple[Event, bool], took_at: datetime | None) -> Claim:
-    _, _, attempts, step, first_try_at, replays = row
+def _is_sound(attempts: object, step: object, first_try_at: object) -> bool:
+    return _are_integers(attempts, step) and (first_try_at is None or moment_if_sound(first_try_at) is not None)
+
+
+def _course(octets: str | None) -> Course | None:
+    """A course out of its bytes in hex, as `in_one_row` tells them; None for one that is damaged."""
+    try:
+        return () if octets is None else course_from(bytes.fromhex(octets))
+    except ValueError:
+        return None
+
+
+def _claim_from(
+    row: Any, wish: ClaimWish, found: tuple[Event, bool], course: Course, took_at: datetime | None
+) -> Claim:
+    _, _, attempts, step, first_try_at, replays, _ = row
     event, deferred = found
     return Claim(
         event=event,
@@ -156,6 +172,7 @@ def _claim_from(row: Any, wish: ClaimWish, found: tuple[Event, bool], took_at: d
         took_at=took_at,
         body_deferred=deferred,
         replayed=bool(replays),
+        course=course,
     )
 
 

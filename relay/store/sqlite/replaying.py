@@ -4,15 +4,17 @@ Law: every function here runs inside the writer's transaction. A delivery that b
 attempt and what was recorded of it; nothing else of its past counts. Its claim is gone already, for it had ended.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from relay.model import ENDED, DeliveryState, Route
-from relay.rules.routing import targets_of
+from relay.model import ENDED, Content, Course, DeliveryState, Headers
+from relay.rules.expressions import Failed, View, view_from
+from relay.rules.routing import DAMAGED, Routed, Subject, routed
 from relay.store.replays import DISCARDED, NOT_CONFIGURED, Destinations, Replayable, ReplayedEvent
-from relay.store.sqlite.rows import compact, millis
+from relay.store.sqlite.rows import compact, course_text, headers_from, millis, moment_if_sound
 from relay.store.sqlite.transaction import Transaction, marks, slices
 
 DISCARD = 1000
@@ -20,15 +22,26 @@ DISCARD = 1000
 
 Item = tuple[int, str]
 """An event's number and a target; no target for an event that is to be routed anew."""
-Delivery = tuple[int, str, DeliveryState | None]
-"""A delivery and its state, None where it is still to be made."""
 
 _NAMED = "e.seq, CAST(e.source AS BLOB), CAST(e.type AS BLOB)"
 
-_ANEW = """WITH anew (event_seq, target, due_at) AS (VALUES {rows})
+_ANEW = """WITH anew (event_seq, target, due_at, is_led, course) AS (VALUES {rows})
     UPDATE delivery SET state = 'pending', due_at = a.due_at, step = 0, first_try_at = NULL, settled_at = NULL,
-        outcome = NULL, status = NULL, reason = NULL, replays = replays + 1
+        outcome = NULL, status = NULL, reason = NULL, replays = replays + 1,
+        course = CASE WHEN a.is_led THEN a.course ELSE delivery.course END
     FROM anew a WHERE delivery.event_seq = a.event_seq AND delivery.target = a.target"""
+
+
+@dataclass(frozen=True, slots=True)
+class Anew:
+    """A delivery that is to begin anew."""
+
+    seq: int
+    target: str
+    state: DeliveryState | None
+    """None where it is still to be made."""
+    course: Course | None
+    """None where no route of today leads there: then it keeps the course that it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +60,21 @@ def replay_event(
     row = tx.db.execute(f"SELECT {_NAMED} FROM event e WHERE e.id = ?", (event_id,)).fetchone()
     if row is None:
         return None
-    seq, source, type_ = _named(row)
+    seq, *_ = row
+    found = _routed(tx, row, destinations)
     stored = tx.db.execute("SELECT target, state FROM delivery WHERE event_seq = ?", (seq,))
     states: dict[str, DeliveryState | None] = {name: DeliveryState(state) for name, state in stored}
     if target is not None:
         states = {target: states.get(target)}
     elif not states:
-        routes = destinations.routes(source, type_)
-        _remember_routes(tx, seq, routes)
-        states = dict.fromkeys(targets_of(routes))
+        _remember_routes(tx, seq, found)
+        states = dict.fromkeys(found.targets)
     waiting = tuple(name for name, state in states.items() if state is not None and state not in ENDED)
     rest = [name for name in states if name not in waiting]
     anew = tuple(name for name in rest if name in destinations.known)
-    _begin_anew(tx, [(seq, name, states[name]) for name in anew], now)
+    _begin_anew(tx, [Anew(seq, name, states[name], _course(found, name)) for name in anew], now)
     skipped = tuple((name, NOT_CONFIGURED) for name in rest if name not in anew)
-    return ReplayedEvent(event_id, source, anew, waiting, skipped)
+    return ReplayedEvent(event_id, _text(row[1]), anew, waiting, skipped)
 
 
 def take_items(
@@ -75,12 +88,12 @@ def take_items(
     tx.db.execute("DELETE FROM replay_item WHERE replay_seq = ? AND (event_seq, target) <= (?, ?)", (job, *items[-1]))
     if wanted is Replayable.UNROUTED:
         deliveries = _routed_anew(tx, [seq for seq, _ in items], destinations)
-        replayed = len({seq for seq, *_ in deliveries})
+        replayed = len({one.seq for one in deliveries})
     else:
         deliveries = _still(tx, items, DeliveryState(wanted.value), destinations)
         replayed = len(deliveries)
     _begin_anew(tx, deliveries, now)
-    return Taken(replayed, len(items) - replayed, frozenset(target for _, target, _ in deliveries))
+    return Taken(replayed, len(items) - replayed, frozenset(one.target for one in deliveries))
 
 
 def discard_part(tx: Transaction, target: str, *, after: int, last: int, now: datetime) -> list[int]:
@@ -100,50 +113,98 @@ def discard_part(tx: Transaction, target: str, *, after: int, last: int, now: da
     return seqs
 
 
-def _begin_anew(tx: Transaction, deliveries: Sequence[Delivery], now: datetime) -> None:
+def _begin_anew(tx: Transaction, deliveries: Sequence[Anew], now: datetime) -> None:
     """Make deliveries pending and due, with a fresh schedule; those that there are not yet are made."""
     due_at = millis(now)
-    for _, target, state in deliveries:
-        tx.changes.moved(target, state, DeliveryState.PENDING)
+    for one in deliveries:
+        tx.changes.moved(one.target, one.state, DeliveryState.PENDING)
     tx.write(
-        "INSERT INTO delivery (event_seq, target, due_at, state, replays) VALUES {rows}",
-        [(seq, target, due_at, "pending", 1) for seq, target, state in deliveries if state is None],
+        "INSERT INTO delivery (event_seq, target, due_at, state, replays, course) VALUES {rows}",
+        [
+            (one.seq, one.target, due_at, "pending", 1, course_text(one.course or ()))
+            for one in deliveries
+            if one.state is None
+        ],
     )
-    tx.write(_ANEW, [(seq, target, due_at) for seq, target, state in deliveries if state is not None])
+    tx.write(
+        _ANEW,
+        [
+            (one.seq, one.target, due_at, one.course is not None, course_text(one.course or ()))
+            for one in deliveries
+            if one.state is not None
+        ],
+    )
 
 
-def _still(tx: Transaction, items: Sequence[Item], wanted: DeliveryState, destinations: Destinations) -> list[Delivery]:
+def _still(tx: Transaction, items: Sequence[Item], wanted: DeliveryState, destinations: Destinations) -> list[Anew]:
     """The items whose event is there, whose target is known, and which have the state that was asked for: another
     replay may have been quicker."""
     found: set[Item] = set()
+    events: dict[int, Routed] = {}
     for part in slices(sorted({seq for seq, _ in items})):
-        query = f"""SELECT d.event_seq, d.target FROM delivery d JOIN event e ON e.seq = d.event_seq
+        query = f"""SELECT d.event_seq, d.target FROM delivery d
             WHERE d.event_seq IN ({marks(len(part))}) AND d.state = ?"""
         found.update(tx.db.execute(query, (*part, wanted.value)))
-    return [(*item, wanted) for item in items if item in found and item[1] in destinations.known]
+        query = f"SELECT {_NAMED} FROM event e WHERE e.seq IN ({marks(len(part))})"
+        events |= {row[0]: _routed(tx, row, destinations) for row in tx.db.execute(query, part).fetchall()}
+    return [
+        Anew(seq, target, wanted, _course(events[seq], target))
+        for seq, target in items
+        if (seq, target) in found and seq in events and target in destinations.known
+    ]
 
 
-def _routed_anew(tx: Transaction, seqs: Sequence[int], destinations: Destinations) -> list[Delivery]:
+def _routed_anew(tx: Transaction, seqs: Sequence[int], destinations: Destinations) -> list[Anew]:
     """The deliveries to be made of events that have none, by the routes of today."""
-    made: list[Delivery] = []
+    made: list[Anew] = []
     for part in slices(seqs):
         query = f"""SELECT {_NAMED} FROM event e WHERE e.seq IN ({marks(len(part))})
             AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.event_seq = e.seq) ORDER BY e.seq"""
-        for seq, source, type_ in map(_named, tx.db.execute(query, part).fetchall()):
-            routes = destinations.routes(source, type_)
-            _remember_routes(tx, seq, routes)
-            made += [(seq, target, None) for target in targets_of(routes) if target in destinations.known]
+        for row in tx.db.execute(query, part).fetchall():
+            seq, found = row[0], _routed(tx, row, destinations)
+            _remember_routes(tx, seq, found)
+            targets = [target for target in found.targets if target in destinations.known]
+            made += [Anew(seq, target, None, _course(found, target)) for target in targets]
     return made
 
 
-def _named(row: tuple[int, bytes, bytes]) -> tuple[int, str, str]:
-    """An event's number, source and type; what the disk has damaged fits no route, and fails nothing else."""
-    seq, source, type_ = row
-    return seq, str(source, "utf-8", "replace"), str(type_, "utf-8", "replace")
-
-
-def _remember_routes(tx: Transaction, seq: int, routes: Sequence[Route]) -> None:
+def _remember_routes(tx: Transaction, seq: int, found: Routed) -> None:
     """The event that nobody wanted is wanted now, and by whom."""
-    if routes:
-        names = compact([route.name for route in routes])
+    if found.routes:
+        names = compact(found.routes)
         tx.db.execute("INSERT OR REPLACE INTO rerouted (event_seq, routes) VALUES (?, ?)", (seq, names))
+
+
+def _course(found: Routed, target: str) -> Course | None:
+    """The course to a target, None where the routes do not lead there."""
+    return found.courses.get(target, ()) if target in found.targets else None
+
+
+def _routed(tx: Transaction, row: tuple[int, bytes, bytes], destinations: Destinations) -> Routed:
+    """Where a stored event goes by the routes of today; what is large of it is read only where a route asks. What the
+    disk has damaged of it fits no route, and fails nothing else."""
+    seq, source, type_ = row[0], _text(row[1]), _text(row[2])
+
+    def headers() -> Headers | Failed:
+        ((stored,),) = tx.db.execute("SELECT CAST(headers AS BLOB) FROM event WHERE seq = ?", (seq,))
+        try:
+            return headers_from(stored)
+        except ValueError:
+            return DAMAGED
+
+    def view() -> View | Failed:
+        query = "SELECT CAST(id AS BLOB), received_at, sha256, body FROM event WHERE seq = ?"
+        ((id_, received_at, sha256, body),) = tx.db.execute(query, (seq,))
+        at = moment_if_sound(received_at)
+        if at is None or isinstance(subject.headers, Failed) or hashlib.sha256(body).digest() != sha256:
+            return DAMAGED
+        document = Content(subject.headers, body).json
+        return view_from(_text(id_), type_, source, at, subject.headers, document)
+
+    subject = Subject(source, type_, headers=headers, view=view)
+    return routed(subject, destinations.routes)
+
+
+def _text(stored: bytes) -> str:
+    """Text that the disk may have changed."""
+    return str(stored, "utf-8", "replace")

@@ -7,7 +7,7 @@ from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from relay.model import DisabledBy, Event, Headers, TargetHealth, TargetState
+from relay.model import Course, DisabledBy, Event, Headers, TargetHealth, TargetState, Way
 
 Row = tuple[Any, ...]
 
@@ -43,7 +43,8 @@ def dedupe_digest(source: str, key: str) -> bytes:
     return hashlib.blake2b(text, digest_size=16).digest()
 
 
-EVENT_COLUMNS = "seq, id, source, type, received_at, verified, hops, dedupe, headers, size, sha256, body, routes"
+EVENT_COLUMNS = """seq, id, source, type, received_at, verified, hops, dedupe, headers, size, sha256, body, routes,
+    failed_conditions"""
 EVENT_INSERT = f"INSERT INTO event ({EVENT_COLUMNS}) VALUES {{rows}}"
 
 
@@ -72,6 +73,7 @@ def event_row(seq: int, event: Event, dedupe: bytes | None, sha256: bytes) -> Ro
         sha256,
         event.body,
         compact(event.routes),
+        compact(event.failed_conditions) if event.failed_conditions else None,
     )
 
 
@@ -81,6 +83,27 @@ def headers_from(stored: bytes) -> Headers:
         return tuple((name, value) for name, value in json.loads(stored))
     except TypeError as error:
         raise ValueError(str(error)) from None
+
+
+def course_text(course: Course) -> str | None:
+    """A course as its column holds it; NULL where a delivery goes as it came."""
+    return compact([(way.route, way.enricher, way.conditions) for way in course]) if course else None
+
+
+def course_from(stored: str | bytes | None) -> Course:
+    """A course from its column. Raises ValueError where it is damaged."""
+    try:
+        return () if stored is None else tuple(map(_way, json.loads(stored)))
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
+def _way(parts: Any) -> Way:
+    route, enricher, conditions = parts
+    texts = (route, *conditions) if enricher is None else (route, enricher, *conditions)
+    if not isinstance(conditions, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("not a way")
+    return Way(route, enricher, tuple(conditions))
 
 
 def event_from(row: Sequence[Any], headers: Headers, body: bytes) -> Event:

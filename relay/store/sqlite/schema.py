@@ -10,6 +10,8 @@ after any one. `tally` counts what became of events and attempts, by minute and,
 Routes stand behind an event's body, where they are written once and read one by one; what a replay routes anew has a
 table of its own, because a change behind the body would write the body again.
 
+A delivery's `course` is what is still to be decided, or to be fetched, before it is sent; NULL where it goes as it
+came. An event's `failed_conditions` are those that could not be evaluated when it was received; NULL where all could.
 `brought` is what was fetched for an event, once for all its targets.
 
 Times are integers of milliseconds since 1970, UTC. Bodies stand last in their row and apart from the narrow rows of
@@ -176,6 +178,8 @@ MIGRATIONS: tuple[str, ...] = (
     ) WITHOUT ROWID;
     """,
     """
+    ALTER TABLE delivery ADD COLUMN course TEXT;
+    ALTER TABLE event ADD COLUMN failed_conditions TEXT;
     CREATE TABLE brought (
         event_seq INTEGER NOT NULL REFERENCES event (seq),
         enricher TEXT NOT NULL,
