@@ -34,6 +34,7 @@ from relay.reloading import (
     hide_secrets,
     key_headers,
     limits,
+    proof_headers,
     tell_unknown,
 )
 from relay.rules.egress import EgressPolicy
@@ -76,6 +77,7 @@ class App:
         self._environ = environ
         self._pipe: LogPipe | None = None
         self._key_headers = key_headers(config.sources)
+        self._proof_headers = proof_headers(config.sources)
         self._new_store = new_store
         self._also = observer
         self._pace = pace
@@ -251,7 +253,14 @@ class App:
             self._fail()
 
     def _sender(self, target: Target, egress: EgressPolicy) -> Sender:
-        return Sender(target, egress, key_headers=self._key_headers, user_agent=f"relay/{__version__}", now=_now)
+        return Sender(
+            target,
+            egress,
+            key_headers=self._key_headers,
+            proof_headers=self._proof_headers,
+            user_agent=f"relay/{__version__}",
+            now=_now,
+        )
 
     async def _listen(self) -> None:
         server, admin = self._config.server, self._config.admin
@@ -299,6 +308,7 @@ class App:
             self._notifier,
             self._pipe,
             self._key_headers,
+            self._proof_headers,
             self._store.waiting,
             self._store.last_received,
         )

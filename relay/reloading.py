@@ -68,6 +68,8 @@ class Parts:
     pipe: LogPipe | None
     key_headers: dict[str, str | None]
     """By source: the header that is its shared key. Read by every sender, for what was stored under it as well."""
+    proof_headers: dict[str, frozenset[str]]
+    """By source: the headers that prove a body. Likewise."""
     waiting: Callable[[], Mapping[str, int]]
     """How many deliveries wait, by target."""
     last_received: Callable[[], Mapping[str, datetime]]
@@ -191,6 +193,7 @@ class Reloading:
             set_level(config.log.level)
             set_format(config.log.format)
         parts.key_headers.update(key_headers(config.sources))
+        parts.proof_headers.update(proof_headers(config.sources))
         parts.metrics.know(names_of(config.sources, config.routes), (one.name for one in config.targets))
         for source, at in parts.last_received().items():  # one that is back in the config was heard before
             parts.metrics.source_seen(source, at)
@@ -229,8 +232,8 @@ def _unfit(path: Path, problems: Iterable[str]) -> ReloadRefused:
 
 def digests(target: Target) -> tuple[str, str]:
     """Digests of a target's URL and of its headers: a change of either is worth a probe."""
-    headers = json.dumps(target.headers)
-    return tuple(hashlib.blake2b(text.encode(), digest_size=16).hexdigest() for text in (target.url, headers))  # type: ignore[return-value]
+    headers = json.dumps(target.own_headers)
+    return tuple(hashlib.blake2b(text.encode(), digest_size=16).hexdigest() for text in (target.address, headers))  # type: ignore[return-value]
 
 
 def limits(server: ServerSettings) -> Limits:
@@ -246,6 +249,11 @@ def forwarded(targets: Iterable[Target]) -> frozenset[str]:
 def key_headers(sources: Iterable[Source]) -> dict[str, str | None]:
     """By source: the header that is its shared key."""
     return {source.name: source.key_header for source in sources}
+
+
+def proof_headers(sources: Iterable[Source]) -> dict[str, frozenset[str]]:
+    """By source: the headers that prove a body."""
+    return {source.name: source.proof_headers for source in sources}
 
 
 def hide_secrets(pipe: LogPipe, *configs: Config) -> None:

@@ -5,12 +5,11 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import core_schema
 
-from relay.config import values
+from relay.config import templates, values
 from relay.config.fields import (
     Condition,
     Flag,
     HeaderNames,
-    HeaderValue,
     MatchedValue,
     OneOrMore,
     Parsed,
@@ -25,8 +24,12 @@ from relay.config.fields import (
     whole,
 )
 from relay.config.problems import Refused
+from relay.config.templates import BodySection, Written
+from relay.model import BodyFormat
 
 _NEVER_OR_COUNT = {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 1000}, {"const": "never"}]}
+
+_FORMATS = {"type": "string", "enum": [*BodyFormat]}
 
 
 def _disable_after(value: Any) -> int | None:
@@ -66,9 +69,22 @@ class ProbeSection(Section):
 class TargetSection(Section):
     """A downstream URL with its policy."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"auth", "body", "format", "proxy", "sign", "success_when", "tls"})
-    url: Text = setting(description="Absolute http or https URL")
-    headers: dict[str, HeaderValue] = setting(default={}, description="Headers added to each request")
+    later: ClassVar[frozenset[str]] = frozenset({"auth", "proxy", "sign", "success_when", "tls"})
+    url: Annotated[Written, Parsed(templates.url)] = setting(
+        description="Absolute http or https URL; templates may stand in its path and query"
+    )
+    headers: dict[str, Annotated[Written, Parsed(templates.header)]] = setting(
+        default={}, description="Headers added to each request; values may be templates"
+    )
+    body: Annotated[BodySection | None, BeforeValidator(templates.body_mapping)] = setting(
+        default=None,
+        validate_default=False,
+        description="What is sent: raw is the bytes as they came, the default where nothing was fetched",
+        json_schema_extra={"x-word": "raw"},
+    )
+    format: Annotated[BodyFormat | None, Parsed(templates.format_of, _FORMATS)] = setting(
+        default=None, validate_default=False, description="How a body from template or pick is encoded"
+    )
     timeout: Timeout = setting(default="15s", description="For a whole attempt, 100ms to 10m")
     concurrency: Annotated[int, whole(1, 1024)] = setting(default=8, description="Attempts at a time")
     retry: RetrySection = setting(default_factory=RetrySection, description="When a delivery is tried again")

@@ -7,9 +7,9 @@ expanded is marked, so that no message shows it.
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from relay.config.document import DEEPEST, Listing, Node, Scalar, Table
 from relay.config.fingerprints import Fingerprint, fingerprint
@@ -23,9 +23,17 @@ _VARIABLE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::([-?])(.*))?", re.DOTALL)
 
 
 class Expanded(str):
-    """Text that came, at least in part, from outside the file; never shown."""
+    """Text that came, at least in part, from outside the file; never shown. It knows which parts did."""
 
-    __slots__ = ()
+    __slots__ = ("parts",)
+    parts: tuple[tuple[str, bool], ...]
+    """Each with whether it came from outside; no two of the file's own stand side by side."""
+
+    def __new__(cls, parts: Iterable[tuple[str, bool]]) -> Self:
+        kept = tuple(part for part in parts if part[0])
+        made = super().__new__(cls, "".join(text for text, _ in kept))
+        made.parts = kept
+        return made
 
     def __repr__(self) -> str:
         return "Expanded(***)"
@@ -97,24 +105,25 @@ def expand(
 
     Raises `Refused` for what is unset, empty, unreadable or not closed.
     """
-    outside = False
-
-    def replaced(match: re.Match[str]) -> str:
-        nonlocal outside
+    parts: list[tuple[str, bool]] = []
+    own, end = "", 0
+    for match in _REFERENCE.finditer(text):
+        own += text[end : match.start()]
+        end = match.end()
         if match.group() == "$$":
-            return "$"
+            own += "$"
+            continue
         if match.group(1) is None:
             raise Refused('"${" is not closed by a "}" (a "$" that is meant is written "$$")')
-        outside = True
         inside = match.group(1)
-        if inside.startswith("file:"):
-            return _file(inside.removeprefix("file:"), warn, files)
-        return _variable(inside, env)
-
-    result = _REFERENCE.sub(replaced, text)
-    if outside:
-        return Expanded(result)
-    return Escaped(result) if "$$" in text else result
+        is_file = inside.startswith("file:")
+        value = _file(inside.removeprefix("file:"), warn, files) if is_file else _variable(inside, env)
+        parts += (own, False), (value, True)
+        own = ""
+    own += text[end:]
+    if parts:
+        return Expanded([*parts, (own, False)])
+    return Escaped(own) if "$$" in text else text
 
 
 def _variable(inside: str, env: Mapping[str, str]) -> str:

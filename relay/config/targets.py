@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from datetime import timedelta
 
-from relay.config import urls, values
+from relay.config import templates, urls, values
 from relay.config.downstream import TargetSection
 from relay.config.problems import KeyPath, Refused, Report
 from relay.config.settings import Address
+from relay.config.templates import Written
 from relay.config.values import duration_text
-from relay.model import Headers, Target
+from relay.model import Body, PresetBody, RawBody, Target
 from relay.rules.egress import EgressPolicy
 from relay.rules.forwarding import HOP_BY_HOP
 
@@ -21,7 +22,7 @@ def target(
 ) -> Target | None:
     """The target, None when its URL is refused; all that is wrong is reported."""
     path: KeyPath = ("targets", name)
-    headers = _headers(section.headers, (*path, "headers"), report)
+    _check_headers(section.headers, (*path, "headers"), report)
     _check_header_lists(section, path, report)
     _check_statuses(section, path, report)
     if section.ordered and "concurrency" in section.model_fields_set and section.concurrency > 1:
@@ -32,8 +33,9 @@ def target(
     if probe is not None and probe.first > probe.max:
         first, longest = duration_text(probe.first), duration_text(probe.max)
         report.refuse((*path, "probe"), f"first ({first}) must not be longer than max ({longest})")
+    body = _body(section, path, report)
     try:
-        url = urls.parsed(section.url)
+        url, url_template = templates.templated_url(section.url)
         urls.refuse_forbidden(url, EgressPolicy() if report.is_broken(("egress",)) else egress)
     except Refused as refused:
         report.refuse((*path, "url"), str(refused))
@@ -42,7 +44,7 @@ def target(
     return Target(
         name=name,
         url=url.url,
-        headers=headers,
+        headers=tuple((key, value.text) for key, value in section.headers.items() if value.template is None),
         timeout=section.timeout,
         concurrency=1 if section.ordered else section.concurrency,
         schedule=tuple(section.retry.schedule),
@@ -56,10 +58,34 @@ def target(
         rate=section.rate,
         limit_group=section.limit_group,
         ordered=section.ordered,
+        body=body,
+        format=section.format,
+        url_template=url_template,
+        header_templates=tuple((key, value.template) for key, value in section.headers.items() if value.template),
     )
 
 
-def _headers(given: Mapping[str, str], path: KeyPath, report: Report) -> Headers:
+def _body(section: TargetSection, path: KeyPath, report: Report) -> Body | None:
+    if "body" not in section.model_fields_set:
+        body: Body | None = None
+    elif section.body is None:
+        body = RawBody()
+    else:
+        try:
+            body = templates.body(section.body)
+        except Refused as refused:
+            report.refuse((*path, "body"), str(refused))
+            return None
+    if section.format is not None and not report.is_broken((*path, "body")):
+        if body is None or isinstance(body, RawBody):
+            message = "encodes a body that is made: say body: {template: …} or body: {pick: …} as well, or remove it"
+            report.refuse((*path, "format"), message)
+        elif isinstance(body, PresetBody):
+            report.refuse((*path, "format"), f"preset {body.preset} has its own format; remove this key")
+    return body
+
+
+def _check_headers(given: Mapping[str, Written], path: KeyPath, report: Report) -> None:
     seen: dict[str, str] = {}
     for name in given:
         lower = name.lower()
@@ -70,7 +96,6 @@ def _headers(given: Mapping[str, str], path: KeyPath, report: Report) -> Headers
         elif lower in seen:
             report.refuse((*path, name), f"the same header as {seen[lower]}")
         seen[lower] = name
-    return tuple(given.items())
 
 
 def _reserved(lower: str) -> str | None:

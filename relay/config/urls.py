@@ -41,8 +41,6 @@ class TargetUrl:
 
 def parsed(url: str) -> TargetUrl:
     """The parts of an absolute http or https URL. Raises `Refused`."""
-    if "{{" in url:
-        raise Refused("a templated URL is not built yet in this version")
     if re.search(r"[\s\x00-\x1f\x7f\\]", url):
         raise Refused("not a valid URL: holds white space, a control character or a backslash")
     scheme = _SCHEME.match(url)

@@ -1,4 +1,4 @@
-"""One HTTP attempt: the same bytes to one target, and what came of it.
+"""One HTTP attempt: an event as its target wants it, and what came of it.
 
 Law: `send` never raises for what a target did, and never says a secret: reasons name the kind of fault, not the URL.
 Each target has a session, a connection pool and a resolver of its own, so that a hung one costs the others nothing.
@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache, partial
+from types import MappingProxyType
 from typing import Any
 
 import aiohttp
@@ -25,15 +26,18 @@ from yarl import URL
 from relay.delivery.deadlines import Deadlines
 from relay.delivery.egress import guarded_connector, refused_by_egress
 from relay.delivery.wire import LARGEST_BODY, Answer, Wire, fits
-from relay.model import Claim, Headers, Outcome, OutcomeKind, Target
+from relay.model import Claim, Fetched, Headers, Outcome, OutcomeKind, Shaped, Target, Unshaped
 from relay.rules.answers import meaning, parse_retry_after, status_line
 from relay.rules.egress import EgressPolicy
 from relay.rules.forwarding import outgoing_headers
 from relay.rules.secrets import blotted, credentials
+from relay.rules.shaping import is_shaped, shaped
 
 CONNECT_TIMEOUT = timedelta(seconds=5)
 ANSWER_CAP = 64 * 1024
 """Bytes of an answer that are read so that the connection can be used again; a longer one costs the connection."""
+LARGEST_ON_THE_LOOP = 256 * 1024
+"""Bytes of a body that is shaped on the loop; a larger one would hold up the other targets."""
 EXCERPT = 1024
 """Characters of an answer that are kept."""
 
@@ -92,12 +96,15 @@ class Sender:
         key_headers: Mapping[str, str | None],
         user_agent: str,
         now: Callable[[], datetime],
+        proof_headers: Mapping[str, frozenset[str]] = MappingProxyType({}),
         short_way: bool | None = None,
     ) -> None:
         """`key_headers` names, for each source, the header that is its shared key: it is nobody else's to see.
+        `proof_headers` names those that prove its body, which do not go with another one.
         `short_way` False sends by `ClientSession.post` alone; None takes the short way where this aiohttp has it."""
         self._target = target
         self._key_headers = key_headers
+        self._proof_headers = proof_headers
         self._user_agent = user_agent
         self._now = now
         self._url = URL(target.url, encoded=True)
@@ -119,13 +126,17 @@ class Sender:
         self._wire = Wire(self._session, self._url, connect_timeout=connect) if is_short else None
         self._credentials = credentials(target)
 
-    async def send(self, claim: Claim, body: bytes) -> Sent:
+    async def send(self, claim: Claim, body: bytes, data: Any = Fetched.NOTHING) -> Sent:
         """Make one request for a claim; total but for cancellation.
 
         Args:
             claim: whose event, attempt number and target it is for.
-            body: the event's bytes, sent as they are.
+            body: the event's bytes, sent as they are unless the target asks for another body.
+            data: what was fetched for the event.
         """
+        shape = await self._shaped(claim, body, data)
+        if isinstance(shape, Unshaped):
+            return Sent(Outcome(OutcomeKind.UNPREPARED, reason=shape.reason))
         headers, dropped = outgoing_headers(
             claim.event,
             self._target,
@@ -133,15 +144,28 @@ class Sender:
             user_agent=self._user_agent,
             key_header=self._key_headers.get(claim.event.source),
             replayed=claim.replayed,
+            shape=shape,
+            proof_headers=self._proof_headers.get(claim.event.source, frozenset()),
         )
-        return Sent(await self.post(headers, body), dropped)
+        if shape is None:
+            return Sent(await self.post(headers, body), dropped)
+        return Sent(await self.post(headers, shape.body, url=shape.url), dropped)
 
-    async def post(self, headers: Headers, body: bytes) -> Outcome:
-        """Make one request with exactly these headers; total but for cancellation."""
+    async def _shaped(self, claim: Claim, body: bytes, data: Any) -> Shaped | Unshaped | None:
+        """What the target is to get, None where that is what came in."""
+        if not is_shaped(self._target, data):
+            return None
+        if len(body) > LARGEST_ON_THE_LOOP:
+            return await asyncio.to_thread(shaped, self._target, claim.event, body, data)
+        return shaped(self._target, claim.event, body, data)
+
+    async def post(self, headers: Headers, body: bytes, *, url: str | None = None) -> Outcome:
+        """Make one request with exactly these headers, to another URL of the target's origin where one is named; total
+        but for cancellation."""
         _in_use.set(None)
         try:
             with self._deadlines.begin() as deadline:
-                answer = await self._ask(headers, body)
+                answer = await self._ask(headers, body, self._url if url is None else URL(url, encoded=True))
         except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
             return self._broken(error)
         try:
@@ -156,11 +180,11 @@ class Sender:
             answer.release()
         return Outcome(kind, status, f"status {status}", wait, self._excerpt(text))
 
-    async def _ask(self, headers: Headers, body: bytes) -> Answer | aiohttp.ClientResponse:
+    async def _ask(self, headers: Headers, body: bytes, url: URL) -> Answer | aiohttp.ClientResponse:
         """Send, and wait for the head of the answer: the short way, or aiohttp's own where that does not do."""
         if self._wire is not None and len(body) <= LARGEST_BODY:
-            return await self._wire.post(headers, body)
-        return await self._session.post(self._url, data=body, headers=_one_spelling(headers), allow_redirects=False)
+            return await self._wire.post(headers, body, None if url is self._url else url.raw_path_qs)
+        return await self._session.post(url, data=body, headers=_one_spelling(headers), allow_redirects=False)
 
     def _broken(self, error: Exception) -> Outcome:
         """The outcome where no whole answer was had."""

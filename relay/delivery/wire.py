@@ -51,7 +51,7 @@ def fits() -> bool:
 
 
 class Wire:
-    """POSTs to one URL over one connector."""
+    """POSTs to one origin over one connector; to one URL unless it is told another."""
 
     def __init__(self, session: aiohttp.ClientSession, url: URL, *, connect_timeout: float) -> None:
         assert session.connector is not None
@@ -59,20 +59,21 @@ class Wire:
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout)
         # It names the connection (host, port, TLS) and is never sent.
         self._destination = aiohttp.ClientRequest("POST", url, session=session)
-        self._start = f"POST {url.raw_path_qs} HTTP/1.1\r\n"
+        self._path = url.raw_path_qs
         self._host = f"Host: {url.host_port_subcomponent}\r\n"
 
-    async def post(self, headers: Headers, body: bytes) -> Answer:
+    async def post(self, headers: Headers, body: bytes, path: str | None = None) -> Answer:
         """Send one request and wait for the head of its answer. The caller sets the deadline and ends the answer.
 
         Args:
             headers: as they go out; `Host` is added where none is among them, `Content-Length` always.
+            path: path and query as they go out; None are the URL's own.
 
         Raises:
             aiohttp.ClientError, OSError: as `ClientSession.post` does.
             ValueError: a header would break the framing.
         """
-        head = self._head(headers, len(body))
+        head = self._head(headers, len(body), path or self._path)
         try:
             connection = await self._connector.connect(self._destination, [], self._timeout)
         except TimeoutError as error:
@@ -91,10 +92,10 @@ class Wire:
             raise
         return Answer(message.code, message.headers, content, connection)
 
-    def _head(self, headers: Headers, length: int) -> bytes:
+    def _head(self, headers: Headers, length: int, path: str) -> bytes:
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
         host = "" if any(name.lower() == "host" for name, _ in headers) else self._host
-        head = f"{self._start}{host}{lines}Content-Length: {length}\r\n\r\n".encode()
+        head = f"POST {path} HTTP/1.1\r\n{host}{lines}Content-Length: {length}\r\n\r\n".encode()
         if head.count(b"\n") != len(headers) + (4 if host else 3) or b"\0" in head:
             raise ValueError("a header would break the framing")
         return head

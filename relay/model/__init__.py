@@ -157,3 +157,33 @@ from relay.model.receiving import (
 from relay.model.receiving import (
     VerifiedRequest as VerifiedRequest,
 )
+from relay.model.shaping import (
+    Body as Body,
+)
+from relay.model.shaping import (
+    BodyFormat as BodyFormat,
+)
+from relay.model.shaping import (
+    Fetched as Fetched,
+)
+from relay.model.shaping import (
+    PickBody as PickBody,
+)
+from relay.model.shaping import (
+    PresetBody as PresetBody,
+)
+from relay.model.shaping import (
+    PresetName as PresetName,
+)
+from relay.model.shaping import (
+    RawBody as RawBody,
+)
+from relay.model.shaping import (
+    Shaped as Shaped,
+)
+from relay.model.shaping import (
+    TemplateBody as TemplateBody,
+)
+from relay.model.shaping import (
+    Unshaped as Unshaped,
+)

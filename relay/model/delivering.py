@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from relay.model.receiving import Event, Headers, Rate
+from relay.model.shaping import Body, BodyFormat
 
 
 class DeliveryState(StrEnum):
@@ -110,6 +111,7 @@ class Target:
 
     name: str
     url: str = field(repr=False)
+    """Of a templated URL what stands before its first template."""
     headers: Headers = field(default=(), repr=False)
     timeout: timedelta = timedelta(seconds=15)
     concurrency: int = 8
@@ -131,6 +133,22 @@ class Target:
     """Targets of one group share one rate."""
     ordered: bool = False
     """One at a time, by arrival; what fails holds back what came after it."""
+    body: Body | None = None
+    """None is not said: the bytes as they came, or with what was fetched where something was."""
+    format: BodyFormat | None = None
+    url_template: str | None = field(default=None, repr=False)
+    header_templates: Headers = field(default=(), repr=False)
+    """Those of its own headers that are templates."""
+
+    @property
+    def address(self) -> str:
+        """Where it is, as far as the YAML says."""
+        return self.url_template or self.url
+
+    @property
+    def own_headers(self) -> Headers:
+        """All headers that the YAML adds, the templates among them as they are written."""
+        return self.headers + self.header_templates
 
 
 @dataclass(frozen=True, slots=True)

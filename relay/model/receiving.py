@@ -288,6 +288,19 @@ class Source:
             return self.check.header.lower()
         return None
 
+    @property
+    def proof_headers(self) -> frozenset[str]:
+        """The headers, lower case, that prove a body or belong to what was signed with it."""
+        check = self.check
+        match check:
+            case HmacCheck():
+                names = (check.header, check.timestamp_header, check.id_header)
+            case StandardWebhooksCheck():
+                names = (check.header, "webhook-id", "webhook-timestamp")
+            case _:
+                return frozenset()
+        return frozenset(name.lower() for name in names if name is not None)
+
 
 @dataclass(frozen=True, slots=True)
 class ReceivedRequest:

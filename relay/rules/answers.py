@@ -19,7 +19,8 @@ def meaning(status: int, target: Target, *, retry_after: timedelta | None) -> Ou
     if status == 429 or (status == 503 and retry_after is not None):
         return OutcomeKind.THROTTLED
     if status == 410:
-        return OutcomeKind.GONE
+        # of a templated URL, one resource is gone and not the target
+        return OutcomeKind.GONE if target.url_template is None else OutcomeKind.REFUSED
     if target.success is None and 200 <= status < 300:
         return OutcomeKind.DELIVERED
     return OutcomeKind.FAILED

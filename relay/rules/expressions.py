@@ -4,7 +4,6 @@ Law: total. An expression that fails on an event is a `Failed` with its reason, 
 the expression is not whoever sends the event. What cannot parse was refused when the config was read.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,7 +15,8 @@ from jmespath.exceptions import IncompleteExpressionError, JMESPathError, LexerE
 from jmespath.functions import Functions
 from jmespath.visitor import TreeInterpreter
 
-from relay.model import Content, Event, Headers
+from relay.model import Event, Headers
+from relay.rules.exactness import document, text_json
 from relay.rules.forwarding import rfc3339
 
 LONGEST_EXPRESSION = 1000
@@ -59,9 +59,11 @@ class Failed:
 
 
 def view_of(event: Event, body: bytes, data: Any = NOTHING_BROUGHT) -> View:
-    """What expressions and templates see of an event; of a repeated header the first counts."""
-    document = Content(event.headers, body).json
-    return view_from(event.id, event.type, event.source, event.received_at, event.headers, document, data)
+    """What expressions and templates see of an event; of a repeated header the first counts, and a number of the body
+    is shown as it was written."""
+    read = document(body)
+    parsed = None if read is None else read[1]
+    return view_from(event.id, event.type, event.source, event.received_at, event.headers, parsed, data)
 
 
 def view_from(
@@ -70,7 +72,7 @@ def view_from(
     source: str,
     received_at: datetime,
     headers: Headers,
-    document: Any,
+    parsed: Any,
     data: Any = NOTHING_BROUGHT,
 ) -> View:
     """The same of what is to become an event, its body parsed already."""
@@ -83,7 +85,7 @@ def view_from(
         "source": source,
         "received_at": rfc3339(received_at),
         "headers": first,
-        "body": document,
+        "body": parsed,
         "data": data,
     }
 
@@ -201,10 +203,10 @@ def _reads(node: Mapping[str, Any]) -> frozenset[str]:
 
 
 def as_text(value: Any) -> str:
-    """A value as text: a string as it is, null as nothing, the rest as compact JSON."""
+    """A value as text: a string as it is, null as nothing, the rest as compact JSON. Raises as `json.dumps` does."""
     if value is None or isinstance(value, str):
         return value or ""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return text_json(value)
 
 
 def is_chosen(condition: Any, element: Any) -> bool:

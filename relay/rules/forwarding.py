@@ -13,7 +13,7 @@ from enum import Enum, auto
 from functools import lru_cache
 from urllib.parse import quote
 
-from relay.model import Event, Headers, Target
+from relay.model import Event, Headers, Shaped, Target
 
 MOST_HOPS = 5
 """A webhook that passed more relays than this goes in circles."""
@@ -39,6 +39,14 @@ HOP_BY_HOP = frozenset(
 
 _WITHHELD = frozenset({"accept-encoding", "authorization", "cookie", "forwarded", "user-agent", "via", "x-real-ip"})
 """Not forwarded unless the target asks: credentials, claims about addresses, and what describes a client not us."""
+
+_OF_THE_BODY = re.compile(
+    r"signature|hmac|(?:^|[-_])sig(?:$|[-_])|^(?:content-|repr-)?digest$|^content-(?:md5|encoding|type|language)$|^etag$"
+    r"|^webhook-(?:id|timestamp)$"
+)
+"""Names of headers that describe or prove the bytes they came with."""
+_ALWAYS_OURS = frozenset({"content-encoding", "content-type"})
+"""Of a changed body, whatever a target asks for: the provider's would not be true."""
 
 _CALL_NAMES = frozenset({"webhook-id", "webhook-signature"})
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -78,13 +86,28 @@ def _is_withheld(low: str) -> bool:
     return low in _WITHHELD or low.startswith("x-forwarded-")
 
 
+def _is_of_the_body(low: str, proofs: frozenset[str]) -> bool:
+    return low in proofs or _OF_THE_BODY.search(low) is not None
+
+
 @lru_cache(maxsize=1024)
-def _plan(forward: frozenset[str], strip: frozenset[str], headers: Headers, key_header: str | None) -> _Plan:
-    """The plan for one target and one source. The target's own headers may set `Host`, but nothing of the framing."""
+def _plan(
+    forward: frozenset[str],
+    strip: frozenset[str],
+    headers: Headers,
+    key_header: str | None,
+    filled: frozenset[str] = frozenset(),
+    proofs: frozenset[str] | None = None,
+) -> _Plan:
+    """The plan for one target and one source. The target's own headers may set `Host`, but nothing of the framing.
+
+    `filled` are the names of its headers that are templates. `proofs` are the source's headers that prove a body, None
+    where the body leaves as it came.
+    """
     own = tuple(
         (name, value) for name, value in headers if not _is_never_forwarded(name.lower()) or name.lower() == "host"
     )
-    blocked = strip | {name.lower() for name, _ in own}
+    blocked = strip | {name.lower() for name, _ in own} | filled
     if key_header is not None and key_header not in forward:
         blocked |= {key_header}
 
@@ -97,9 +120,11 @@ def _plan(forward: frozenset[str], strip: frozenset[str], headers: Headers, key_
             return _Fate.CONNECTION
         if _is_never_forwarded(low) or low in blocked or (_is_withheld(low) and low not in forward):
             return _Fate.LEAVE
+        if proofs is not None and (low in _ALWAYS_OURS or (low not in forward and _is_of_the_body(low, proofs))):
+            return _Fate.LEAVE
         return _Fate.NAMES_CALL if low in _CALL_NAMES else _Fate.PASS
 
-    named = frozenset(name.lower() for name, _ in own)
+    named = frozenset(name.lower() for name, _ in own) | filled
     return _Plan(
         fate=fate,
         own=own,
@@ -173,16 +198,24 @@ def outgoing_headers(
     user_agent: str,
     key_header: str | None = None,
     replayed: bool = False,
+    shape: Shaped | None = None,
+    proof_headers: frozenset[str] = frozenset(),
 ) -> tuple[Headers, tuple[str, ...]]:
     """The headers of one attempt, and the names of those that could not be sent.
 
     In order: the provider's that may pass, the target's own (which win over the provider's of the same name), ours.
     `key_header` is the source's shared-key header in lower case: it is stored as soon as one target asks for it, and
     this keeps it from the others. `webhook-id` is ours only where the provider named its call by no header of its own.
+    `shape` is what was made of the event; with another body, what proves the provider's stays behind: `proof_headers`,
+    lower case, and whatever is named like one.
     """
-    plan = _plan(target.forward_headers, target.strip_headers, target.headers, key_header)
+    plan = _plan(target.forward_headers, target.strip_headers, target.headers, key_header, *_of(shape, proof_headers))
     out, dropped, named = _from_provider(event.headers, plan)
     out += plan.own
+    if shape is not None:
+        out += shape.headers
+        if shape.content_type is not None and all(name.lower() != "content-type" for name, _ in out):
+            out.append(("Content-Type", shape.content_type))
     if plan.user_agent:
         out.append(("User-Agent", user_agent))
     out += (
@@ -200,3 +233,10 @@ def outgoing_headers(
     if plan.webhook_id and not named:
         out.append(("webhook-id", event.id))
     return tuple(out), tuple(dropped)
+
+
+def _of(shape: Shaped | None, proof_headers: frozenset[str]) -> tuple[frozenset[str], frozenset[str] | None]:
+    """What a shape means for a plan: the names it fills, and which proofs stay behind."""
+    if shape is None:
+        return frozenset(), None
+    return frozenset(name.lower() for name, _ in shape.headers), proof_headers if shape.is_changed else None

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from urllib.parse import quote, unquote, unquote_plus, urlsplit
 
-from relay.model import Headers, NoCheck, Secret, Source, StandardWebhooksCheck, Target
+from relay.model import Headers, NoCheck, Secret, Source, StandardWebhooksCheck, Target, TemplateBody
+from relay.rules.templating import literals, skeleton
 
 SHORTEST_IN_LOG = 8
 """Characters; the config refuses shorter secrets of sources, and shorter values would blot out innocent text."""
@@ -81,8 +82,10 @@ def credentials(target: Target) -> frozenset[str]:
     one, and path and query as a whole when they hold one; each also percent-decoded.
     """
     found = {part for part in _of_headers(target) if len(part) >= SHORTEST_WORD}
-    in_url = {value for _, value in _of_query(target.url) if len(value) >= SHORTEST_QUERY_VALUE}
-    return frozenset(_decoded(found | _with_whole(target.url, in_url | _segments(target.url))))
+    url = _address(target)
+    found |= {part for part in _of_body(target) if len(part) >= SHORTEST_QUERY_VALUE}
+    in_url = {value for _, value in _of_query(url) if len(value) >= SHORTEST_QUERY_VALUE}
+    return frozenset(_decoded(found | _with_whole(url, in_url | _segments(url))))
 
 
 def log_secrets(sources: Iterable[Source], targets: Iterable[Target], token: Secret | None) -> set[str]:
@@ -93,12 +96,13 @@ def log_secrets(sources: Iterable[Source], targets: Iterable[Target], token: Sec
     sources, targets = tuple(sources), tuple(targets)
     found = {text for source in sources for text in _of_source(source)}
     for target in targets:
-        query = tuple(_of_query(target.url))
-        parts = _segments(target.url) | {value for _, value in query if _is_credential(value)}
+        url = _address(target)
+        query = tuple(_of_query(url))
+        parts = _segments(url) | {value for _, value in query if _is_credential(value)}
         in_url = {part for part in parts if not _PLAIN_WORDS.fullmatch(part)} | {
             v for key, v in query if _is_named(key)
         }
-        found |= _decoded({target.url, *_of_headers(target)} | _with_whole(target.url, in_url))
+        found |= _decoded({url, *_of_headers(target), *_of_body(target)} | _with_whole(url, in_url))
     if token is not None:
         found.add(token.value.decode("utf-8", "replace"))
     own = "\n".join((*LOG_WORDS, *(source.name for source in sources), *(target.name for target in targets)))
@@ -143,8 +147,18 @@ def _forms(secrets: frozenset[str]) -> tuple[str, ...]:
     return tuple(sorted(forms - {""}, key=lambda form: (-len(form), form)))
 
 
+def _address(target: Target) -> str:
+    """A target's URL; of a templated one what is the same in every request."""
+    return target.url if target.url_template is None else skeleton(target.url_template, "")
+
+
+def _of_body(target: Target) -> frozenset[str]:
+    return target.body.outside if isinstance(target.body, TemplateBody) else frozenset()
+
+
 def _of_headers(target: Target) -> Iterator[str]:
-    for name, value in target.headers:
+    filled = ((name, part) for name, template in target.header_templates for part in literals(template))
+    for name, value in (*target.headers, *filled):
         if _is_named(name):
             yield value.strip()
             yield from _words(value)

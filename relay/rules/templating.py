@@ -5,38 +5,36 @@ is never read as a template, cannot leave the part of a URL that it stands in, a
 bound. What a template lacks is `Unfilled` with a reason that holds nothing of the event.
 """
 
-import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import count
 from typing import Any
-from urllib.parse import quote
 
-from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, Undefined, UndefinedError
+from jinja2 import Template, TemplateError, TemplateSyntaxError, UndefinedError, meta, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from relay.rules.expressions import as_text
+from relay.rules.expressions import VIEWED
+from relay.rules.sandbox import LONGEST_TEXT, SLACK, TEAMS, TEXT, URL, Unfilled
 
-LONGEST_TEXT = 4 * 1024 * 1024
-"""Characters that a template may make."""
+__all__ = ["SLACK", "TEAMS", "TEXT", "URL", "NoTemplate", "Unfilled", "assembled", "filler", "is_template", "literal"]
+
 LONGEST_TEMPLATE = 100_000
-LONGEST_POWER = 1000
 
 _MARKS = ("{{", "{%", "{#")
+_BRACES = re.compile(r"\{+")
 _EVALUATION_FAULTS = (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError)
 _NAME = re.compile(r"'(?:[^']* has no attribute )?'?([A-Za-z_][A-Za-z0-9_]{0,63})'")
+_OTHERS: tuple[type[nodes.Node], ...] = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 
-Finish = Callable[[Any], Any]
+Part = tuple[str, bool]
+"""Text, and whether it came from outside the YAML."""
 
 
 class NoTemplate(ValueError):
     """A text that is no template; the message says why and where."""
-
-
-class Unfilled(Exception):
-    """A template that could not be filled; the message is for people and holds no value of the event."""
 
 
 def is_template(text: str) -> bool:
@@ -46,84 +44,72 @@ def is_template(text: str) -> bool:
 
 def literal(text: str) -> str:
     """A text that means itself inside a template: what came from the environment is no template."""
-    return text.replace("{", "{{ '{' }}") if "{" in text else text
+    return _BRACES.sub(r"{% raw %}\g<0>{% endraw %}", text)
 
 
-def _plain(value: Any) -> str:
-    return as_text(value)
+def assembled(parts: Sequence[Part]) -> str | None:
+    """One template out of its own parts and those from outside, which mean themselves; None where its own parts leave
+    nothing to be filled in. No two own parts stand side by side.
+
+    Raises:
+        NoTemplate: a part from outside stands where the template has code, or it is no template at all.
+    """
+    own = "".join(text for text, is_outside in parts if not is_outside)
+    stand_in = next(word for number in count() if (word := f"outside{number}") not in own)
+    marked = "".join(stand_in if is_outside else text for text, is_outside in parts)
+    if not is_template(marked):
+        return None
+    is_raw = False
+    for kind, text in _tokens(marked):
+        is_raw = kind == "raw_begin" or (is_raw and kind != "raw_end")
+        if stand_in in text and (is_raw or kind != "data"):
+            raise NoTemplate("a ${…} stands inside {{ }}, {% %} or {# #}; put it beside them")
+    last = len(parts) - 1
+    return "".join(
+        literal(text)
+        if is_outside
+        # a brace before what comes from outside would open a tag together with its first character
+        else text[:-1] + literal("{")
+        if text.endswith("{") and index != last
+        else text
+        for index, (text, is_outside) in enumerate(parts)
+    )
 
 
-def _in_url(value: Any) -> str:
-    """One value as one part of a URL: it brings no separators, and may not be what means another place."""
-    text = as_text(value)
-    if not text:
-        raise Unfilled("a value of the URL is empty")
-    if text.strip(".") == "" and len(text) < 3:
-        raise Unfilled("a value of the URL is a dot segment")
-    return quote(text, safe="", errors="replace")
+def skeleton(text: str, stand_in: str) -> str:
+    """A template with each of its tags replaced.
+
+    Raises:
+        NoTemplate: it does not parse.
+    """
+    made: list[str] = []
+    in_tag = False
+    for kind, value in _tokens(text):
+        if kind in {"raw_begin", "raw_end"}:
+            continue
+        if kind == "data":
+            made.append(value)
+        elif not in_tag:
+            made.append(stand_in)
+        in_tag = kind != "data" and not kind.endswith("_end")
+    return "".join(made)
 
 
-def _in_slack(value: Any) -> str:
-    """Slack reads `&`, `<` and `>` as control characters and nothing else (its guide to formatting text)."""
-    return as_text(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+def literals(text: str) -> tuple[str, ...]:
+    """What a template sends as it stands."""
+    return tuple(part for part in skeleton(text, "\0").split("\0") if part)
 
 
-_TEAMS_MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|~<>&])")
+def _tokens(text: str) -> list[tuple[str, str]]:
+    try:
+        return [(kind, value) for _, kind, value in TEXT.lex(text)]
+    except TemplateError as error:
+        raise NoTemplate(_told(error)) from None
 
 
-def _in_teams(value: Any) -> str:
-    """The Markdown of an adaptive card's text, with each mark of it escaped."""
-    return _TEAMS_MARKUP.sub(r"\\\1", as_text(value))
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    """One environment for each kind of text: what is filled in is finished as the text demands."""
-
-    intercepted_binops = frozenset({"*", "**"})
-
-    def __init__(self, finish: Finish) -> None:
-        super().__init__(
-            undefined=StrictUndefined,
-            autoescape=False,
-            finalize=lambda value: finish(_known(value)),
-            keep_trailing_newline=True,
-        )
-        self.filters["tojson"] = _to_json
-        self.globals.pop("lipsum", None)
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        """`data.items` is the member of that name, where there is one, and not what Python calls so."""
-        return obj[attribute] if isinstance(obj, dict) and attribute in obj else super().getattr(obj, attribute)
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Refuse what grows beyond all bounds by one operator."""
-        if any(
-            isinstance(side, str | list | tuple) and len(side) * _times(other) > LONGEST_TEXT
-            for side, other in ((left, right), (right, left))
-        ):
-            raise SecurityError("too large")
-        if operator == "**" and (abs(left) > LONGEST_POWER or abs(right) > LONGEST_POWER):
-            raise SecurityError("too large")
-        return super().call_binop(context, operator, left, right)
-
-
-def _times(value: Any) -> int:
-    return value if isinstance(value, int) else 1
-
-
-def _known(value: Any) -> Any:
-    """A value that is there; a missing one raises what says its name."""
-    if isinstance(value, Undefined):
-        str(value)
-    return value
-
-
-def _to_json(value: Any) -> str:
-    """JSON in ASCII: the same whatever the text around it is encoded in."""
-    return json.dumps(_known(value), allow_nan=False)
-
-
-TEXT, URL, SLACK, TEAMS = (_Environment(finish) for finish in (_plain, _in_url, _in_slack, _in_teams))
+def unknown_names(text: str) -> tuple[str, ...]:
+    """The names that a template reads and no event has."""
+    return tuple(sorted(meta.find_undeclared_variables(TEXT.parse(text)) - set(VIEWED)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +117,7 @@ class Filler:
     """A template that was read, ready to be filled."""
 
     template: Template
+    source: str = field(default="", repr=False)
 
     def filled(self, view: Mapping[str, Any]) -> str:
         """The text.
@@ -144,13 +131,23 @@ class Filler:
             for part in self.template.generate(view):
                 size += len(part)
                 if size > LONGEST_TEXT:
-                    raise Unfilled(f"the template makes more than {LONGEST_TEXT} characters")
+                    raise Unfilled(f"it makes more than {LONGEST_TEXT} characters")
                 parts.append(part)
         except Unfilled:
             raise
         except _EVALUATION_FAULTS as error:
-            raise Unfilled(_words(error)) from None
+            raise Unfilled(self._words(error)) from None
         return "".join(parts)
+
+    def _words(self, error: Exception) -> str:
+        if isinstance(error, SecurityError):
+            return "it does what the sandbox forbids"
+        if isinstance(error, UndefinedError):
+            names = [name for name in _NAME.findall(str(error)) if name in self.source]  # not one that the event names
+            return f"it needs {names[-1]!r}, which this event has not" if names else "a value is missing"
+        if isinstance(error, RecursionError):
+            return "it or the data is nested too deeply"
+        return f"it failed on this event ({type(error).__name__})"
 
 
 @lru_cache(maxsize=1024)
@@ -163,19 +160,17 @@ def filler(text: str, environment: ImmutableSandboxedEnvironment = TEXT) -> Fill
     if len(text) > LONGEST_TEMPLATE:
         raise NoTemplate(f"a template longer than {LONGEST_TEMPLATE} characters")
     try:
-        return Filler(environment.from_string(text))
-    except TemplateSyntaxError as error:
-        raise NoTemplate(f"is not a template: {error.message} (line {error.lineno} of it)") from None
+        tree = environment.parse(text)
+        if any(True for _ in tree.find_all(_OTHERS)):
+            raise NoTemplate("is not a template: it names another one, and there is no place for them")
+        return Filler(environment.from_string(tree), text)
+    except NoTemplate:
+        raise
     except (TemplateError, *_EVALUATION_FAULTS) as error:
-        raise NoTemplate(f"is not a template: {type(error).__name__}") from None
+        raise NoTemplate(_told(error)) from None
 
 
-def _words(error: Exception) -> str:
-    if isinstance(error, SecurityError):
-        return "the template does what the sandbox forbids"
-    if isinstance(error, UndefinedError):
-        names = _NAME.findall(str(error))
-        return f"the template needs {names[-1]!r}, which this event has not" if names else "a value is missing"
-    if isinstance(error, RecursionError):
-        return "the template or its data is nested too deeply"
-    return f"the template failed on this event ({type(error).__name__})"
+def _told(error: Exception) -> str:
+    if isinstance(error, TemplateSyntaxError):
+        return f"is not a template: {error.message} (line {error.lineno} of it)"
+    return f"is not a template: {type(error).__name__}"

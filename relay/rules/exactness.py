@@ -1,0 +1,89 @@
+"""JSON that is read and written again without a digit lost.
+
+Law: a number leaves as it was written, whether it is 1.10, 1E400 or longer than a machine word; so does the order of
+keys. What is not JSON (RFC 8259: neither is NaN) is refused, never repaired.
+"""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Self
+
+
+class Exact(float):
+    """A number whose text a float would not give back."""
+
+    __slots__ = ("text",)
+    text: str
+
+    def __new__(cls, text: str) -> Self:
+        made = super().__new__(cls, text)
+        made.text = text
+        return made
+
+    def __repr__(self) -> str:
+        return self.text
+
+    __str__ = __repr__
+
+
+Exact.__name__ = "float"  # JMESPath knows a number by the name of its type
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    return number if repr(number) == text else Exact(text)
+
+
+def _refused(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
+
+
+read = partial(json.loads, parse_float=_number, parse_constant=_refused)
+"""A value out of JSON text or bytes. Raises ValueError, or RecursionError where it is nested too deeply."""
+
+
+def document(body: bytes) -> tuple[str, Any] | None:
+    """The text of a body that is JSON, without the white space around it, and its value; None for any other body."""
+    try:
+        text = body.decode(json.detect_encoding(body)).removeprefix("\ufeff").strip(" \t\r\n")
+        return text, read(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def ascii_json(value: Any) -> str:
+    """Compact JSON in ASCII: the same whatever the text around it is encoded in. Raises as `json.dumps` does."""
+    return _written(value, json.dumps)
+
+
+def text_json(value: Any) -> str:
+    """Compact JSON that people can read. Raises as `json.dumps` does."""
+    return _written(value, partial(json.dumps, ensure_ascii=False))
+
+
+def _written(value: Any, dumps: Callable[..., str]) -> str:
+    parts: list[str] = []
+    _write(value, dumps, parts.append)
+    return "".join(parts)
+
+
+def _write(value: Any, dumps: Callable[..., str], put: Callable[[str], None]) -> None:
+    if isinstance(value, Exact):
+        put(value.text)
+    elif isinstance(value, dict) and all(type(key) is str for key in value):
+        mark = "{"
+        for key, item in value.items():
+            put(f"{mark}{dumps(key)}:")
+            _write(item, dumps, put)
+            mark = ","
+        put("}" if value else "{}")
+    elif isinstance(value, list | tuple):
+        mark = "["
+        for item in value:
+            put(mark)
+            _write(item, dumps, put)
+            mark = ","
+        put("]" if value else "[]")
+    else:
+        put(dumps(value, separators=(",", ":"), allow_nan=False))
