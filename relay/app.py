@@ -21,6 +21,7 @@ from relay.delivery.carrying import Observer, Observers
 from relay.delivery.dispatcher import Dispatcher
 from relay.delivery.replayer import Replayer
 from relay.delivery.sender import Sender
+from relay.delivery.tokens import Tokens
 from relay.ingress import Ingress
 from relay.listener import Certificate, Listener, tls_context
 from relay.model import Target
@@ -38,6 +39,7 @@ from relay.reloading import (
     tell_unknown,
 )
 from relay.rules.egress import EgressPolicy
+from relay.rules.secrets import hideable_token
 from relay.standing import Standing
 from relay.store import StoreUnavailable
 from relay.store.replays import Destinations
@@ -47,6 +49,8 @@ from relay.telemetry.metrics import Metrics
 from relay.telemetry.reporter import Reporter
 from relay.upkeep import Upkeep
 from relay.watching import Watch
+
+USER_AGENT = f"relay/{__version__}"
 
 FINE, FAILURE = 0, 1
 """Exit codes of a relay that was asked to stop, and of one that could not go on."""
@@ -89,6 +93,7 @@ class App:
         self._draining = False
         self._closing = contextlib.AsyncExitStack()
         self._store: SqliteStore
+        self._tokens: Tokens
         self._dispatcher: Dispatcher
         self._notifier: Notifier
         self._replayer: Replayer
@@ -144,6 +149,8 @@ class App:
         self._store.task.add_done_callback(self._writer_ended)
         await self._tell_of_the_past()
         self._notifier = self._make_notifier()
+        self._tokens = Tokens(lambda: self._config.egress, user_agent=USER_AGENT, fetched=self._hide_token)
+        self._closing.push_async_callback(self._tokens.close)
         self._dispatcher = Dispatcher(
             config.targets,
             self._store,
@@ -258,9 +265,14 @@ class App:
             egress,
             key_headers=self._key_headers,
             proof_headers=self._proof_headers,
-            user_agent=f"relay/{__version__}",
+            user_agent=USER_AGENT,
             now=_now,
+            tokens=self._tokens,
         )
+
+    def _hide_token(self, token: str) -> None:
+        if self._pipe is not None and hideable_token(token):
+            self._pipe.hide_for_now(token)
 
     async def _listen(self) -> None:
         server, admin = self._config.server, self._config.admin

@@ -12,7 +12,7 @@ import json
 import ssl
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -231,9 +231,19 @@ def _unfit(path: Path, problems: Iterable[str]) -> ReloadRefused:
 
 
 def digests(target: Target) -> tuple[str, str]:
-    """Digests of a target's URL and of its headers: a change of either is worth a probe."""
-    headers = json.dumps(target.own_headers)
-    return tuple(hashlib.blake2b(text.encode(), digest_size=16).hexdigest() for text in (target.address, headers))  # type: ignore[return-value]
+    """Digests of a target's URL and of its headers and other credentials: a change of either is worth a probe."""
+    address, headers, *others = target.access
+    settings = json.dumps(headers) + (repr(_plainly(tuple(others))) if any(others) else "")
+    return tuple(hashlib.blake2b(text.encode(), digest_size=16).hexdigest() for text in (str(address), settings))  # type: ignore[return-value]
+
+
+def _plainly(value: object) -> object:
+    """What a value is made of, secrets included, whose repr shows nothing."""
+    if isinstance(value, tuple):
+        return tuple(map(_plainly, value))
+    if not is_dataclass(value):
+        return value
+    return type(value).__name__, tuple(_plainly(getattr(value, one.name)) for one in fields(value))
 
 
 def limits(server: ServerSettings) -> Limits:

@@ -84,10 +84,10 @@ def test_the_readme_lists_every_line_of_the_log() -> None:
 
 
 def test_one_factory_makes_every_outgoing_connection() -> None:
-    """T46: no client session outside the sender, so that nothing slips past the egress guard; the command line's own
-    calls to this machine's relay, and the demonstration's, are the exceptions."""
+    """T46: no client session is made in a second place, so that nothing slips past the egress guard; the command line's
+    own calls to this machine's relay, and the demonstration's, are the exceptions."""
     users = {str(path.relative_to(ROOT / "relay")) for path in MODULES if "ClientSession(" in path.read_text()}
-    assert {user for user in users if not user.startswith("cli/")} == {"delivery/sender.py"}
+    assert {user for user in users if not user.startswith("cli/")} == {"delivery/sessions.py"}
 
 
 def test_only_the_store_speaks_sql() -> None:

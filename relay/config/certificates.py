@@ -1,15 +1,15 @@
-"""The server's certificate and key: loaded once while the config is read, so that a start cannot fail for them.
+"""Certificates and keys: loaded once while the config is read, so that a start cannot fail for them.
 
 Law: what is wrong is named by file. The expiry is read by serving the certificate to ourselves in memory, the one
 public way the standard library has to look into a certificate that is not a CA.
 """
 
 import ssl
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from relay.config.problems import Refused
-from relay.config.settings import TlsFiles
 
 _NOT_YET_VALID = 9
 _EXPIRED = 10
@@ -20,23 +20,37 @@ class _Encrypted(Exception):
     """The key asks for a password."""
 
 
-def checked(files: TlsFiles, *, warn: Callable[[str], None]) -> None:
-    """Raises `Refused` when the pair cannot be served; `warn` is told when clients will not accept its dates."""
-    certificate = _pem(files.cert, "certificate", "CERTIFICATE-----")
-    _pem(files.key, "key", "PRIVATE KEY-----")
+def checked(cert: Path, key: Path, *, warn: Callable[[str], None]) -> None:
+    """Raises `Refused` when the pair cannot be shown; `warn` is told when the other side will not accept its dates."""
+    certificate = _pem(cert, "certificate", "CERTIFICATE-----")
+    _pem(key, "key", "PRIVATE KEY-----")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        context.load_cert_chain(files.cert, files.key, password=_no_password)
+        context.load_cert_chain(cert, key, password=_no_password)
     except _Encrypted:
-        raise Refused(f"key {files.key} is encrypted; store it without a password") from None
+        raise Refused(f"key {key} is encrypted; store it without a password") from None
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
-            raise Refused(f"key {files.key} does not belong to certificate {files.cert}") from None
-        raise Refused(f"certificate {files.cert} and key {files.key} cannot be used: {error.reason}") from None
+            raise Refused(f"key {key} does not belong to certificate {cert}") from None
+        raise Refused(f"certificate {cert} and key {key} cannot be used: {error.reason}") from None
     except OSError as error:
         raise Refused(f"cannot read certificate or key: {error.strerror}") from None
     if doubt := _date_doubt(context, certificate):
-        warn(f"certificate {files.cert} {doubt}")
+        warn(f"certificate {cert} {doubt}")
+
+
+def checked_authority(path: Path, *, warn: Callable[[str], None]) -> None:
+    """Raises `Refused` when nobody can be trusted by this file; `warn` is told when all of it has expired."""
+    text = _pem(path, "CA certificate", "CERTIFICATE-----")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(cadata=text)
+    except (ssl.SSLError, ValueError) as error:
+        reason = getattr(error, "reason", None) or "not a certificate"
+        raise Refused(f"CA certificate {path} cannot be used: {reason}") from None
+    ends = [ssl.cert_time_to_seconds(str(found["notAfter"])) for found in context.get_ca_certs()]
+    if ends and max(ends) < time.time():
+        warn(f"CA certificate {path} has expired")
 
 
 def _no_password() -> str:

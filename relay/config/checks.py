@@ -3,13 +3,12 @@
 import ipaddress
 import os
 import resource
-import stat
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from relay.config import certificates, groups, keys, sources, targets, values
+from relay.config import certificates, credentials, groups, keys, sources, targets, values
 from relay.config import routes as route_sections
 from relay.config.fingerprints import fingerprint_of
 from relay.config.problems import KeyPath, Refused, Report, quoted
@@ -113,7 +112,9 @@ def _tls(section: ServerSection, report: Report) -> TlsFiles | None:
     files = TlsFiles(Path(section.tls.cert), Path(section.tls.key))
     report.files |= {file: fingerprint_of(file) for file in (files.cert, files.key)}
     try:
-        certificates.checked(files, warn=lambda message: report.warn(("server", "tls", "cert"), message))
+        certificates.checked(
+            files.cert, files.key, warn=lambda message: report.warn(("server", "tls", "cert"), message)
+        )
     except Refused as refused:
         report.refuse(("server", "tls"), str(refused))
     return files
@@ -267,22 +268,17 @@ def _warn_unused(plain: Mapping[str, Any], routes: tuple[Route, ...], report: Re
 
 def _warn_readable_secrets(document: DocumentSection, path: Path, report: Report) -> None:
     """Warn once when secrets stand in a file that every user of the machine can read."""
-    inline = [
+    inline: list[KeyPath] = [
         ("sources", name, "secrets", index)
         for name, section in document.sources.items()
         for index, secret in enumerate(section.secrets)
         if secret is not None and secret.inline
     ]
+    for name, target in document.targets.items():
+        inline += credentials.inline_secrets(target.auth, target.sign, target.proxy, ("targets", name))
     token = document.admin.token
     places: list[KeyPath] = [*inline, *([("admin", "token")] if token and token.text and token.inline else [])]
-    if places and _is_readable_by_all(path):
+    if places and credentials.is_readable_by_all(path):
         report.warn(
             places[0], "secret in a file that every user of this machine can read; use ${NAME} or ${file:/path}"
         )
-
-
-def _is_readable_by_all(path: Path) -> bool:
-    try:
-        return bool(path.stat().st_mode & stat.S_IROTH)
-    except OSError:
-        return False  # the file went away after it was read

@@ -1,11 +1,12 @@
 """The sections of what goes out: targets and routes."""
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import core_schema
 
 from relay.config import templates, values
+from relay.config.access import AuthSection, ClientTlsSection, ProxySection, SignSection
 from relay.config.fields import (
     Condition,
     Flag,
@@ -69,7 +70,6 @@ class ProbeSection(Section):
 class TargetSection(Section):
     """A downstream URL with its policy."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"auth", "proxy", "sign", "success_when", "tls"})
     url: Annotated[Written, Parsed(templates.url)] = setting(
         description="Absolute http or https URL; templates may stand in its path and query"
     )
@@ -110,6 +110,13 @@ class TargetSection(Section):
         default=None, description="Targets of one group share one rate"
     )
     ordered: Flag = setting(default=False, description="One at a time, by arrival; a failing event holds back the rest")
+    auth: AuthSection | None = setting(default=None, description="How a request proves that it is ours")
+    sign: SignSection | None = setting(default=None, description="Standard Webhooks over what is sent")
+    tls: ClientTlsSection | None = setting(default=None, description="Whom to trust, and the certificate to show")
+    proxy: ProxySection | None = setting(default=None, description="HTTP proxy, http://HOST:PORT")
+    success_when: Text | None = setting(
+        default=None, description="JMESPath on a JSON answer that must hold before it means delivered"
+    )
 
 
 class MatchSection(Section):

@@ -27,6 +27,7 @@ _PLACEHOLDER = re.compile(
 _UNEXPANDED = re.compile(r"\$\{[^{}]*\}?|\$\(.*\)|\{\{.*\}\}|%[A-Za-z_][A-Za-z0-9_]*%")
 _SHELL_VARIABLE = re.compile(r"\$[A-Za-z_][A-Za-z0-9_]*")
 """Meant as a variable where the file says it so; what `$$` or an expansion has made may well begin with a dollar."""
+_HEADER_TEXT = re.compile(r"[\x20-\x7e]+")
 _VISIBLE = re.compile(r"[\x21-\x7e]+")
 
 
@@ -63,6 +64,19 @@ def source_secret(secret: SecretText, *, scheme: str, provider: Provider | None,
     elif len(key) < SAFE:
         warn(f"secret is short ({_bytes(len(key))}; {SAFE} or more are safe)")
     return Secret(key)
+
+
+def own_secret(secret: SecretText, *, in_header: bool) -> Secret:
+    """A secret that others have given us, however short; `in_header` when it stands in one as it is. Raises
+    `Refused`."""
+    text = _checked_text(secret)
+    if text != text.strip():
+        raise Refused("secret begins or ends with white space; was a line break copied along?")
+    if in_header and not _HEADER_TEXT.fullmatch(text):
+        raise Refused("secret holds what a header cannot carry: only printable ASCII can be sent")
+    if not text.isprintable():
+        raise Refused("secret holds a control character")
+    return Secret(text.encode())
 
 
 def _standard_key(text: str) -> bytes:

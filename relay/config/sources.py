@@ -8,8 +8,8 @@ import dataclasses
 import re
 from collections.abc import Callable
 
-from relay.config import keys, naming
-from relay.config.problems import KeyPath, Refused, Report, quoted
+from relay.config import hmacs, keys, naming
+from relay.config.problems import KeyPath, Refused, Report
 from relay.config.upstream import CUSTOM, SourceSection, VerifySection
 from relay.model import (
     ApiKeyCheck,
@@ -34,17 +34,7 @@ _KEYS = {
     "api_key": {"header"},
     "basic": {"username"},
     "bearer": set[str](),
-    "hmac": {
-        "algorithm",
-        "allow_weak",
-        "encoding",
-        "header",
-        "id_header",
-        "prefix",
-        "signed",
-        "timestamp_header",
-        "tolerance",
-    },
+    "hmac": {*hmacs.KEYS, "tolerance"},
     "standard_webhooks": {"tolerance"},
     "none": set[str](),
 }
@@ -59,7 +49,6 @@ _SCHEMES: dict[type[Check], str] = {
     NoCheck: "none",
 }
 _REQUIRED = {"api_key": ("header",), "basic": ("username",), "hmac": ("header", "algorithm")}
-_FIELD = re.compile(r"\{([^{}]*)\}")
 _FEWEST_DISTINCT = 8
 _RUN = re.compile(rf"[A-Za-z0-9]{{{RANDOM_PART},}}")
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
@@ -121,7 +110,7 @@ def _secretless_check(section: SourceSection, provider: Provider | None, path: K
         return None
     check = _described(verify, scheme, None if scheme == "none" or provider is None else provider.check)
     if isinstance(check, HmacCheck):
-        _check_hmac(check, verify, path, report)
+        hmacs.check(check, verify, path, report, other="sender")
     return check
 
 
@@ -173,34 +162,6 @@ def _described(verify: VerifySection, scheme: str, own: Check | None) -> Check:
             return StandardWebhooksCheck(**given)
         case _:
             return NoCheck()
-
-
-def _check_hmac(check: HmacCheck, verify: VerifySection, path: KeyPath, report: Report) -> None:
-    """Report what does not fit together in a description of an HMAC."""
-    if check.algorithm == "sha1":
-        if verify.allow_weak:
-            report.warn((*path, "algorithm"), "sha1 is weak; ask the sender for sha256")
-        else:
-            report.refuse((*path, "algorithm"), "sha1 is weak; allow_weak: true accepts it")
-    elif "allow_weak" in verify.model_fields_set and not report.is_broken((*path, "algorithm")):
-        report.refuse((*path, "allow_weak"), "has no meaning unless the algorithm is sha1")
-    if report.is_broken((*path, "signed")):
-        return
-    fields = set(_FIELD.findall(check.signed))
-    if unknown := sorted(fields - {"body", "timestamp", "id"}):
-        report.refuse((*path, "signed"), f"unknown field {quoted(unknown[0])}; known: body, timestamp, id")
-    elif "body" not in fields:
-        report.refuse((*path, "signed"), "must hold {body}, or the body could be forged")
-    headers = {"timestamp": check.timestamp_header, "id": check.id_header}
-    if check.listing is not None and check.listing.timestamp_prefix and headers.pop("timestamp") is not None:
-        report.refuse((*path, "timestamp_header"), f"has no meaning: {check.header} holds the timestamp as well")
-    for field, header in headers.items():
-        if field in fields and header is None:
-            report.refuse((*path, f"{field}_header"), f"missing; signed holds {{{field}}}")
-        elif field not in fields and header is not None:
-            report.refuse((*path, f"{field}_header"), f"has no meaning unless signed holds {{{field}}}")
-    if "tolerance" in verify.model_fields_set and "timestamp" not in fields:
-        report.refuse((*path, "tolerance"), "has no meaning unless signed holds {timestamp}")
 
 
 def _secrets(

@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from datetime import timedelta
 
-from relay.config import templates, urls, values
+from relay.config import credentials, templates, urls, values
 from relay.config.downstream import TargetSection
+from relay.config.expressions import expression
 from relay.config.problems import KeyPath, Refused, Report
 from relay.config.settings import Address
 from relay.config.templates import Written
 from relay.config.values import duration_text
-from relay.model import Body, PresetBody, RawBody, Target
+from relay.model import Auth, Body, PresetBody, RawBody, StandardWebhooksCheck, Target
 from relay.rules.egress import EgressPolicy
 from relay.rules.forwarding import HOP_BY_HOP
 
@@ -34,13 +35,22 @@ def target(
         first, longest = duration_text(probe.first), duration_text(probe.max)
         report.refuse((*path, "probe"), f"first ({first}) must not be longer than max ({longest})")
     body = _body(section, path, report)
+    egress = EgressPolicy() if report.is_broken(("egress",)) else egress
+    auth, sign = _credentials(section, path, egress, listen, report)
+    proxy = None
+    if section.proxy is not None:
+        proxy = credentials.proxy(section.proxy, (*path, "proxy"), egress=egress, report=report)
+    _check_success_when(section, path, report)
     try:
         url, url_template = templates.templated_url(section.url)
-        urls.refuse_forbidden(url, EgressPolicy() if report.is_broken(("egress",)) else egress)
+        urls.refuse_forbidden(url, egress)
     except Refused as refused:
         report.refuse((*path, "url"), str(refused))
         return None
     urls.warn_doubtful(url, listen, lambda warning: report.warn((*path, "url"), warning))
+    tls = None
+    if section.tls is not None:
+        tls = credentials.client_tls(section.tls, (*path, "tls"), scheme=url.scheme, report=report)
     return Target(
         name=name,
         url=url.url,
@@ -62,6 +72,11 @@ def target(
         format=section.format,
         url_template=url_template,
         header_templates=tuple((key, value.template) for key, value in section.headers.items() if value.template),
+        auth=auth,
+        sign=sign,
+        tls=tls,
+        proxy=proxy,
+        success_when=section.success_when,
     )
 
 
@@ -83,6 +98,39 @@ def _body(section: TargetSection, path: KeyPath, report: Report) -> Body | None:
         elif isinstance(body, PresetBody):
             report.refuse((*path, "format"), f"preset {body.preset} has its own format; remove this key")
     return body
+
+
+def _credentials(
+    section: TargetSection, path: KeyPath, egress: EgressPolicy, listen: Address, report: Report
+) -> tuple[Auth | None, StandardWebhooksCheck | None]:
+    """How the target is told who we are; a header that two keys would set is refused."""
+    auth, sign = None, None
+    if section.auth is not None:
+        auth = credentials.auth(section.auth, (*path, "auth"), egress=egress, listen=listen, report=report)
+    if section.sign is not None:
+        sign = credentials.signing(section.sign, (*path, "sign"), report)
+    own = {name.lower(): name for name in section.headers}
+    forwarded = {name.lower(): index for index, name in enumerate(section.forward_headers)}
+    setters: dict[str, str] = {}
+    for name, key in credentials.set_headers(auth, sign):
+        if reason := _reserved(name):
+            report.refuse((*path, key), f"{name}: {reason}")
+        if name in own:
+            report.refuse((*path, "headers", own[name]), f"set by {key} as well; remove one of the two")
+        if name in forwarded:
+            report.refuse((*path, "forward_headers", forwarded[name]), f"{name} is set by {key}; remove one of the two")
+        if setters.setdefault(name, key) != key:
+            report.refuse((*path, key), f"sets {name}, as {setters[name]} does; remove one of the two")
+    return auth, sign
+
+
+def _check_success_when(section: TargetSection, path: KeyPath, report: Report) -> None:
+    if section.success_when is None:
+        return
+    try:
+        expression(section.success_when)
+    except Refused as refused:
+        report.refuse((*path, "success_when"), str(refused))
 
 
 def _check_headers(given: Mapping[str, Written], path: KeyPath, report: Report) -> None:

@@ -7,11 +7,8 @@ from pydantic import BeforeValidator
 
 from relay.config import values
 from relay.config.fields import (
-    Algorithm,
-    Encoding,
     Expected,
     Flag,
-    HeaderName,
     ListenPath,
     Networks,
     OneOrMore,
@@ -25,6 +22,7 @@ from relay.config.fields import (
     setting,
     whole,
 )
+from relay.config.hmacs import HmacKeys
 from relay.config.problems import Refused, kind
 from relay.providers import PROVIDERS
 
@@ -43,25 +41,13 @@ def _verify(value: Any) -> Any:
     return value
 
 
-class VerifySection(Section):
+class VerifySection(HmacKeys):
     """How a request is proven; with a named provider, what differs from the provider's own check."""
 
     scheme: Annotated[str, Parsed(partial(values.scheme, known=SCHEMES), {"enum": list(SCHEMES)})] | None = setting(
         default=None, description="Kind of proof; a named provider has its own"
     )
-    header: HeaderName | None = setting(default=None, description="api_key, hmac: the header with the key or signature")
     username: Text | None = setting(default=None, description="basic: the user name; the secrets are its passwords")
-    algorithm: Algorithm | None = setting(default=None, description="hmac: the digest; sha1 needs allow_weak")
-    allow_weak: Flag = setting(default=False, description="hmac: accept sha1")
-    encoding: Encoding | None = setting(default=None, description="hmac: how the digest is written; hex by default")
-    prefix: Annotated[str, Parsed(values.prefix)] | None = setting(
-        default=None, description='hmac: what stands before the digest, as "sha256="'
-    )
-    signed: Annotated[str, Parsed(values.template)] | None = setting(
-        default=None, description='hmac: what is signed, of {body}, {timestamp}, {id}; "{body}" by default'
-    )
-    timestamp_header: HeaderName | None = setting(default=None, description="hmac: the header behind {timestamp}")
-    id_header: HeaderName | None = setting(default=None, description="hmac: the header behind {id}")
     tolerance: Tolerance | None = setting(
         default=None, description="How far a signed time may lie from now; 5m by default"
     )

@@ -284,7 +284,7 @@ class Carrier:
 
 def _is_alike(sent_to: Target, target: Target) -> bool:
     """Whether an attempt at the one tells of the other: what `at_start` takes for a change is another."""
-    return (sent_to.address, sent_to.own_headers) == (target.address, target.own_headers)
+    return sent_to.access == target.access
 
 
 async def _close_after(tasks: "frozenset[asyncio.Task[Any]]", sender: SendsOne) -> None:

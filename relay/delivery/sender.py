@@ -5,29 +5,25 @@ Each target has a session, a connection pool and a resolver of its own, so that 
 """
 
 import asyncio
-import errno
-import os
-import re
-import socket
-import ssl
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import lru_cache, partial
+from enum import Enum, auto
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
 import aiohttp
-from aiohttp.client_proto import ResponseHandler
-from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
+from relay.delivery.credentials import REFUSED_AGAIN, TRIED_AGAIN, Credentials, Heard, NoToken, Request
 from relay.delivery.deadlines import Deadlines
-from relay.delivery.egress import guarded_connector, refused_by_egress
+from relay.delivery.faults import FAULTS, fault, fault_behind_proxy, is_our_shortage, words
+from relay.delivery.sessions import headers_for_proxy, in_use, open_session
+from relay.delivery.tokens import Tokens
 from relay.delivery.wire import LARGEST_BODY, Answer, Wire, fits
 from relay.model import Claim, Fetched, Headers, Outcome, OutcomeKind, Shaped, Target, Unshaped
-from relay.rules.answers import meaning, parse_retry_after, status_line
+from relay.rules.answers import meaning, parse_retry_after, status_line, unfulfilled
 from relay.rules.egress import EgressPolicy
 from relay.rules.forwarding import outgoing_headers
 from relay.rules.secrets import blotted, credentials
@@ -40,16 +36,7 @@ LARGEST_ON_THE_LOOP = 256 * 1024
 """Bytes of a body that is shaped on the loop; a larger one would hold up the other targets."""
 EXCERPT = 1024
 """Characters of an answer that are kept."""
-
-STATUS_LINE = 13
-"""Bytes of an answer that hold its status."""
-INTERIM_CAP = 16 * 1024
-"""Bytes of interim answers (RFC 9110, section 15.2) that are kept to find the status behind them."""
-
-_OUR_SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
-"""Not EADDRNOTAVAIL: a target's address of a family that this machine has not gives it for ever."""
-_INNER_ERRNO = re.compile(r"\[Errno ([0-9]{1,5})\]")
-_NO_AUTO_HEADERS = frozenset({"Content-Type", "User-Agent", "Accept", "Accept-Encoding"})
+PROXY_WANTS_PROOF = 407
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,31 +45,6 @@ class Sent:
 
     outcome: Outcome
     dropped_headers: tuple[str, ...] = ()
-
-
-class WatchedHandler(ResponseHandler):
-    """aiohttp's connection, which also remembers the first bytes of each answer.
-
-    A target that says 200 and then breaks has taken the event; aiohttp reports only that the answer broke.
-    """
-
-    head = b""
-
-    def set_response_params(self, **params: Any) -> None:
-        """Called by the client for each request that it sends over this connection."""
-        self.head = b""
-        _in_use.set(self)
-        super().set_response_params(**params)
-
-    def data_received(self, data: bytes) -> None:
-        """Called with what arrives; the first of it is kept by reference, at no cost."""
-        is_interim = self.head[9:10] == b"1" and len(self.head) < INTERIM_CAP
-        if is_interim or len(self.head) < STATUS_LINE:
-            self.head += data
-        super().data_received(data)
-
-
-_in_use: ContextVar[WatchedHandler | None] = ContextVar("relay_connection", default=None)
 
 
 class Sender:
@@ -97,34 +59,40 @@ class Sender:
         user_agent: str,
         now: Callable[[], datetime],
         proof_headers: Mapping[str, frozenset[str]] = MappingProxyType({}),
+        tokens: Tokens | None = None,
         short_way: bool | None = None,
     ) -> None:
         """`key_headers` names, for each source, the header that is its shared key: it is nobody else's to see.
         `proof_headers` names those that prove its body, which do not go with another one.
-        `short_way` False sends by `ClientSession.post` alone; None takes the short way where this aiohttp has it."""
+        `tokens` are everybody's; without them this sender has its own.
+        `short_way` False sends by `ClientSession.post` alone; None takes the short way where this aiohttp has it.
+
+        Raises:
+            OSError: a certificate cannot be loaded any more, or no resolver can be had.
+        """
         self._target = target
         self._key_headers = key_headers
         self._proof_headers = proof_headers
         self._user_agent = user_agent
         self._now = now
-        self._url = URL(target.url, encoded=True)
         self._deadlines = Deadlines(target.timeout.total_seconds())
         connect = min(CONNECT_TIMEOUT, target.timeout).total_seconds()
-        connector = guarded_connector(egress, limit=target.concurrency + 2)
-        if hasattr(connector, "_factory"):  # without it only the rarest broken answers are judged more strictly
-            factory: Any = partial(WatchedHandler, loop=asyncio.get_running_loop())
-            connector._factory = factory  # noqa: SLF001 - there is no public way to an answer's first bytes
-        self._session = aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            trust_env=False,
-            skip_auto_headers=_NO_AUTO_HEADERS,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect),
+        self._session = open_session(
+            egress,
+            limit=target.concurrency + 2,
+            connect_timeout=connect,
+            tls=target.tls,
+            only_through_tls=target.proxy is not None and target.url.lower().startswith("https:"),
         )
-        is_short = fits() if short_way is None else short_way
-        self._wire = Wire(self._session, self._url, connect_timeout=connect) if is_short else None
-        self._credentials = credentials(target)
+        self._own_tokens = None if tokens is not None else Tokens(lambda: egress, user_agent=user_agent)
+        lent = tokens or self._own_tokens
+        assert lent is not None
+        self._access = Credentials(target.auth, lent, sign=target.sign, proxy=target.proxy, now=now)
+        self._short_url = self._access.addressed(target.url)
+        is_short = target.proxy is None and (fits() if short_way is None else short_way)
+        url = URL(self._short_url, encoded=True)
+        self._wire = Wire(self._session, url, connect_timeout=connect) if is_short else None
+        self._secrets = credentials(target)
 
     async def send(self, claim: Claim, body: bytes, data: Any = Fetched.NOTHING) -> Sent:
         """Make one request for a claim; total but for cancellation.
@@ -147,9 +115,8 @@ class Sender:
             shape=shape,
             proof_headers=self._proof_headers.get(claim.event.source, frozenset()),
         )
-        if shape is None:
-            return Sent(await self.post(headers, body), dropped)
-        return Sent(await self.post(headers, shape.body, url=shape.url), dropped)
+        url, body = (self._target.url, body) if shape is None else (shape.url or self._target.url, shape.body)
+        return Sent(await self._attempt(Request("POST", url, headers, body), claim), dropped)
 
     async def _shaped(self, claim: Claim, body: bytes, data: Any) -> Shaped | Unshaped | None:
         """What the target is to get, None where that is what came in."""
@@ -159,50 +126,111 @@ class Sender:
             return await asyncio.to_thread(shaped, self._target, claim.event, body, data)
         return shaped(self._target, claim.event, body, data)
 
-    async def post(self, headers: Headers, body: bytes, *, url: str | None = None) -> Outcome:
-        """Make one request with exactly these headers, to another URL of the target's origin where one is named; total
-        but for cancellation."""
-        _in_use.set(None)
+    async def _attempt(self, request: Request, claim: Claim) -> Outcome:
+        """Put our credentials on a request, send it, and judge the answer; total but for cancellation."""
+        in_use.set(None)
+        ready: Request | None = None
         try:
             with self._deadlines.begin() as deadline:
-                answer = await self._ask(headers, body, self._url if url is None else URL(url, encoded=True))
-        except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
+                ready = (
+                    request if self._access.are_none else await self._access.applied(request, event_id=claim.event.id)
+                )
+                answer = await self._ask(ready)
+        except NoToken as error:
+            kind = OutcomeKind.INTERRUPTED if error.is_our_shortage else OutcomeKind.UNREACHABLE
+            return Outcome(kind, reason=str(error))
+        except FAULTS as error:
+            if ready is None:
+                return Outcome(OutcomeKind.UNREACHABLE, reason=f"no token: {fault(error, self._target.timeout)}")
             return self._broken(error)
         try:
-            status = answer.status
-            asked = answer.headers.get("Retry-After")
-            wait = None if asked is None else parse_retry_after(asked, self._now())
-            kind = meaning(status, self._target, retry_after=wait)
-            if answer.content.at_eof():
-                return _plain(kind, status) if wait is None else Outcome(kind, status, f"status {status}", wait)
-            text = await _read(answer, deadline.at)
+            return await self._judged(answer, ready, claim, deadline.at)
         finally:
             answer.release()
-        return Outcome(kind, status, f"status {status}", wait, self._excerpt(text))
 
-    async def _ask(self, headers: Headers, body: bytes, url: URL) -> Answer | aiohttp.ClientResponse:
+    async def _judged(
+        self, answer: Answer | aiohttp.ClientResponse, sent: Request, claim: Claim, deadline: float
+    ) -> Outcome:
+        """What an answer comes to whose head is there."""
+        status = answer.status
+        asked = answer.headers.get("Retry-After")
+        wait = None if asked is None else parse_retry_after(asked, self._now())
+        kind = meaning(status, self._target, retry_after=wait)
+        reason = f"status {status}"
+        heard = Heard.NOTHING if self._access.are_none else self._access.heard(status, sent, of=claim.delivery_id)
+        if heard is Heard.TRY_AGAIN and kind is not OutcomeKind.DELIVERED:
+            return Outcome(OutcomeKind.INTERRUPTED, status, TRIED_AGAIN, timedelta(0))
+        if heard is Heard.REFUSED_AGAIN:
+            reason = f"{reason}: {REFUSED_AGAIN}"
+        if status == PROXY_WANTS_PROOF and self._target.proxy is not None:
+            return Outcome(OutcomeKind.UNREACHABLE, status, f"proxy: status {status}, it wants other credentials")
+        asks_body = kind is OutcomeKind.DELIVERED and self._target.success_when is not None
+        if answer.content.at_eof() and not asks_body and reason == f"status {status}":
+            return _plain(kind, status) if wait is None else Outcome(kind, status, reason, wait)
+        text, end = await _read(answer, deadline)
+        if asks_body:
+            kind, reason = self._asked(text, end, status)
+        return Outcome(kind, status, reason, wait, self._excerpt(text, sent))
+
+    def _asked(self, text: bytes, end: "_End", status: int) -> tuple[OutcomeKind, str]:
+        """What `success_when` makes of an answer that its status calls a success. Where nobody can tell whether the
+        event was taken it is sent again: whoever writes the condition does not trust the status."""
+        assert self._target.success_when is not None
+        if end is _End.BROKEN:
+            return OutcomeKind.FAILED, f"status {status}, but the answer broke off before success_when could read it"
+        if end is _End.CUT:
+            limit = ANSWER_CAP // 1024
+            return (
+                OutcomeKind.REFUSED,
+                f"status {status}, but the answer is longer than success_when reads ({limit} KiB)",
+            )
+        reason = unfulfilled(self._target.success_when, text)
+        return (OutcomeKind.DELIVERED, f"status {status}") if reason is None else (OutcomeKind.REFUSED, reason)
+
+    async def _ask(self, request: Request) -> Answer | aiohttp.ClientResponse:
         """Send, and wait for the head of the answer: the short way, or aiohttp's own where that does not do."""
-        if self._wire is not None and len(body) <= LARGEST_BODY:
-            return await self._wire.post(headers, body, None if url is self._url else url.raw_path_qs)
-        return await self._session.post(url, data=body, headers=_one_spelling(headers), allow_redirects=False)
+        is_usual = request.url == self._short_url
+        if self._wire is not None and len(request.body) <= LARGEST_BODY:
+            path = None if is_usual else URL(request.url, encoded=True).raw_path_qs
+            return await self._wire.post(request.headers, request.body, path)
+        url, proxy = URL(request.url, encoded=True), self._target.proxy
+        headers = _one_spelling(request.headers)
+        if proxy is None:
+            return await self._session.post(url, data=request.body, headers=headers, allow_redirects=False)
+        proof = headers_for_proxy(proxy)
+        is_tunnelled = url.scheme == "https"
+        return await self._session.post(
+            url,
+            data=request.body,
+            headers=headers if is_tunnelled else headers + proof,
+            allow_redirects=False,
+            proxy=proxy.url,
+            proxy_headers=dict(proof) if is_tunnelled else None,
+        )
 
     def _broken(self, error: Exception) -> Outcome:
         """The outcome where no whole answer was had."""
-        connection = _in_use.get()
+        connection = in_use.get()
         status = None if connection is None else status_line(connection.head)
         if status is not None and meaning(status, self._target, retry_after=None) is OutcomeKind.DELIVERED:
+            if self._target.success_when is not None:
+                kind, reason = self._asked(b"", _End.BROKEN, status)
+                return Outcome(kind, status, reason)
             return Outcome(OutcomeKind.DELIVERED, status, f"status {status}, the rest of the answer was broken")
-        if getattr(error, "errno", None) in _OUR_SHORTAGE:
-            return Outcome(OutcomeKind.INTERRUPTED, reason=f"short of resources: {_words(error)}")
-        return Outcome(OutcomeKind.UNREACHABLE, reason=_fault(error, self._target.timeout))
+        if is_our_shortage(error):
+            return Outcome(OutcomeKind.INTERRUPTED, reason=f"short of resources: {words(error)}")
+        told = fault if self._target.proxy is None else fault_behind_proxy
+        return Outcome(OutcomeKind.UNREACHABLE, reason=told(error, self._target.timeout))
 
-    def _excerpt(self, answer: bytes) -> str:
+    def _excerpt(self, answer: bytes, sent: Request) -> str:
         """The beginning of an answer; our secrets are taken out before it is cut, or a cut one would stay."""
-        return blotted(answer.decode("utf-8", "replace"), self._credentials)[:EXCERPT]
+        return blotted(answer.decode("utf-8", "replace"), self._secrets | sent.secrets)[:EXCERPT]
 
     async def close(self) -> None:
         """Close the pool and the resolver."""
         self._deadlines.close()
+        if self._own_tokens is not None:
+            await self._own_tokens.close()
         await self._session.close()
 
 
@@ -218,57 +246,30 @@ def _plain(kind: OutcomeKind, status: int) -> Outcome:
     return Outcome(kind, status, f"status {status}")
 
 
-async def _read(answer: Answer | aiohttp.ClientResponse, deadline: float) -> bytes:
-    """The answer's body up to the cap. The status has said all that counts: a body that breaks or drips is no fault."""
+class _End(Enum):
+    """How the reading of an answer's body ended."""
+
+    WHOLE = auto()
+    CUT = auto()
+    """It is longer than is read."""
+    BROKEN = auto()
+    """It broke off, or dripped until the deadline."""
+
+
+async def _read(answer: Answer | aiohttp.ClientResponse, deadline: float) -> tuple[bytes, _End]:
+    """The answer's body up to the cap. Where the status has said all that counts, a body that breaks or drips is no
+    fault."""
     text = bytearray()
     content = answer.content
+    end = _End.WHOLE
     try:
         async with asyncio.timeout_at(deadline):
             while len(text) < ANSWER_CAP and not content.at_eof():
                 text += await content.readany()
-    except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError):
+            if not content.at_eof():
+                end = _End.CUT
+    except FAULTS:
+        end = _End.BROKEN
+    if end is not _End.WHOLE:
         answer.close()
-    if not content.at_eof():
-        answer.close()
-    return bytes(text)
-
-
-def _fault(error: Exception, timeout: timedelta) -> str:
-    """A transport fault in words, without host, path or credentials."""
-    forbidden = refused_by_egress(error)
-    if forbidden:
-        return f"egress policy forbids it: {forbidden}"
-    match error:
-        case aiohttp.ConnectionTimeoutError():
-            return "timeout: no connection"
-        case TimeoutError():
-            return f"timeout: no answer within {timeout.total_seconds():g} s"
-        case aiohttp.ClientConnectorDNSError() | socket.gaierror():
-            return f"DNS: {_words(error)}"
-        case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientSSLError() | ssl.SSLError():
-            return f"TLS: {_words(error)}"
-        case aiohttp.ClientConnectorError():
-            return f"connect: {_words(error)}"
-        case aiohttp.ServerDisconnectedError():
-            return "connection closed without an answer"
-        case aiohttp.ClientResponseError() | HttpProcessingError():
-            return "malformed answer"
-        case aiohttp.ClientOSError() | OSError():
-            return f"connection broke: {_words(error)}"
-    return f"request failed: {type(error).__name__}"
-
-
-def _words(error: Exception) -> str:
-    """The operating system's or TLS library's own words for a fault, without the address it was about."""
-    inner = getattr(error, "os_error", None) or getattr(error, "certificate_error", None) or error
-    if isinstance(inner, ssl.SSLCertVerificationError):
-        return inner.verify_message
-    if isinstance(inner, ssl.SSLError):
-        return (inner.reason or "handshake failed").replace("_", " ").lower()
-    code = getattr(inner, "errno", None)
-    if code is None and (first := _INNER_ERRNO.search(str(inner))):
-        code = int(first[1])  # several addresses failed, each in its own way: told as one text, which names them
-    if isinstance(code, int) and code in errno.errorcode:
-        return os.strerror(code)
-    fallback = "unknown fault" if type(inner) is OSError else type(inner).__name__
-    return getattr(inner, "strerror", None) or fallback
+    return bytes(text), end

@@ -4,6 +4,24 @@ Law: nothing here acts. A value says what is; `relay.rules` says what follows; t
 Times are aware UTC `datetime`, spans are `timedelta`; other units exist only in the YAML and in the store.
 """
 
+from relay.model.credentials import (
+    Auth as Auth,
+)
+from relay.model.credentials import (
+    ClientTls as ClientTls,
+)
+from relay.model.credentials import (
+    OAuth2Client as OAuth2Client,
+)
+from relay.model.credentials import (
+    Proxy as Proxy,
+)
+from relay.model.credentials import (
+    QueryKey as QueryKey,
+)
+from relay.model.credentials import (
+    StaticAuth as StaticAuth,
+)
 from relay.model.delivering import (
     DELIVERY_MOVES as DELIVERY_MOVES,
 )

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from relay.model.receiving import Event, Headers, Rate
+from relay.model.credentials import Auth, ClientTls, Proxy
+from relay.model.receiving import Event, Headers, Rate, StandardWebhooksCheck
 from relay.model.shaping import Body, BodyFormat
 
 
@@ -139,6 +140,13 @@ class Target:
     url_template: str | None = field(default=None, repr=False)
     header_templates: Headers = field(default=(), repr=False)
     """Those of its own headers that are templates."""
+    auth: Auth | None = None
+    sign: StandardWebhooksCheck | None = None
+    """Its secrets sign each request, the newest first."""
+    tls: ClientTls | None = None
+    proxy: Proxy | None = None
+    success_when: str | None = None
+    """An expression on the JSON answer that must hold before it means delivered."""
 
     @property
     def address(self) -> str:
@@ -149,6 +157,11 @@ class Target:
     def own_headers(self) -> Headers:
         """All headers that the YAML adds, the templates among them as they are written."""
         return self.headers + self.header_templates
+
+    @property
+    def access(self) -> tuple[object, ...]:
+        """All that decides whether it lets us in: a change of any of it is worth a new try."""
+        return (self.address, self.own_headers, self.auth, self.sign, self.tls, self.proxy)
 
 
 @dataclass(frozen=True, slots=True)

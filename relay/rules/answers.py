@@ -3,10 +3,12 @@
 Law: pure and total: every status line a target can send has exactly one meaning.
 """
 
+import json
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
 from relay.model import OutcomeKind, Target
+from relay.rules.expressions import Failed, holds
 from relay.rules.retry import RETRY_AFTER_CAP
 
 
@@ -24,6 +26,20 @@ def meaning(status: int, target: Target, *, retry_after: timedelta | None) -> Ou
     if target.success is None and 200 <= status < 300:
         return OutcomeKind.DELIVERED
     return OutcomeKind.FAILED
+
+
+def unfulfilled(success_when: str, body: bytes) -> str | None:
+    """Why an answer whose status is a success is none all the same, or None where the condition holds on its JSON."""
+    if not body.strip():
+        return "success_when says no: the answer is empty"
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        return "success_when says no: the answer is not JSON"
+    verdict = holds(success_when, answer)
+    if isinstance(verdict, Failed):
+        return f"success_when says no: {verdict.reason}"
+    return None if verdict else "success_when says no"
 
 
 def parse_retry_after(value: str | None, now: datetime) -> timedelta | None:

@@ -11,7 +11,19 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from urllib.parse import quote, unquote, unquote_plus, urlsplit
 
-from relay.model import Headers, NoCheck, Secret, Source, StandardWebhooksCheck, Target, TemplateBody
+from relay.model import (
+    BasicCheck,
+    Headers,
+    NoCheck,
+    OAuth2Client,
+    QueryKey,
+    Secret,
+    Source,
+    StandardWebhooksCheck,
+    Target,
+    TemplateBody,
+)
+from relay.rules.signing import basic_credentials, form_basic
 from relay.rules.templating import literals, skeleton
 
 SHORTEST_IN_LOG = 8
@@ -79,9 +91,10 @@ def credentials(target: Target) -> frozenset[str]:
     """Everything of a target that lets somebody act as us, or is an address that is a secret itself.
 
     Values of its credential-like headers, whole and in words; of its URL the segments and query values that look like
-    one, and path and query as a whole when they hold one; each also percent-decoded.
+    one, and path and query as a whole when they hold one; each also percent-decoded. All secrets of `auth`, `sign` and
+    `proxy`, but a token that is fetched with them is known only to who has fetched it.
     """
-    found = {part for part in _of_headers(target) if len(part) >= SHORTEST_WORD}
+    found = {part for part in (*_of_headers(target), *_of_access(target)) if len(part) >= SHORTEST_WORD}
     url = _address(target)
     found |= {part for part in _of_body(target) if len(part) >= SHORTEST_QUERY_VALUE}
     in_url = {value for _, value in _of_query(url) if len(value) >= SHORTEST_QUERY_VALUE}
@@ -103,10 +116,18 @@ def log_secrets(sources: Iterable[Source], targets: Iterable[Target], token: Sec
             v for key, v in query if _is_named(key)
         }
         found |= _decoded({url, *_of_headers(target), *_of_body(target)} | _with_whole(url, in_url))
+        found |= set(_of_access(target))
+        if isinstance(target.auth, OAuth2Client):
+            found.add(target.auth.token_url)
     if token is not None:
         found.add(token.value.decode("utf-8", "replace"))
     own = "\n".join((*LOG_WORDS, *(source.name for source in sources), *(target.name for target in targets)))
     return {secret for secret in found if len(secret) >= SHORTEST_IN_LOG and secret not in own}
+
+
+def hideable_token(token: str) -> bool:
+    """Whether a token that was fetched can be kept out of the log: whoever issues it must not blot our own words."""
+    return len(token) >= SHORTEST_IN_LOG and not any(token in word for word in LOG_WORDS)
 
 
 def presentable(headers: Headers, key_header: str | None) -> Headers:
@@ -164,6 +185,33 @@ def _of_headers(target: Target) -> Iterator[str]:
             yield from _words(value)
         else:  # one long mixed run is a key, whatever its header is called
             yield from (run for run in _LONG_RUN.findall(value) if _is_mixed(run))
+
+
+def _of_access(target: Target) -> Iterator[str]:
+    """The secrets with which a target is told who we are, in each form in which they leave."""
+    auth, proxy = target.auth, target.proxy
+    for check in filter(None, (auth, target.sign)):
+        for secret in getattr(check, "secrets", ()):
+            yield from _of_key(secret)
+            if isinstance(check, BasicCheck):
+                yield basic_credentials(check.username, secret).decode()
+                yield f"{check.username}:{_text(secret)}"
+    if isinstance(auth, QueryKey):
+        yield _text(auth.value)
+    if isinstance(auth, OAuth2Client):
+        yield from (_text(auth.client_secret), form_basic(auth.client_id, auth.client_secret))
+    if proxy is not None and proxy.password is not None:
+        yield from (_text(proxy.password), basic_credentials(proxy.username, proxy.password).decode())
+
+
+def _of_key(secret: Secret) -> Iterator[str]:
+    """A key as text, and as base64 where it is written like that."""
+    yield _text(secret)
+    yield b64encode(secret.value).decode()
+
+
+def _text(secret: Secret) -> str:
+    return secret.value.decode("utf-8", "replace")
 
 
 def _words(value: str) -> Iterator[str]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Literal
+from urllib.parse import quote_plus
 
 from relay.model import (
     ApiKeyCheck,
@@ -77,6 +78,12 @@ def digest_text(
 def basic_credentials(username: str, secret: Secret) -> bytes:
     """`user:password` in base64 (RFC 7617, section 2)."""
     return b64encode(octets(username) + b":" + secret.value)
+
+
+def form_basic(client_id: str, secret: Secret) -> str:
+    """A client's credentials for `Authorization: Basic`, each form-encoded first (RFC 6749, section 2.3.1)."""
+    encoded = Secret(quote_plus(secret.value).encode())
+    return basic_credentials(quote_plus(client_id), encoded).decode()
 
 
 def as_hmac(check: StandardWebhooksCheck) -> HmacCheck:

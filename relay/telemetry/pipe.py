@@ -18,6 +18,8 @@ from typing import IO, Any
 _BATCH = 1000
 """Lines that are joined into one write."""
 
+_MOST_PASSING = 256
+"""Tokens and the like that are kept out of the log at a time."""
 _SHORTEST_SECRET = 8
 """Shorter values are refused as secrets by the config, and would blot out innocent text."""
 
@@ -49,6 +51,8 @@ class LogPipe:
         self._lost = 0
         self._torn = False
         self._hidden: tuple[bytes, ...] = ()
+        self._configured: frozenset[str] = frozenset()
+        self._passing: deque[str] = deque(maxlen=_MOST_PASSING)
         self._idle = False
         self._wake = Event()
         self._closing = Event()
@@ -76,6 +80,16 @@ class LogPipe:
 
     def hide(self, values: Iterable[str]) -> None:
         """Blot these values out of every line from now on; the call replaces the values of the one before."""
+        self._configured = frozenset(values)
+        self._blot()
+
+    def hide_for_now(self, value: str) -> None:
+        """Blot out a value that is good for a while only, as a token is, beside all others; the latest are kept."""
+        self._passing.append(value)
+        self._blot()
+
+    def _blot(self) -> None:
+        values = self._configured.union(self._passing)
         forms = {form for value in values for form in (value, json.dumps(value)[1:-1])}
         hidden = (form.encode("utf-8", "surrogatepass") for form in forms if len(form) >= _SHORTEST_SECRET)
         self._hidden = tuple(sorted(hidden, key=len, reverse=True))

@@ -116,7 +116,6 @@ def test_unknown_keys_are_refused_with_the_nearest_known_one(refused: Refuser) -
 
 LATER = [
     ({"enrichers": {}}, "enrichers"),
-    *(({"target": {key: "x"}}, f"targets.crm.{key}") for key in ("auth", "proxy", "sign", "success_when", "tls")),
 ]
 
 

@@ -1,0 +1,118 @@
+"""Where every client session is made, so that nothing leaves but through the egress guard.
+
+Law: no redirect, cookie or proxy variable is followed by what is made here, and certificates are checked unless the
+YAML says otherwise. A TLS context is made once for a session, never for a request.
+"""
+
+import asyncio
+import ssl
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+
+from relay.delivery.egress import guarded_connector
+from relay.model import ClientTls, Headers, Proxy
+from relay.rules.egress import EgressPolicy
+from relay.rules.signing import basic_credentials
+
+STATUS_LINE = 13
+"""Bytes of an answer that hold its status."""
+INTERIM_CAP = 16 * 1024
+"""Bytes of interim answers (RFC 9110, section 15.2) that are kept to find the status behind them."""
+
+_NO_AUTO_HEADERS = frozenset({"Content-Type", "User-Agent", "Accept", "Accept-Encoding"})
+
+
+class WatchedHandler(ResponseHandler):
+    """aiohttp's connection, which also remembers the first bytes of each answer.
+
+    A target that says 200 and then breaks has taken the event; aiohttp reports only that the answer broke.
+    """
+
+    head = b""
+
+    def set_response_params(self, **params: Any) -> None:
+        """Called by the client for each request that it sends over this connection."""
+        self.head = b""
+        in_use.set(self)
+        super().set_response_params(**params)
+
+    def data_received(self, data: bytes) -> None:
+        """Called with what arrives; the first of it is kept by reference, at no cost."""
+        is_interim = self.head[9:10] == b"1" and len(self.head) < INTERIM_CAP
+        if is_interim or len(self.head) < STATUS_LINE:
+            self.head += data
+        super().data_received(data)
+
+
+class _TunnelledHandler(WatchedHandler):
+    """The same for a target behind a proxy's tunnel: what comes before TLS is not the target's word."""
+
+    def set_response_params(self, **params: Any) -> None:
+        super().set_response_params(**params)
+        if self.transport is None or self.transport.get_extra_info("sslcontext") is None:
+            in_use.set(None)
+
+
+in_use: ContextVar[WatchedHandler | None] = ContextVar("relay_connection", default=None)
+"""The connection over which this task has sent."""
+
+
+def open_session(
+    egress: EgressPolicy,
+    *,
+    limit: int,
+    connect_timeout: float,
+    tls: ClientTls | None = None,
+    only_through_tls: bool = False,
+) -> aiohttp.ClientSession:
+    """A session of its own pool and resolver; to be made while a loop runs, and closed by whoever asks for it.
+
+    Args:
+        limit: connections at a time.
+        connect_timeout: seconds.
+        only_through_tls: what is heard before TLS is a proxy's word, not the target's.
+
+    Raises:
+        OSError: a certificate cannot be loaded any more, or no resolver can be had.
+    """
+    connector = guarded_connector(egress, limit=limit, ssl=True if tls is None else client_context(tls))
+    if hasattr(connector, "_factory"):  # without it only the rarest broken answers are judged more strictly
+        handler = _TunnelledHandler if only_through_tls else WatchedHandler
+        factory: Any = partial(handler, loop=asyncio.get_running_loop())
+        connector._factory = factory  # noqa: SLF001 - there is no public way to an answer's first bytes
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        trust_env=False,
+        skip_auto_headers=_NO_AUTO_HEADERS,
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout),
+    )
+
+
+def client_context(tls: ClientTls) -> ssl.SSLContext:
+    """The TLS context that trusts and shows what `tls` says; TLS 1.2 at least.
+
+    Raises:
+        OSError: a file cannot be loaded, ssl.SSLError included.
+    """
+    context = ssl.create_default_context(cafile=tls.ca)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    if tls.cert is not None:
+        context.load_cert_chain(tls.cert, tls.key)
+    if tls.insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def headers_for_proxy(proxy: Proxy) -> Headers:
+    """What proves us to a proxy; before each tunnel, or with each request where there is none."""
+    if proxy.password is None:
+        return ()
+    return (("Proxy-Authorization", f"Basic {basic_credentials(proxy.username, proxy.password).decode()}"),)
