@@ -6,6 +6,7 @@ Law: it reads requests byte by byte itself, so that what a test sees is what was
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -46,11 +47,12 @@ class ScriptedServer:
     open: set[asyncio.StreamWriter] = field(default_factory=set)
     lost: asyncio.Event = field(default_factory=asyncio.Event)
     """A client went away in the middle of a request."""
+    scheme: str = "http"
 
     @property
     def url(self) -> str:
         """Where it listens."""
-        return f"http://127.0.0.1:{self.port}/hooks"
+        return f"{self.scheme}://127.0.0.1:{self.port}/hooks"
 
     def hang_up(self) -> None:
         """Close every connection, as a process that restarts does."""
@@ -90,9 +92,11 @@ async def _read(reader: asyncio.StreamReader, number: int) -> Received | None:
 
 
 @contextlib.asynccontextmanager
-async def scripted(answer: Answerer, *, port: int = 0) -> AsyncIterator[ScriptedServer]:
-    """A target that answers by script, until the block ends."""
-    one = ScriptedServer(port, answer)
+async def scripted(
+    answer: Answerer, *, port: int = 0, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[ScriptedServer]:
+    """A target that answers by script, until the block ends; with `tls` it speaks nothing else."""
+    one = ScriptedServer(port, answer, scheme="http" if tls is None else "https")
     tasks: set[asyncio.Task[None]] = set()
 
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -100,7 +104,7 @@ async def scripted(answer: Answerer, *, port: int = 0) -> AsyncIterator[Scripted
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    server = await asyncio.start_server(connected, "127.0.0.1", port, limit=1 << 20)
+    server = await asyncio.start_server(connected, "127.0.0.1", port, limit=1 << 20, ssl=tls)
     one.port = server.sockets[0].getsockname()[1]
     try:
         yield one
