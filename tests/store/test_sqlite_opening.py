@@ -12,6 +12,7 @@ from pathlib import Path
 import aiosqlite
 import pytest
 
+from relay.model import Way
 from relay.store import StoreInUse
 from relay.store.sqlite import SqliteStore
 from relay.store.sqlite.connection import migrate
@@ -247,6 +248,26 @@ async def test_a_killed_process_keeps_every_promise(file: Path, round_: int) -> 
     await store.close()
 
 
+async def test_what_waits_in_a_store_of_the_second_schema_goes_as_it_came(file: Path) -> None:
+    """Its deliveries have no course, its event no failed condition, and both can be had from then on."""
+    with closing(sqlite3.connect(file)) as db:
+        db.executescript("".join(MIGRATIONS[:2]) + f"PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version=2;")
+        digest = sqlite3.Binary(hashlib.sha256(b"{}").digest())
+        event = (1, "evt_1", "partner", "paid", 1, 1, 0, None, "[]", 2, digest, b"{}", '["all"]')
+        db.execute(f"INSERT INTO event VALUES ({', '.join('?' * len(event))})", event)
+        db.execute("INSERT INTO delivery (event_seq, target, state, due_at) VALUES (1, 'crm', 'pending', 1)")
+        db.commit()
+    store = await SqliteStore.open(file, Watch())
+    assert (await one(store)).course == ()
+    record = await store.archive.event("evt_1")
+    assert record is not None
+    assert (record.routes, record.failed_conditions) == (("all",), ())
+    course = (Way("paid", "shop", ("data.paid",)),)
+    await store.accept(an_event(), ["books"], {"books": course})
+    assert (await one(store, "books")).course == course
+    await store.close()
+
+
 async def test_a_store_of_the_first_schema_is_taken_over_whole(file: Path) -> None:
     """Events, waiting deliveries and recorded attempts of an earlier version are all there after the first start."""
     with closing(sqlite3.connect(file)) as db:
@@ -270,6 +291,7 @@ async def test_a_store_of_the_first_schema_is_taken_over_whole(file: Path) -> No
     assert store.last_received() == {"partner": claim.event.received_at}
     await store.close()
     assert (claim.event.id, claim.attempt, claim.event.body) == ("evt_1", 3, b"{}")
+    assert (claim.course, claim.event.failed_conditions) == ((), ())
     with closing(sqlite3.connect(file)) as db:
         assert db.execute("SELECT seq, number, status FROM attempt ORDER BY seq").fetchall() == [
             (1, 1, 500),

@@ -25,7 +25,19 @@ from hypothesis.stateful import (
 )
 
 from relay.ids import fresh_id
-from relay.model import Claim, DisabledBy, Outcome, OutcomeKind, Rate, Route, TargetHealth, TargetState, Turn
+from relay.model import (
+    Claim,
+    Course,
+    DisabledBy,
+    Outcome,
+    OutcomeKind,
+    Rate,
+    Route,
+    TargetHealth,
+    TargetState,
+    Turn,
+    Way,
+)
 from relay.rules.health import disabled_by_hand, enabled_by_hand
 from relay.store import Retention
 from relay.store.replays import DISCARDED, JobState, Replayable, ReplayFilter, ReplayJob
@@ -40,6 +52,9 @@ NAMES = sorted(TARGETS)
 LEASE = timedelta(minutes=1)
 TARGET = st.sampled_from(NAMES)
 KINDS = st.sampled_from(OutcomeKind)
+COURSES = st.sampled_from(
+    [(Way("all", "shop"),), (Way("some", "shop", ("data.n", "contains(data.s, '\"')")), Way("\u00e9", None))]
+)
 BAD = st.sampled_from([OutcomeKind.FAILED, OutcomeKind.UNREACHABLE, OutcomeKind.REFUSED])
 WAITS = st.sampled_from(
     [timedelta(0), timedelta(milliseconds=1), SECOND, 7 * SECOND, 40 * SECOND, timedelta(minutes=5), timedelta(hours=3)]
@@ -70,7 +85,7 @@ class StoreMachine(RuleBasedStateMachine):
         """A new store, with some events for every target."""
         self.store = self.run(self.backend.open(self.watch))
         for _ in range(count):
-            self.accepts(None, "one", set(NAMES))
+            self.accepts(None, "one", set(NAMES), {})
 
     def teardown(self) -> None:
         if hasattr(self, "store"):
@@ -80,17 +95,22 @@ class StoreMachine(RuleBasedStateMachine):
 
     # receiving
 
-    @rule(key=st.none() | st.integers(1, 4).map(str), source=st.sampled_from(["one", "two"]), names=st.sets(TARGET))
-    def accepts(self, key: str | None, source: str, names: set[str]) -> None:
-        """An event, new or known, for none or all targets."""
+    @rule(
+        key=st.none() | st.integers(1, 4).map(str),
+        source=st.sampled_from(["one", "two"]),
+        names=st.sets(TARGET),
+        courses=st.dictionaries(TARGET, COURSES),
+    )
+    def accepts(self, key: str | None, source: str, names: set[str], courses: dict[str, Course]) -> None:
+        """An event, new or known, for none or all targets, some of which it reaches by a course."""
         number = next(self.numbers)
         event = an_event(f"evt_{number}", key=key, source=source, body=b"body %d" % number, at=self.now)
-        accepted = self.run(self.store.accept(event, sorted(names)))
+        accepted = self.run(self.store.accept(event, sorted(names), courses))
         first = self.model.keys.get((source, key or ""))
         assert (accepted.event_id, accepted.duplicate) == (first or event.id, first is not None)
         assert accepted.same_body is (first is None)
         if first is None:
-            self.model.accepted(event, sorted(names))
+            self.model.accepted(event, sorted(names), courses)
 
     @rule(count=st.integers(2, 6), name=TARGET)
     def accepts_many(self, count: int, name: str) -> None:
@@ -123,6 +143,7 @@ class StoreMachine(RuleBasedStateMachine):
         )
         assert [claim.event.id for claim in claimed.claims] == chosen
         for claim in claimed.claims:
+            assert claim.course == self.model.of(claim).course
             self.model.claimed(claim, self.now)
         due = min((one.due for _, one in self.model.waiting(name)), default=None)
         expected = due if len(chosen) < limit else None
@@ -244,13 +265,20 @@ class StoreMachine(RuleBasedStateMachine):
     # replaying
 
     @precondition(lambda self: self.model.events)
-    @rule(which=st.integers(0, 50), only=st.none() | TARGET, routed=st.sets(TARGET))
-    def replays(self, which: int, only: str | None, routed: set[str]) -> None:
+    @rule(
+        which=st.integers(0, 50),
+        only=st.none() | TARGET,
+        routed=st.sets(TARGET),
+        enricher=st.none() | st.just("shop"),
+    )
+    def replays(self, which: int, only: str | None, routed: set[str], enricher: str | None) -> None:
         """One event by hand: all that had ended, or one target; an unrouted one by routes of today."""
         ids = list(self.model.events)
         event_id = ids[which % len(ids)]
-        routes = [Route("today", frozenset({"one", "two"}), tuple(sorted(routed)))]
-        anew, waiting = self.model.replayed(event_id, only, sorted(routed), self.now)
+        routes = [Route("today", frozenset({"one", "two"}), tuple(sorted(routed)), enricher=enricher)]
+        leads = self.model.events[event_id].source in routes[0].sources
+        course = () if enricher is None else (Way("today", enricher),)
+        anew, waiting = self.model.replayed(event_id, only, sorted(routed), leads, course, self.now)
         found = self.run(self.store.replays.event(event_id, towards(*NAMES, routes=routes), now=self.now, target=only))
         assert found is not None
         assert (set(found.replayed), set(found.waiting), found.skipped) == (anew, waiting, ())

@@ -1,5 +1,6 @@
 """What the store ought to hold, kept in plain dictionaries: the other half of the state machine."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from random import Random
@@ -9,6 +10,7 @@ from relay.model import (
     ENDED,
     TARGET_MOVES,
     Claim,
+    Course,
     DeliveryState,
     Done,
     Event,
@@ -74,6 +76,7 @@ class Delivery:
     last_began: int | None = None
     settled: int | None = None
     replays: int = 0
+    course: Course = ()
     holder: Claim | None = None
     recorded: list[tuple[int, str]] = field(default_factory=list)
 
@@ -132,7 +135,7 @@ class Model:
         """The delivery that a claim is on."""
         return self.deliveries[claim.event.id, claim.target]
 
-    def accepted(self, event: Event, targets: list[str]) -> None:
+    def accepted(self, event: Event, targets: list[str], courses: Mapping[str, Course] = {}) -> None:
         """A new event was promised."""
         self._order += 1
         self.orders[event.id] = self._order
@@ -141,7 +144,9 @@ class Model:
             self.keys[event.source, event.dedupe_key] = event.id
         for target in targets:
             due = ms(event.received_at)
-            self.deliveries[event.id, target] = Delivery(self._order, event.received_at, DeliveryState.PENDING, due)
+            self.deliveries[event.id, target] = Delivery(
+                self._order, event.received_at, DeliveryState.PENDING, due, course=courses.get(target, ())
+            )
 
     def waiting(self, target: str) -> list[tuple[str, Delivery]]:
         """What is pending at a target."""
@@ -258,9 +263,10 @@ class Model:
                 one.due = ms(one.received_at)
 
     def replayed(
-        self, event_id: str, target: str | None, routed: list[str], now: datetime
+        self, event_id: str, target: str | None, routed: list[str], leads: bool, course: Course, now: datetime
     ) -> tuple[set[str], set[str]]:
-        """An event was replayed: which targets must have begun anew, and which were left alone."""
+        """An event was replayed: which targets must have begun anew, and which were left alone. Where today's routes
+        lead, that is their course."""
         states = {name: one for (event, name), one in self.deliveries.items() if event == event_id}
         names = {target} if target else set(states) or set(routed)
         waiting = {name for name in names if name in states and states[name].state not in ENDED}
@@ -274,6 +280,7 @@ class Model:
                 one.move(DeliveryState.PENDING)
             one.due, one.step, one.reason, one.first_try, one.settled = ms(now), 0, None, None, None
             one.replays += 1
+            one.course = course if leads and name in routed else one.course
         return names - waiting, waiting
 
     def discarded(self, target: str, reason: str, now: datetime) -> int:
