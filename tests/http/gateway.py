@@ -296,7 +296,7 @@ class Gateway:
     def counted(self, source: str) -> dict[str, int]:
         """How many webhooks of a source ended in which way."""
         value = self.app.metrics.registry.get_sample_value
-        results = ("accepted", "unrouted", "duplicate", "refused")
+        results = ("accepted", "unrouted", "duplicate", "refused", "challenged")
         found = {one: value("relay_events_received_total", {"source": source, "result": one}) or 0.0 for one in results}
         return {one: int(number) for one, number in found.items() if number}
 

@@ -22,6 +22,7 @@ from relay.model import (
     Headers,
     HmacCheck,
     NoCheck,
+    ProofList,
     ReceivedRequest,
     Route,
     Secret,
@@ -48,7 +49,8 @@ STANDARD = StandardWebhooksCheck(secrets=SECRETS)
 API_KEY = ApiKeyCheck("X-Key", SECRETS)
 BEARER = BearerCheck(SECRETS)
 BASIC = BasicCheck("shop", SECRETS)
-CHECKS: tuple[Check, ...] = (PLAIN, STAMPED, STANDARD, API_KEY, BEARER, BASIC, NoCheck())
+LISTED = replace(PLAIN, signed="{timestamp}.{body}", listing=ProofList(",", timestamp_prefix="t="))
+CHECKS: tuple[Check, ...] = (PLAIN, STAMPED, LISTED, STANDARD, API_KEY, BEARER, BASIC, NoCheck())
 
 
 def field(name: str) -> Any:

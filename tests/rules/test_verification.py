@@ -19,6 +19,7 @@ from relay.model import (
     Headers,
     HmacCheck,
     NoCheck,
+    ProofList,
     ReceivedRequest,
     Secret,
     StandardWebhooksCheck,
@@ -57,6 +58,7 @@ CHECKS: tuple[Keyed, ...] = (
     STANDARD,
     StandardWebhooksCheck(secrets=(KEY,), header="svix-signature"),
     HmacCheck(header="S", signed="{id}.{body}", id_header="I", encoding="base64", secrets=(KEY,)),
+    replace(PREFIXED, signed="{timestamp}.{body}", listing=ProofList(",", timestamp_prefix="t=")),
 )
 
 
