@@ -102,6 +102,22 @@ async def test_a_claim_finds_what_it_takes_by_its_partial_index(traced: Traced, 
     assert scanned(plans) == []
 
 
+@pytest.mark.row("F38")
+async def test_the_first_in_order_is_one_look(traced: Traced) -> None:
+    """By the index of open deliveries, and by that of the claims, whose size is that of what is under way."""
+    await stored(traced.store, "books")
+    traced.plans()
+    for _ in range(2):
+        await traced.store.claim("books", limit=1, turn=Turn.FIRST, now=NOW, lease=LEASE)
+    await traced.store.archive.overdue(["books"], NOW, ordered=["books"])
+    plans = traced.plans()
+    (choosing, *_) = [plan for text, plan in plans.items() if text.startswith("WITH rows")]
+    assert any("USING INDEX delivery_open (target=?" in step for step in choosing)
+    walked = {step for plan in plans.values() for step in plan if re.match("SCAN (delivery|event|attempt|busy)", step)}
+    assert walked == {"SCAN busy USING INDEX delivery_claimed"}
+    assert using(plans) <= {"delivery_open", "delivery_claimed"}
+
+
 async def test_the_last_try_of_each_held_delivery_is_one_look(traced: Traced) -> None:
     """Choosing whom to probe looks up attempts by their key, for each delivery its own."""
     await taken(traced.store, turn=Turn.PROBE)
@@ -262,8 +278,8 @@ async def reclaiming(store: SqliteStore) -> None:
 @pytest.mark.row("F38")
 @pytest.mark.parametrize(
     "work",
-    [claiming(Turn.DUE), claiming(Turn.PROBE), claiming(Turn.ARRIVAL), looking, accepting, reclaiming],
-    ids=["due", "probe", "arrival", "backlog", "accept", "reclaim"],
+    [*map(claiming, (Turn.DUE, Turn.PROBE, Turn.ARRIVAL, Turn.FIRST)), looking, accepting, reclaiming],
+    ids=["due", "probe", "arrival", "first", "backlog", "accept", "reclaim"],
 )
 async def test_the_cost_is_the_same_whatever_waits(tmp_path: Path, work: Callable[[SqliteStore], Any]) -> None:
     """With 20,000 waiting a verb takes hardly more steps than with 200."""

@@ -26,6 +26,7 @@ from hypothesis.stateful import (
 
 from relay.ids import fresh_id
 from relay.model import (
+    ENDED,
     Claim,
     Course,
     DisabledBy,
@@ -135,7 +136,9 @@ class StoreMachine(RuleBasedStateMachine):
         """Claim by the turn that the target's health allows; what is got must be what the model chooses."""
         health = self.model.healths[name]
         turn = Turn.DUE
-        if health.state is TargetState.DISABLED:
+        if TARGETS[name].ordered:
+            turn = Turn.FIRST
+        elif health.state is TargetState.DISABLED:
             turn, limit = (Turn.ARRIVAL if arrival else Turn.PROBE), 1
         chosen = self.model.chosen(name, turn, limit, self.now)
         claimed = self.run(
@@ -146,6 +149,15 @@ class StoreMachine(RuleBasedStateMachine):
             assert claim.course == self.model.of(claim).course
             self.model.claimed(claim, self.now)
         due = min((one.due for _, one in self.model.waiting(name)), default=None)
+        if turn is Turn.FIRST:
+            first = self.model.first(name)
+            due = None if first is None else first[1].due
+            assert all(
+                one.order <= found.order
+                for one in map(self.model.of, claimed.claims)
+                for (_, target), found in self.model.deliveries.items()
+                if target == name and found.state not in ENDED
+            ), "an earlier one was passed over"
         expected = due if len(chosen) < limit else None
         assert (claimed.next_due_at and ms(claimed.next_due_at)) == expected
         return list(claimed.claims)
@@ -203,7 +215,7 @@ class StoreMachine(RuleBasedStateMachine):
         """Several attempts are recorded in one commit."""
         self.settle(*zip(self.model.live(), kinds, strict=False))
 
-    @precondition(lambda self: any(claim.turn is Turn.DUE for claim in self.model.live()))
+    @precondition(lambda self: any(claim.turn in (Turn.DUE, Turn.FIRST) for claim in self.model.live()))
     @rule(kind=BAD)
     def fails_all(self, kind: OutcomeKind) -> None:
         """A target goes down: everything under way fails together."""

@@ -298,3 +298,92 @@ async def test_a_claim_of_another_event_settles_nothing(store: Store) -> None:
     claim = await one(store)
     assert (await store.settle(settlement(replace(claim, target="books")))).ruling is None
     assert (await store.settle(settlement(replace(claim, event=replace(claim.event, id="evt_none"))))).ruling is None
+
+
+# --- in order ---
+
+
+async def first(store: Store, now: datetime = NOW) -> list[str]:
+    """What an ordered target gets next."""
+    return ids(await taken(store, turn=Turn.FIRST, limit=9, now=now))
+
+
+async def test_in_order_only_the_first_is_taken_and_alone(store: Store) -> None:
+    """Whatever limit was asked for, by arrival, and nothing while anything is under way, not even in one commit."""
+    a, b, _ = [await stored(store, "crm", at=NOW - n * SECOND) for n in range(3)]
+    await stored(store, "books")
+    both = await asyncio.gather(*(taken(store, turn=Turn.FIRST, limit=9) for _ in range(2)))
+    (claim,) = [one for part in both for one in part]
+    assert claim.event.id == a.id
+    assert await first(store) == []
+    await store.settle(settlement(claim))
+    assert await first(store) == [b.id]
+
+
+async def test_in_order_a_first_that_is_not_due_holds_back_the_rest(store: Store) -> None:
+    """The others are due and wait all the same; the claim says when the first is."""
+    a, b = [await stored(store, "crm") for _ in range(2)]
+    claim = await one(store, turn=Turn.FIRST)
+    await store.settle(settlement(claim, RetryAt(NOW + 30 * SECOND, 1), kind=OutcomeKind.REFUSED))
+    claimed = await store.claim("crm", limit=1, turn=Turn.FIRST, now=NOW + 29 * SECOND, lease=LEASE)
+    assert (claimed.claims, claimed.next_due_at) == ((), NOW + 30 * SECOND)
+    again = await one(store, turn=Turn.FIRST, now=NOW + 30 * SECOND)
+    assert (again.event.id, again.attempt, again.step) == (a.id, 2, 1)
+    claimed = await store.claim("crm", limit=1, turn=Turn.FIRST, now=NOW + 31 * SECOND, lease=LEASE)
+    assert (claimed.claims, claimed.next_due_at) == ((), None), "nothing is due beside what is under way"
+    await store.settle(settlement(again))
+    assert await first(store, NOW + 31 * SECOND) == [b.id]
+
+
+async def test_in_order_a_later_one_under_way_is_waited_for_too(store: Store) -> None:
+    """As it is where order was switched on a moment ago, or where an earlier event was replayed."""
+    a, b = [await stored(store, "crm") for _ in range(2)]
+    held = await taken(store, limit=2)
+    await store.release(held[:1])
+    assert held[1].event.id == b.id
+    assert await first(store) == []
+    await store.settle(settlement(held[1]))
+    assert await first(store) == [a.id]
+
+
+async def test_in_order_a_lost_claim_is_first_again(backend: Backend) -> None:
+    """After a lease that ended, and after a kill: nothing that came later goes before it."""
+    store = await backend.open(Watch())
+    a = await stored(store, "crm")
+    await stored(store, "crm")
+    assert await first(store) == [a.id]
+    assert await store.reclaim(NOW + 2 * LEASE, alive=NOBODY) == 1
+    assert await first(store) == [a.id]
+    left = backend.after_a_kill()
+    await store.close()
+    store = await left.open(Watch())
+    assert await first(store) == [a.id]
+    await store.close()
+
+
+async def test_in_order_the_first_of_a_disabled_target_keeps_its_own_time(store: Store) -> None:
+    """What fails while the target is disabled is tried again by its schedule; enabling makes it due at once, and so
+    does another config."""
+    await stored(store, "crm")
+    for change in (lambda _: TargetHealth("crm"), lambda health: replace(health, settings_digest="mended")):
+        await store.change_health("crm", lambda _: replace(disabled(), url_digest="url", settings_digest="old"))
+        claim = await one(store, turn=Turn.FIRST)
+        health = replace(disabled(), url_digest="url", settings_digest="old")
+        later = RetryAt(NOW + 600 * SECOND, 1)
+        await store.settle(settlement(claim, later, kind=OutcomeKind.FAILED, health=health, status=500))
+        assert await first(store, NOW + 599 * SECOND) == []
+        await store.change_health("crm", change)
+        (again,) = await taken(store, turn=Turn.FIRST)
+        await store.release([again])
+
+
+async def test_of_an_ordered_target_only_the_first_is_overdue(store: Store) -> None:
+    """What it holds back is not, however long it is due."""
+    await stored(store, "crm", "books", at=NOW - 600 * SECOND)
+    claim = await one(store, turn=Turn.FIRST)
+    await stored(store, "crm", at=NOW - 600 * SECOND)
+    assert await store.archive.overdue(["crm"], NOW, ordered=["crm"]) == frozenset()
+    await store.settle(settlement(claim, RetryAt(NOW + 600 * SECOND, 1), kind=OutcomeKind.FAILED, status=500))
+    assert await store.archive.overdue(["crm", "books"], NOW, ordered=["crm"]) == {"books"}
+    assert await store.archive.overdue(["crm", "books"], NOW, ordered=[]) == {"crm", "books"}
+    assert await store.archive.overdue(["crm"], NOW + 601 * SECOND, ordered=["crm", "gone"]) == {"crm"}

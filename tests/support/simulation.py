@@ -5,6 +5,7 @@ Law: what holds in every simulation is watched while it runs (`Gateway.violation
 
 import asyncio
 import contextlib
+import itertools
 import shutil
 import sqlite3
 from collections import Counter, defaultdict
@@ -241,6 +242,16 @@ class Gateway:
                 assert attempts == list(range(1, len(attempts) + 1)), f"{key}: numbers without requests: {attempts}"
                 assert done in ([], [len(requests) - 1]), f"{key} was sent after it was delivered"
 
+    def assert_in_order(self, name: str = "crm") -> None:
+        """What an ordered target was sent: by arrival, nothing again once a later event was begun, and one at a time;
+        through kills and restarts too."""
+        requests = [request for request in self.requests if request.target == name]
+        events = [request.event for request in requests]
+        assert events == sorted(events), f"not by arrival: {events}"
+        for one, following in itertools.pairwise(requests):
+            if one.ended_at is not None:  # else it was cut off by an end of the process
+                assert following.at >= one.ended_at, f"{following} began beside {one}"
+
     # --- the far side, the observer, the supervisor, the watcher ---
 
     def _far_side(self, target: Target, life: int) -> ScriptedTarget:
@@ -260,7 +271,10 @@ class Gateway:
             wrong.append(f"{others} others under way")
         if health.paced and others and request.turn is Turn.DUE:
             wrong.append("another is under way at a paced target")
-        if (health.state is TargetState.DISABLED) != (request.turn is not Turn.DUE):
+        if target.ordered:
+            wrong += ["another is under way at an ordered target"] * bool(others)
+            wrong += [f"turn {request.turn} at an ordered target"] * (request.turn is not Turn.FIRST)
+        elif (health.state is TargetState.DISABLED) != (request.turn is not Turn.DUE):
             wrong.append(f"turn {request.turn} at a target shown {health.state}")
         if health.disabled_by not in (None, DisabledBy.FAILURES):
             wrong.append(f"disabled {health.disabled_by}")

@@ -41,6 +41,13 @@ TARGETS = {
         Target("crm", "https://crm.example", schedule=(timedelta(seconds=5), timedelta(seconds=30)), disable_after=2),
         Target("books", "https://books.example", schedule=(timedelta(minutes=1),), disable_after=None),
         Target("once", "https://once.example", schedule=(), disable_after=3),
+        Target(
+            "queue",
+            "https://queue.example",
+            schedule=(timedelta(seconds=5), timedelta(seconds=30)),
+            disable_after=2,
+            ordered=True,
+        ),
         Target("shy", "https://shy.example", schedule=(timedelta(seconds=5),), disable_after=1, probe_first=None),
     )
 }
@@ -156,8 +163,17 @@ class Model:
             if name == target and one.state is DeliveryState.PENDING
         ]
 
+    def first(self, target: str) -> tuple[str, Delivery] | None:
+        """Of an ordered target what goes next; nothing while anything is under way."""
+        if any(one.holder for (_, name), one in self.deliveries.items() if name == target):
+            return None
+        return min(self.waiting(target), key=lambda found: found[1].order, default=None)
+
     def chosen(self, target: str, turn: Turn, limit: int, now: datetime) -> list[str]:
         """The events that a claim must get; in order where the turn has one."""
+        if turn is Turn.FIRST:
+            first = self.first(target)
+            return [first[0]] if first is not None and first[1].due <= ms(now) else []
         waiting = self.waiting(target)
         if turn is Turn.DUE:
             due = [(one.due, one.order, event_id) for event_id, one in waiting if one.due <= ms(now)]
@@ -237,17 +253,20 @@ class Model:
             case RetryAt(at=at, step=step):
                 one.move(DeliveryState.PENDING)
                 assert step in (one.step, one.step + 1)
-                assert step == one.step or claim.turn is Turn.DUE, "a probe spends no step"
+                assert step == one.step or claim.turn in (Turn.DUE, Turn.FIRST), "a probe spends no step"
                 one.step, one.reason = step, outcome.reason
-                if ruling.health.state is TargetState.ACTIVE:
+                if ruling.health.state is TargetState.ACTIVE or claim.turn is Turn.FIRST:
                     one.due = ms(at)
 
     def _may_die(self, one: Delivery, claim: Claim, outcome: Outcome) -> None:
         """Only an own fault ends a schedule, and only while the target takes others (promise 10); a single try ends
-        with whatever came of it, unless we broke it off."""
-        assert claim.turn is Turn.DUE
+        with whatever came of it, unless we broke it off. The first of an ordered target ends with its schedule."""
+        assert claim.turn in (Turn.DUE, Turn.FIRST)
         assert outcome.kind is not OutcomeKind.INTERRUPTED
-        if TARGETS[claim.target].schedule:
+        if TARGETS[claim.target].ordered:
+            assert outcome.kind in OWN_FAULTS
+            assert one.step == len(TARGETS[claim.target].schedule)
+        elif TARGETS[claim.target].schedule:
             assert outcome.kind in OWN_FAULTS
             assert one.first_try is not None
             assert any(began > one.first_try for began in self.successes[claim.target])
@@ -386,8 +405,9 @@ def ruling_of(asked: Asked, now: datetime, rng: Random) -> Settlement:
 
     def rule(health: TargetHealth) -> Ruling:
         asked.before = health
-        verdict = judge(health, outcome, claim, target=target, began_at=asked.began_at, now=now, rng=rng)
-        decision = decide(outcome, claim, schedule=target.schedule, began_at=asked.began_at, now=now, rng=rng)
+        began_at = asked.began_at
+        decision = decide(outcome, claim, schedule=target.schedule, began_at=began_at, now=now, rng=rng)
+        verdict = judge(health, outcome, claim, target=target, began_at=began_at, now=now, rng=rng, decision=decision)
         return Ruling(decision, verdict.health, releases_held=isinstance(verdict, Enable))
 
     return Settlement(claim, outcome, asked.began_at, now, rule)

@@ -25,6 +25,7 @@ from relay.model import (
     Skip,
     TargetHealth,
     TargetState,
+    Turn,
 )
 from relay.store import Accepted, Ruling, Settled, Settlement
 from relay.store.sqlite.ledger import INLINE_BODY
@@ -166,7 +167,8 @@ def _held(db: sqlite3.Connection, settlements: Sequence[Settlement]) -> dict[tup
 def _delivery_row(settlement: Settlement, ruling: Ruling) -> tuple[Any, ...]:
     """(state, due_at, step, settled_at, outcome, status, reason, first_try_at) after a ruling.
 
-    What a disabled target holds is due by its arrival, so that it leaves oldest first when the target is back.
+    What a disabled target holds is due by its arrival, so that it leaves oldest first when the target is back; but the
+    first of an ordered target is tried by its schedule meanwhile.
     """
     claim, outcome, decision = settlement.claim, settlement.outcome, ruling.decision
     due_at, step = millis(claim.event.received_at), claim.step
@@ -181,7 +183,7 @@ def _delivery_row(settlement: Settlement, ruling: Ruling) -> tuple[Any, ...]:
             state, reason = DeliveryState.SKIPPED, why
         case RetryAt(at=at, step=next_step):
             state, step, settled_at = _PENDING, next_step, None
-            if ruling.health.state is TargetState.ACTIVE:
+            if ruling.health.state is TargetState.ACTIVE or claim.turn is Turn.FIRST:
                 due_at = millis(at)
     tried = outcome.kind not in (OutcomeKind.INTERRUPTED, OutcomeKind.SKIPPED)
     first_try_at = millis(settlement.began_at) if tried else None

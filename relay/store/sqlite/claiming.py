@@ -46,9 +46,9 @@ _NEWEST = """SELECT event_seq, attempts FROM delivery INDEXED BY delivery_open
 FIRST = """SELECT event_seq, state, due_at FROM delivery INDEXED BY delivery_open
     WHERE target = {target} AND state IN ('pending', 'in_flight') ORDER BY event_seq LIMIT 1"""
 """The first by arrival of what is not over at a target."""
-UNDER_WAY = """SELECT 1 FROM delivery busy INDEXED BY delivery_claimed
-    WHERE busy.state = 'in_flight' AND busy.target = {target}"""
-"""What is claimed of a target, found by walking all that is claimed now: slots and what was claimed ahead of them."""
+_ALONE = """(:busy = 0 OR NOT EXISTS (SELECT 1 FROM delivery busy INDEXED BY delivery_claimed
+    WHERE busy.state = 'in_flight' AND busy.target = :target))"""
+"""Nothing of the target is claimed. Only where the kept count says otherwise is it asked of all that is claimed."""
 
 _CHOICE: dict[Turn, str] = {
     Turn.DUE: """SELECT event_seq FROM delivery WHERE target = :target AND state = 'pending' AND due_at <= :now
@@ -67,7 +67,7 @@ _CHOICE: dict[Turn, str] = {
         WHERE new.attempts = 0 AND e.received_at >= :since LIMIT :limit""",
     Turn.FIRST: f"""SELECT event_seq FROM ({FIRST.format(target=":target")}) first
         WHERE state = 'pending' AND (due_at <= :now OR typeof(due_at) <> 'integer')
-            AND NOT EXISTS ({UNDER_WAY.format(target=":target")})""",
+            AND {_ALONE}""",
 }
 
 
@@ -78,7 +78,7 @@ def claim(tx: Transaction, wishes: Sequence[ClaimWish]) -> list[Claimed]:
     claimed = [_claims(tx, wish, rows, events) for wish, rows in zip(wishes, taken, strict=True)]
     scarce = [wish for wish, claims in zip(wishes, claimed, strict=True) if len(claims) < wish.limit]
     due = _next_due(tx.db, [wish.target for wish in scarce if wish.turn is not Turn.FIRST])
-    due |= _first_due(tx.db, [wish.target for wish in scarce if wish.turn is Turn.FIRST])
+    due |= _first_due(tx, [wish.target for wish in scarce if wish.turn is Turn.FIRST])
     return [Claimed(claims, due.get(wish.target)) for wish, claims in zip(wishes, claimed, strict=True)]
 
 
@@ -90,6 +90,7 @@ def _take(tx: Transaction, wish: ClaimWish) -> list[list[Any]]:
         "now": millis(wish.now),
         "limit": wish.limit,
         "since": millis(wish.since) if wish.since else 0,
+        "busy": tx.count(wish.target, DeliveryState.IN_FLIGHT),
     }
     chosen = f"""SELECT due_at, event_seq, attempts, step, first_try_at, replays, CAST(course AS BLOB)
         FROM delivery
@@ -220,13 +221,14 @@ def _next_due(db: sqlite3.Connection, targets: Sequence[str]) -> dict[str, datet
     return due
 
 
-def _first_due(db: sqlite3.Connection, targets: Sequence[str]) -> dict[str, datetime]:
+def _first_due(tx: Transaction, targets: Sequence[str]) -> dict[str, datetime]:
     """When the first delivery of each ordered target falls due; nothing where something is under way there."""
     due: dict[str, datetime] = {}
     query = f"""SELECT due_at FROM ({FIRST.format(target=":target")}) first
-        WHERE state = 'pending' AND NOT EXISTS ({UNDER_WAY.format(target=":target")})"""
+        WHERE state = 'pending' AND {_ALONE}"""
     for target in targets:
-        row = db.execute(query, {"target": target}).fetchone()
+        values = {"target": target, "busy": tx.count(target, DeliveryState.IN_FLIGHT)}
+        row = tx.db.execute(query, values).fetchone()
         at = moment_if_sound(row[0]) if row else None
         if at is not None:
             due[target] = at

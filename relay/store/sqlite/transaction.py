@@ -8,7 +8,7 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any
 
-from relay.model import Event, TargetHealth
+from relay.model import DeliveryState, Event, TargetHealth
 from relay.store.sqlite.ledger import Changes, Ledger, Rest
 
 PARAMETERS = 500
@@ -28,6 +28,10 @@ class Transaction:
     def health(self, name: str) -> TargetHealth:
         """A target's health as this transaction sees it."""
         return self.ledger.current(name, self.changes)
+
+    def count(self, target: str, state: DeliveryState) -> int:
+        """How many deliveries of a target are in a counted state, as this transaction sees it."""
+        return self.ledger.counts[target, state] + self.changes.counts[target, state]
 
     def fresh(self, seq: int) -> Event | None:
         """An event that was stored a moment ago, by its number, where it is still remembered."""
