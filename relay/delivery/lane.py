@@ -98,13 +98,14 @@ class Lane:
         return await self._carrier.try_out(claim, body)
 
     def idle_for(self, span: timedelta) -> bool:
-        """Whether nothing was begun for so long although a slot is free, no wait is left, and the target is active."""
+        """Whether nothing was begun for so long although a slot and a token are free, no wait is left, and the target
+        is active."""
         if self._draining or self._loop.time() - self._begun_at < span.total_seconds():
             return False
         health, now = self._carrier.health, self._now()
         is_active = health.state is TargetState.ACTIVE and (health.since is None or now - health.since >= span)
-        is_rated = self._share is not None and self._share.wait(now - span) > timedelta(0)
-        return is_active and not is_rated and isinstance(self._permit(now), Go)
+        has_token = self._share is None or self._share.free_for(span, now)
+        return is_active and has_token and isinstance(self._permit(now), Go)
 
     def wake(self) -> None:
         """Something has become due."""

@@ -26,18 +26,22 @@ class Limit:
         self._bucket = Bucket()
         self._queue: dict[str, Callable[[], None]] = {}
         self._first_since: datetime | None = None
+        self._free_since: datetime | None = None
+        """When there is or was a token; None for a bucket that nothing was taken from."""
 
     def change(self, rate: Rate, now: datetime) -> None:
         """Go on at another rate with the tokens that are left."""
         if rate != self._rate:
-            self._bucket, self._rate = refilled(self._bucket, self._rate, now), rate
+            bucket, self._rate = refilled(self._bucket, self._rate, now), rate
+            self._keep(bucket, now)
 
     def take(self, name: str, call: Callable[[], None], now: datetime) -> timedelta | None:
         """Take a token: None where it was had, else how long until it is worth asking again."""
         self._pass_over(name, now)
         if next(iter(self._queue), name) == name:
-            self._bucket, missing = take(self._bucket, self._rate, now)
+            bucket, missing = take(self._bucket, self._rate, now)
             if missing is None:
+                self._keep(bucket, now)
                 self.leave(name, now)
                 return None
         if not self._queue:
@@ -47,6 +51,8 @@ class Limit:
 
     def wait(self, name: str, now: datetime) -> timedelta:
         """How long until a token can be had from the place in the queue, or from its end."""
+        if self._bucket.at is not None and now < self._bucket.at:  # the clock was set back
+            self._keep(refilled(self._bucket, self._rate, now), now)
         ahead = list(self._queue).index(name) if name in self._queue else len(self._queue)
         own = until(self._bucket, self._rate, now, ahead + 1)
         return own + GRACE if ahead else own
@@ -64,16 +70,24 @@ class Limit:
         sharing = len(self._queue.keys() | {name})
         return -(-had_within(self._bucket, self._rate, now, span) // sharing)
 
+    def free_for(self, span: timedelta, now: datetime) -> bool:
+        """Whether there has been a token for so long."""
+        return self._free_since is None or now - self._free_since >= span
+
     def overdraw(self, now: datetime) -> None:
         """Take a token that may not be there: who comes next waits for it."""
-        self._bucket = overdrawn(self._bucket, self._rate, now)
+        self._keep(overdrawn(self._bucket, self._rate, now), now)
+
+    def _keep(self, bucket: Bucket, now: datetime) -> None:
+        self._bucket = bucket
+        self._free_since = now + until(bucket, self._rate, now, 1)
 
     def _pass_over(self, name: str, now: datetime) -> None:
         """Drop the first in the queue where it has left its token unused for too long."""
         first = next(iter(self._queue), name)
         if first == name or self._first_since is None:
             return
-        if now - self._first_since >= GRACE and not until(self._bucket, self._rate, now - GRACE, 1):
+        if now - self._first_since >= GRACE and self.free_for(GRACE, now):
             self.leave(first, now)
 
 
@@ -99,6 +113,10 @@ class Share:
     def ahead(self, now: datetime, span: timedelta) -> int:
         """How many attempts can begin within a span."""
         return self._limit.ahead(self._name, now, span)
+
+    def free_for(self, span: timedelta, now: datetime) -> bool:
+        """Whether there has been a token for so long."""
+        return self._limit.free_for(span, now)
 
     def overdraw(self, now: datetime) -> None:
         """Take the token of a request that does not wait."""

@@ -74,9 +74,10 @@ def overdrawn(bucket: Bucket, rate: Rate, now: datetime) -> Bucket:
 
 def until(bucket: Bucket, rate: Rate, now: datetime, number: int) -> timedelta:
     """How long until so many tokens have been there, each taken when it came; nothing where they are there."""
-    missing = number - _DUST - _refilled(bucket, rate, now)
-    seconds = max(0.0, missing) * rate.span.total_seconds() / rate.count
-    return timedelta(microseconds=math.ceil(seconds * 1_000_000))
+    missing = number - _refilled(bucket, rate, now)
+    if missing <= _DUST:
+        return timedelta(0)
+    return timedelta(microseconds=math.ceil(missing * rate.span.total_seconds() / rate.count * 1_000_000))
 
 
 def had_within(bucket: Bucket, rate: Rate, now: datetime, span: timedelta) -> int:

@@ -351,6 +351,18 @@ def test_whoever_leaves_calls_the_next() -> None:
     assert limit.wait("one", EPOCH) == SECOND
 
 
+def test_a_clock_that_steps_back_blocks_nobody() -> None:
+    """Also one who only looks, because the next token is far: it comes after its own span."""
+    limit, hour = Limit(Rate(1, 3600 * SECOND)), 3600 * SECOND
+    assert asked(limit, "one", EPOCH) is None
+    yesterday = EPOCH - 24 * hour
+    assert limit.wait("one", yesterday) == hour
+    assert not limit.free_for(SECOND, yesterday + hour)
+    assert limit.wait("one", yesterday + hour) == timedelta(0)
+    assert limit.free_for(SECOND, yesterday + hour + SECOND)
+    assert asked(limit, "one", yesterday + hour) is None
+
+
 def test_tokens_ahead_are_shared_by_those_who_wait() -> None:
     """Nobody claims what will be another's."""
     limit = Limit(Rate(10, SECOND))

@@ -11,10 +11,14 @@ from hypothesis import strategies as st
 from relay.model import (
     TARGET_MOVES,
     Claim,
+    Decision,
     DisabledBy,
+    Done,
     Event,
+    GiveUp,
     Outcome,
     OutcomeKind,
+    RetryAt,
     Target,
     TargetHealth,
     TargetState,
@@ -65,6 +69,7 @@ def tried(
     turn: Turn = Turn.DUE,
     retry_after: timedelta | None = None,
     seed: int = 0,
+    decision: Decision | None = None,
 ) -> Verdict:
     """The verdict on one attempt that began and was recorded at these seconds."""
     one = Event(event, "shop", "order", T0, (), b"{}")
@@ -77,6 +82,7 @@ def tried(
         began_at=clock(began),
         now=clock(began + 0.1 if ended is None else ended),
         rng=Random(seed),
+        decision=decision,
     )
 
 
@@ -685,3 +691,109 @@ def test_health_is_sound_after_whatever_happens(
         assert kind is not OK or (after.failures == 0 and after.took_at is not None)
         assert kind is not INTERRUPTED or after == health
         health = after
+
+
+# --- in order ---
+
+QUEUE = replace(CRM, ordered=True, concurrency=1)
+FIRST = Turn.FIRST
+
+
+def in_order(health: TargetHealth, now: float, *, under_way: int = 0, at_once: bool = False) -> Go | Wait:
+    """What may begin at an ordered target."""
+    return permit(
+        health, concurrency=8, under_way=under_way, at_once=at_once, arrivals=True, now=clock(now), ordered=True
+    )
+
+
+def held_up(decision: Decision, *, target: Target = QUEUE) -> TargetHealth:
+    """An ordered target that was disabled by a failure after which its first delivery goes on like this."""
+    health = failed_at(0, 10, target=target)
+    return tried(health, FAILED, 50, target=target, turn=FIRST, decision=decision).health
+
+
+def test_an_ordered_target_gets_one_at_a_time() -> None:
+    """Whatever its concurrency, and none beside anything that is under way."""
+    assert in_order(FRESH, 0) == Go(1, FIRST)
+    assert in_order(FRESH, 0, under_way=1) == Wait()
+    assert in_order(DOWN, 10_000, under_way=1) == Wait()
+    paced = failed_at(0, target=QUEUE)
+    assert isinstance(in_order(paced, 1), Wait)
+    assert in_order(paced, 1, at_once=True) == Go(1, FIRST)
+    assert in_order(paced, 7) == Go(1, FIRST)
+
+
+def test_a_refused_first_does_not_slow_an_ordered_target() -> None:
+    """It is alive: the count's own wait holds nothing back."""
+    refused = tried(FRESH, REFUSED, 0, target=QUEUE, turn=FIRST, decision=RetryAt(clock(1), 1)).health
+    assert refused.wait_until is not None
+    assert in_order(refused, 1) == Go(1, FIRST)
+
+
+def test_a_disabled_ordered_target_is_tried_by_the_schedule_of_its_first() -> None:
+    """No probes of its own pace, no arrivals: what is shown as the next probe is when the first is due."""
+    health = held_up(RetryAt(clock(170), 3))
+    assert (health.state, health.probe_at, health.probe_wait) == (TargetState.DISABLED, clock(170), None)
+    assert not health.arrival_try
+    assert in_order(health, 51) == Go(1, FIRST), "whether the first is due is the store's to say"
+    again = tried(health, FAILED, 170, target=QUEUE, turn=FIRST, decision=RetryAt(clock(770), 4))
+    assert isinstance(again, Keep)
+    assert (again.health.probe_at, again.health.probe_wait) == (clock(770), None)
+    back = tried(again.health, OK, 770, target=QUEUE, turn=FIRST, decision=Done())
+    assert isinstance(back, Enable)
+
+
+def test_after_a_dead_first_the_next_is_not_tried_at_once() -> None:
+    """At a disabled target the next waits as after a failure: an outage must not end one after the other."""
+    for target, meant in ((QUEUE, 120), (replace(QUEUE, schedule=()), 30), (replace(QUEUE, schedule=(SECOND,)), 1)):
+        health = held_up(GiveUp("single try failed"), target=target)
+        assert health.wait_until == health.probe_at
+        assert health.wait_until is not None
+        waits = (health.wait_until - clock(50.1)).total_seconds()
+        assert meant * 0.8 <= waits <= meant * 1.2
+        assert in_order(health, 50.2) == Wait(health.wait_until)
+        assert in_order(health, 50.2 + meant * 1.2) == Go(1, FIRST)
+        next_one = tried(health, FAILED, 300, target=target, turn=FIRST, decision=RetryAt(clock(305), 1)).health
+        assert (next_one.wait_until, next_one.probe_at) == (None, clock(305))
+
+
+def test_a_throttled_first_of_a_disabled_target_waits_for_both() -> None:
+    """The silence it asked for, and its step."""
+    health = held_up(RetryAt(clock(170), 3))
+    health = tried(
+        health, THROTTLED, 170, 170, target=QUEUE, turn=FIRST, retry_after=HOUR, decision=RetryAt(clock(300), 3)
+    ).health
+    assert health.probe_at == clock(170) + HOUR
+    assert in_order(health, 171) == Wait(clock(170) + HOUR)
+
+
+def test_what_must_not_be_probed_is_not_tried_in_order() -> None:
+    """By hand, by 410, and where `probe: never` is written."""
+    never = held_up(RetryAt(clock(170), 3), target=replace(QUEUE, probe_first=None))
+    for health in (HAND, HELD_BACK, never):
+        assert health.state is TargetState.DISABLED
+        assert in_order(health, 1_000_000) == Wait()
+        after = tried(health, FAILED, 60, target=QUEUE, turn=FIRST, decision=RetryAt(clock(70), 1)).health
+        assert after.probe_at is None
+
+
+def test_order_is_switched_on_and_off_at_a_disabled_target() -> None:
+    """Switched on, the first is tried when it is due; switched off, a probe has its own time again. What was begun
+    under the other rule changes neither."""
+
+    def started(health: TargetHealth, target: Target, **digests: str) -> TargetHealth:
+        known = {"url_digest": "url", "settings_digest": "settings"} | digests
+        return at_start(health, target, now=clock(100), **known).health
+
+    on = started(DOWN, QUEUE)
+    assert (on.probe_at, on.probe_wait, on.arrival_try) == (clock(100), None, False)
+    assert in_order(on, 100) == Go(1, FIRST)
+    assert started(on, QUEUE) == on
+    straggler = tried(on, FAILED, 101, target=QUEUE, turn=Turn.PROBE).health
+    assert (straggler.probe_at, straggler.probe_wait) == (clock(100), None)
+    off = started(on, CRM)
+    assert (off.probe_at, off.probe_wait) == (clock(160), MINUTE)
+    late = tried(off, FAILED, 101, turn=FIRST, decision=RetryAt(clock(5000), 7)).health
+    assert (late.probe_at, late.probe_wait) == (clock(160), MINUTE)
+    mended = started(held_up(GiveUp("spent")), QUEUE, settings_digest="mended")
+    assert (mended.probe_at, mended.probe_wait, mended.wait_until) == (clock(100), None, None)

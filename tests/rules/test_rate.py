@@ -7,7 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.model import Rate
-from relay.rules.rate import Bucket, Quota, rate_from, spend, take, take_some, written
+from relay.rules.rate import (
+    Bucket,
+    Quota,
+    had_within,
+    overdrawn,
+    rate_from,
+    refilled,
+    spend,
+    take,
+    take_some,
+    until,
+    written,
+)
 
 NOW = datetime(2026, 9, 20, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -69,6 +81,42 @@ def test_over_time_no_more_passes_than_the_rate_and_its_burst() -> None:
         bucket, wait = take(bucket, rate, NOW + tick * timedelta(milliseconds=20))
         passed += wait is None
     assert 300 <= passed <= 305
+
+
+def test_a_debt_is_made_good_before_the_next() -> None:
+    """What was taken without waiting is waited for by the next, each token its own span."""
+    rate, bucket = Rate(2, SECOND), Bucket()
+    for _ in range(5):
+        bucket = overdrawn(bucket, rate, NOW)
+    assert until(bucket, rate, NOW, 1) == 2 * SECOND
+    bucket, wait = take(bucket, rate, NOW)
+    assert wait == 2 * SECOND
+    _, wait = take(bucket, rate, NOW + 2 * SECOND)
+    assert wait is None
+
+
+@given(count=st.integers(1, 1000), seconds=st.integers(1, 3600), number=st.integers(1, 50))
+def test_the_wait_for_several_tokens_is_that_of_taking_each(count: int, seconds: int, number: int) -> None:
+    """Whoever takes each when it comes has the last one then, and not before."""
+    rate = Rate(count, seconds * SECOND)
+    bucket, now = Bucket(0.0, NOW), NOW
+    told = until(bucket, rate, now, number)
+    for _ in range(number):
+        bucket, wait = take(bucket, rate, now)
+        if wait is not None:
+            now += wait
+            bucket, wait = take(bucket, rate, now)
+        assert wait is None
+    assert abs(now - NOW - told) <= number * timedelta(microseconds=2)
+
+
+def test_what_there_will_be_counts_what_there_is() -> None:
+    """Tokens that are there, and those that come within the span; a debt counts against both."""
+    rate = Rate(2, SECOND)
+    assert had_within(Bucket(), rate, NOW, 10 * SECOND) == 22
+    assert had_within(Bucket(0.5, NOW), rate, NOW, SECOND) == 2
+    assert had_within(Bucket(-5.0, NOW), rate, NOW, SECOND) == 0
+    assert refilled(Bucket(0.5, NOW), rate, NOW + SECOND / 4) == Bucket(1.0, NOW + SECOND / 4)
 
 
 def test_lines_beyond_a_few_a_second_are_counted_in_the_next() -> None:

@@ -216,3 +216,31 @@ def test_every_attempt_is_decided(
         case GiveUp(reason=reason):
             assert reason.endswith("why")
             assert not schedule or turn is Turn.FIRST or (took is not None and took < 50)
+
+
+# --- in order ---
+
+
+@pytest.mark.parametrize("took", [None, 1, 99])
+def test_the_first_in_order_ends_with_its_schedule(took: int | None) -> None:
+    """Although its target took nothing since: it holds back all behind it."""
+    last = claim(2, turn=Turn.FIRST, first_try=50, took=took)
+    assert decided(OutcomeKind.FAILED, last) == GiveUp("retry schedule ended: why")
+    assert isinstance(decided(OutcomeKind.THROTTLED, last), RetryAt)
+    assert decided(OutcomeKind.INTERRUPTED, last) == RetryAt(NOW, 2)
+    assert decided(OutcomeKind.GONE, last) == RetryAt(NOW, 2)
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_the_first_in_order_spends_steps_whatever_its_target_is(step: int) -> None:
+    """The turn is the same at a disabled target, and so is the schedule."""
+    again = decided(OutcomeKind.UNREACHABLE, claim(step, turn=Turn.FIRST))
+    assert isinstance(again, RetryAt)
+    assert again.step == step + 1
+    assert SCHEDULE[step] * 0.8 <= again.at - NOW <= SCHEDULE[step] * 1.2
+
+
+@pytest.mark.parametrize("kind", [OutcomeKind.FAILED, OutcomeKind.THROTTLED, OutcomeKind.GONE, OutcomeKind.UNPREPARED])
+def test_a_single_try_in_order_is_a_single_try(kind: OutcomeKind) -> None:
+    """`schedule: []` ends with whatever came of it."""
+    assert decided(kind, claim(turn=Turn.FIRST), ()) == GiveUp("single try failed: why")
