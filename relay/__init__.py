@@ -30,7 +30,7 @@ The map. Imports point down only, siblings on a floor do not import each other, 
 | 3 | `store/sqlite/` | The verbs in SQL; the only SQL in the package. |
 | 3 | `ids` | Fresh ids that sort by time. |
 | 2 | `rules/` | Pure decisions. No clock, no chance, no I/O: `now` and `rng` are arguments. |
-| 2 | `providers/` | One file a provider, as data: its check, event type, dedupe key, a genuine sample. |
+| 2 | `providers/` | One file a provider, as data: its check, event type, dedupe key, sample and test vector. |
 | 1 | `model/` | The nouns, frozen, and the two transition tables. |
 
 One webhook, in order: `ingress` reads and verifies it, names the event, asks `rules.routing` for its targets and hands

@@ -69,7 +69,7 @@ def source(name: str, section: SourceSection, report: Report) -> Source | None:
     _check_openness(section, provider, check, path, report)
     if section.respond.status != 200 and provider is not None and provider.gives_up_after is not None:
         status = section.respond.status
-        report.warn((*path, "respond"), f"{provider.title} may take {status} for a failure; it documents 200 alone")
+        report.warn((*path, "respond"), f"{provider.title} may take {status} for a failure; it documents 200")
     if check is None:
         return None
     return Source(

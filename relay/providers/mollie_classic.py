@@ -27,7 +27,7 @@ def _sample(now: datetime, serial: int) -> bytes:
 
 PROVIDER = Provider(
     name="mollie_classic",
-    title="Mollie's classic webhooks",
+    title="Mollie classic",
     check=NoCheck(),
     event_type=event_type,
     dedupe_key=nameless,

@@ -128,7 +128,7 @@ async def test_the_metrics_parse_and_their_labels_come_from_the_config(start: St
     known = {
         "source": set(SOURCES),
         "target": {"crm"},
-        "result": {"accepted", "unrouted", "duplicate", "refused"},
+        "result": {"accepted", "unrouted", "duplicate", "refused", "challenged"},
         "outcome": {"delivered", "throttled", "refused", "failed", "unreachable", "gone", "unprepared", "interrupted"},
         "state": {"pending", "held", "in_flight", "dead"},
     }
