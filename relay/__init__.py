@@ -10,6 +10,7 @@ The map. Imports point down only, siblings on a floor do not import each other, 
 | 6 | `api` | Puts the admin API's calls together over the parts that run. |
 | 6 | `watching` | Has the config reloaded when its files hold another content. |
 | 6 | `reloading` | Takes up another config while everything runs, whole or not at all. |
+| 6 | `outbound` | All by which requests leave: senders, tokens and enrichers, made from one config. |
 | 6 | `standing` | Tells how the relay stands: ready or not, its gauges, its status. |
 | 5 | `ingress` | Receives a webhook: read, verify, route, accept, answer. |
 | 5 | `refusals` | Keeps the requests that were turned away, for who asks why. |
@@ -23,6 +24,7 @@ The map. Imports point down only, siblings on a floor do not import each other, 
 | 4 | `delivery/` dispatcher, lane, carrying | Claims due deliveries and carries each through send, decide and settle. |
 | 4 | `delivery/replayer` | Carries the stored replays at their rates. |
 | 3 | `delivery/limits` | Owns the rates that targets and their groups share, and the queue for each. |
+| 3 | `delivery/` preparing, enrichment | Fetches what an event lacks, once for all targets; decides what was left open. |
 | 3 | `delivery/` sender, wire, deadlines | Each does a part of an attempt; none raises for what a target did. |
 | 3 | `delivery/` sessions, egress, faults | The one way out: who may be dialled, and what kept us from an answer. |
 | 3 | `delivery/` credentials, tokens | Prove us to whom a request goes, as the last thing before it is sent. |

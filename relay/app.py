@@ -20,12 +20,10 @@ from relay.config import Config
 from relay.delivery.carrying import Observer, Observers
 from relay.delivery.dispatcher import Dispatcher
 from relay.delivery.replayer import Replayer
-from relay.delivery.sender import Sender
-from relay.delivery.tokens import Tokens
 from relay.ingress import Ingress
 from relay.listener import Certificate, Listener, tls_context
-from relay.model import Target
-from relay.notices import CONTRACT, Notifier, Pace, names_of
+from relay.notices import CONTRACT, Notifier, Pace
+from relay.outbound import Outbound
 from relay.refusals import Refusals
 from relay.reloading import (
     Parts,
@@ -33,12 +31,10 @@ from relay.reloading import (
     digests,
     forwarded,
     hide_secrets,
-    key_headers,
     limits,
-    proof_headers,
+    names_to_count,
     tell_unknown,
 )
-from relay.rules.egress import EgressPolicy
 from relay.rules.secrets import hideable_token
 from relay.standing import Standing
 from relay.store import StoreUnavailable
@@ -49,8 +45,6 @@ from relay.telemetry.metrics import Metrics
 from relay.telemetry.reporter import Reporter
 from relay.upkeep import Upkeep
 from relay.watching import Watch
-
-USER_AGENT = f"relay/{__version__}"
 
 FINE, FAILURE = 0, 1
 """Exit codes of a relay that was asked to stop, and of one that could not go on."""
@@ -80,20 +74,18 @@ class App:
         self._config = config
         self._environ = environ
         self._pipe: LogPipe | None = None
-        self._key_headers = key_headers(config.sources)
-        self._proof_headers = proof_headers(config.sources)
         self._new_store = new_store
         self._also = observer
         self._pace = pace
         self._metrics = Metrics(__version__)
-        self._metrics.know(names_of(config.sources, config.routes), (one.name for one in config.targets))
+        self._metrics.know(*names_to_count(config))
         self._ended = asyncio.Event()
         self._failed = False
         self._reporter = Reporter(self._metrics, end=self._fail)
         self._draining = False
         self._closing = contextlib.AsyncExitStack()
         self._store: SqliteStore
-        self._tokens: Tokens
+        self._outbound: Outbound
         self._dispatcher: Dispatcher
         self._notifier: Notifier
         self._replayer: Replayer
@@ -149,12 +141,15 @@ class App:
         self._store.task.add_done_callback(self._writer_ended)
         await self._tell_of_the_past()
         self._notifier = self._make_notifier()
-        self._tokens = Tokens(lambda: self._config.egress, user_agent=USER_AGENT, fetched=self._hide_token)
-        self._closing.push_async_callback(self._tokens.close)
+        self._outbound = Outbound(
+            config, self._store, self._reporter, token_fetched=self._hide_token, now=_now, rng=SystemRandom()
+        )
+        self._closing.push_async_callback(self._outbound.close)
         self._dispatcher = Dispatcher(
             config.targets,
             self._store,
-            sender=lambda target: self._sender(target, config.egress),
+            sender=lambda target: self._outbound.sender(target, config.egress),
+            brings=self._outbound.enrichment,
             observer=Observers(self._reporter, self._notifier, *([self._also] if self._also else [])),
             supervisor=self._reporter,
             now=_now,
@@ -259,17 +254,6 @@ class App:
             log.critical("store.unavailable", reason="the writing task has ended by a fault of ours")
             self._fail()
 
-    def _sender(self, target: Target, egress: EgressPolicy) -> Sender:
-        return Sender(
-            target,
-            egress,
-            key_headers=self._key_headers,
-            proof_headers=self._proof_headers,
-            user_agent=USER_AGENT,
-            now=_now,
-            tokens=self._tokens,
-        )
-
     def _hide_token(self, token: str) -> None:
         if self._pipe is not None and hideable_token(token):
             self._pipe.hide_for_now(token)
@@ -319,12 +303,11 @@ class App:
             self._metrics,
             self._notifier,
             self._pipe,
-            self._key_headers,
-            self._proof_headers,
+            self._outbound,
             self._store.waiting,
             self._store.last_received,
         )
-        self._reloading = Reloading(self._config, parts, environ=self._environ, sender=self._sender, adopt=self._adopt)
+        self._reloading = Reloading(self._config, parts, environ=self._environ, adopt=self._adopt)
 
     def _adopt(self, config: Config) -> None:
         """What is read of the config when it is needed, as retention and `drain_timeout`, is the new one's."""

@@ -23,14 +23,14 @@ import structlog
 
 from relay.admin import Admin, Problem
 from relay.config import Changes, Config, ConfigRefused, Fingerprint, ServerSettings, changes, load, runnable
-from relay.delivery.carrying import SendsOne
 from relay.delivery.dispatcher import Dispatcher, Stopping
+from relay.delivery.enrichment import Enrichers
 from relay.ingress import Ingress
 from relay.intake import Limits
 from relay.listener import Certificate, Listener, tls_context
-from relay.model import Source, Target
+from relay.model import Target
 from relay.notices import Notifier, names_of
-from relay.rules.egress import EgressPolicy
+from relay.outbound import Outbound
 from relay.rules.secrets import log_secrets
 from relay.store import StoreUnavailable
 from relay.telemetry.logs import LogPipe, clip, set_format, set_level
@@ -66,10 +66,7 @@ class Parts:
     metrics: Metrics
     notifier: Notifier
     pipe: LogPipe | None
-    key_headers: dict[str, str | None]
-    """By source: the header that is its shared key. Read by every sender, for what was stored under it as well."""
-    proof_headers: dict[str, frozenset[str]]
-    """By source: the headers that prove a body. Likewise."""
+    outbound: Outbound
     waiting: Callable[[], Mapping[str, int]]
     """How many deliveries wait, by target."""
     last_received: Callable[[], Mapping[str, datetime]]
@@ -85,14 +82,12 @@ class Reloading:
         parts: Parts,
         *,
         environ: Mapping[str, str],
-        sender: Callable[[Target, EgressPolicy], SendsOne],
         adopt: Callable[[Config], None],
     ) -> None:
         """`adopt` is told the config that runs from then on."""
         self._running = running
         self._parts = parts
         self._environ = environ
-        self._sender = sender
         self._adopt = adopt
         self._one_at_a_time = asyncio.Lock()
         self.seen: dict[Path, Fingerprint | None] = dict(running.files)
@@ -158,10 +153,11 @@ class Reloading:
         found, config = changes(running, wanted), runnable(running, wanted)
         served = self._load_certificate(wanted)
         try:
+            enrichers = parts.outbound.prepared(config)
             await parts.dispatcher.change(
                 config.targets,
                 {target.name: digests(target) for target in config.targets},
-                sender=lambda target: self._sender(target, config.egress),
+                sender=lambda target: parts.outbound.sender(target, config.egress),
                 rewired=() if config.egress == running.egress else [target.name for target in config.targets],
                 patience=config.server.drain_timeout,
             )
@@ -171,7 +167,7 @@ class Reloading:
             raise ReloadRefused(f"short of resources: {error.strerror or type(error).__name__}") from None
         if parts.certificate is not None and served is not None:
             parts.certificate.exchange(served)
-        self._swap(config)
+        self._swap(config, enrichers)
         self.seen = dict(wanted.files)
         return found
 
@@ -185,16 +181,15 @@ class Reloading:
             reason = getattr(error, "reason", None) or error.strerror
             raise _unfit(config.path, [f"{config.path}: certificate {files.cert} cannot be used: {reason}"]) from None
 
-    def _swap(self, config: Config) -> None:
+    def _swap(self, config: Config, enrichers: Enrichers) -> None:
         """Let everything else go by the new config; nothing here waits or fails."""
         parts, running = self._parts, self._running
         if parts.pipe is not None:
             hide_secrets(parts.pipe, running, config)
             set_level(config.log.level)
             set_format(config.log.format)
-        parts.key_headers.update(key_headers(config.sources))
-        parts.proof_headers.update(proof_headers(config.sources))
-        parts.metrics.know(names_of(config.sources, config.routes), (one.name for one in config.targets))
+        parts.outbound.change(config, enrichers)
+        parts.metrics.know(*names_to_count(config))
         for source, at in parts.last_received().items():  # one that is back in the config was heard before
             parts.metrics.source_seen(source, at)
         parts.notifier.configure(config.sources, config.routes)
@@ -256,20 +251,20 @@ def forwarded(targets: Iterable[Target]) -> frozenset[str]:
     return frozenset[str]().union(*(target.forward_headers for target in targets))
 
 
-def key_headers(sources: Iterable[Source]) -> dict[str, str | None]:
-    """By source: the header that is its shared key."""
-    return {source.name: source.key_header for source in sources}
-
-
-def proof_headers(sources: Iterable[Source]) -> dict[str, frozenset[str]]:
-    """By source: the headers that prove a body."""
-    return {source.name: source.proof_headers for source in sources}
+def names_to_count(config: Config) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """The names of sources, targets and enrichers of which numbers are kept."""
+    return (
+        tuple(names_of(config.sources, config.routes)),
+        tuple(one.name for one in config.targets),
+        tuple(one.name for one in config.enrichers),
+    )
 
 
 def hide_secrets(pipe: LogPipe, *configs: Config) -> None:
     """Keep every secret of these configs out of the log; what is under way may still tell of the one before."""
     sources = [source for config in configs for source in config.sources]
     targets = [target for config in configs for target in config.targets]
+    targets += [enricher.as_target for config in configs for enricher in config.enrichers]
     pipe.hide(frozenset[str]().union(*(log_secrets(sources, targets, config.admin.token) for config in configs)))
 
 

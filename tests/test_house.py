@@ -61,7 +61,7 @@ def test_every_promise_but_order_names_its_proof() -> None:
     assert [int(number) for number, _, proof in rows if "tests/" not in proof] == [7]
 
 
-LINE = r"(relay|replay|event|request|delivery|target|source|store|events|config|admin|http)\.[a-z_]+"
+LINE = r"(relay|replay|enricher|event|request|delivery|target|source|store|events|config|admin|http)\.[a-z_]+"
 
 
 def logged_events() -> set[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from relay.config.checks import is_loopback
 from relay.config.problems import KeyPath, key_text
 from relay.config.settings import Config
-from relay.model import Route, Source, Target
+from relay.model import Enricher, Route, Source, Target
 
 _TLS: KeyPath = ("server", "tls")
 _TOKEN: KeyPath = ("admin", "token")
@@ -36,6 +36,7 @@ class Changes:
     sources: NameChanges
     targets: NameChanges
     routes: NameChanges
+    enrichers: NameChanges = NameChanges()
     needs_restart: tuple[str, ...] = ()
 
     def shown(self) -> dict[str, object]:
@@ -44,6 +45,7 @@ class Changes:
             "sources": self.sources.shown(),
             "targets": self.targets.shown(),
             "routes": self.routes.shown(),
+            "enrichers": self.enrichers.shown(),
             "needs_restart": list(self.needs_restart),
         }
 
@@ -54,6 +56,7 @@ def changes(running: Config, wanted: Config) -> Changes:
         sources=_named(running.sources, wanted.sources),
         targets=_named(running.targets, wanted.targets),
         routes=_named(running.routes, wanted.routes),
+        enrichers=_named(running.enrichers, wanted.enrichers),
         needs_restart=tuple(key_text(path) for path in _needs_restart(running, wanted)),
     )
 
@@ -91,7 +94,10 @@ def _needs_restart(running: Config, wanted: Config) -> list[KeyPath]:
     return [path for path, does in differs.items() if does]
 
 
-def _named(running: Iterable[Source | Target | Route], wanted: Iterable[Source | Target | Route]) -> NameChanges:
+Named = Source | Target | Route | Enricher
+
+
+def _named(running: Iterable[Named], wanted: Iterable[Named]) -> NameChanges:
     before, after = ({one.name: one for one in some} for some in (running, wanted))
     return NameChanges(
         added=tuple(name for name in after if name not in before),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from relay.config import certificates, credentials, groups, keys, sources, targets, values
+from relay.config import enrichers as enricher_sections
 from relay.config import routes as route_sections
 from relay.config.fingerprints import fingerprint_of
 from relay.config.problems import KeyPath, Refused, Report, quoted
@@ -22,7 +23,7 @@ from relay.config.settings import (
     StoreSettings,
     TlsFiles,
 )
-from relay.model import RELAY, IPNetwork, Route, Source, Target
+from relay.model import RELAY, Enricher, IPNetwork, Route, Source, Target
 from relay.rules.egress import EgressPolicy, refusal
 from relay.store import Retention
 
@@ -52,6 +53,7 @@ def config(document: DocumentSection, plain: Mapping[str, Any], path: Path, repo
     admin = _admin(document, report)
     read_sources = _sources(document, report)
     read_targets = _targets(document, egress, server.listen, report)
+    enrichers = _enrichers(document, egress, server.listen, report)
     _check_names(plain, report)
     routes = _routes(document, plain, read_sources, report)
     _check_listeners(server.listen, admin.listen, report)
@@ -68,6 +70,7 @@ def config(document: DocumentSection, plain: Mapping[str, Any], path: Path, repo
         sources=read_sources,
         targets=read_targets,
         routes=routes,
+        enrichers=enrichers,
         warnings=report.warnings,
         files=report.files,
     )
@@ -207,14 +210,27 @@ def _names(plain: Mapping[str, Any], key: str) -> Collection[str]:
     return tuple(written) if isinstance(written, dict) else ()
 
 
+def _enrichers(
+    document: DocumentSection, egress: EgressPolicy, listen: Address, report: Report
+) -> tuple[Enricher, ...]:
+    built = (
+        enricher_sections.enricher(name, section, egress=egress, listen=listen, report=report)
+        for name, section in document.enrichers.items()
+    )
+    return tuple(enricher for enricher in built if enricher is not None)
+
+
 def _check_names(plain: Mapping[str, Any], report: Report) -> None:
-    for key, what in (("sources", "source"), ("targets", "target")):
+    for key, what in (("sources", "a source"), ("targets", "a target"), ("enrichers", "an enricher")):
         names = _names(plain, key)
-        if not names:
-            report.refuse((key,), f"needs at least one {what}")
+        if not names and key != "enrichers":
+            report.refuse((key,), f"needs at least one {key[:-1]}")
         for name in names:
             if not values.NAME.fullmatch(name):
-                report.refuse((key, name), f"the name of a {what} must match {values.NAME.pattern}")
+                report.refuse(
+                    (key, name),
+                    f"the name of {what} must match {values.NAME.pattern}",
+                )
             elif key == "sources" and name == RELAY:
                 report.refuse((key, name), 'the name "relay" is reserved for the relay\'s own events')
 
@@ -264,6 +280,10 @@ def _warn_unused(plain: Mapping[str, Any], routes: tuple[Route, ...], report: Re
     for name in _names(plain, "targets"):
         if name not in reached:
             report.warn(("targets", name), "no route leads here")
+    asked = frozenset(route.enricher for route in routes)
+    for name in _names(plain, "enrichers"):
+        if name not in asked:
+            report.warn(("enrichers", name), "no route asks it (enrich)")
 
 
 def _warn_readable_secrets(document: DocumentSection, path: Path, report: Report) -> None:
@@ -276,6 +296,7 @@ def _warn_readable_secrets(document: DocumentSection, path: Path, report: Report
     ]
     for name, target in document.targets.items():
         inline += credentials.inline_secrets(target.auth, target.sign, target.proxy, ("targets", name))
+    inline += enricher_sections.inline_secrets(document.enrichers)
     token = document.admin.token
     places: list[KeyPath] = [*inline, *([("admin", "token")] if token and token.text and token.inline else [])]
     if places and credentials.is_readable_by_all(path):

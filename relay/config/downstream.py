@@ -9,25 +9,31 @@ from relay.config import templates, values
 from relay.config.access import AuthSection, ClientTlsSection, ProxySection, SignSection
 from relay.config.fields import (
     Condition,
+    Fetching,
     Flag,
     HeaderNames,
     MatchedValue,
     OneOrMore,
     Parsed,
     RateLimit,
+    SecretValue,
     Section,
     Statuses,
     Text,
     Texts,
     Timeout,
     Wait,
+    one_of,
     setting,
     whole,
 )
 from relay.config.problems import Refused
 from relay.config.templates import BodySection, Written
 from relay.model import BodyFormat
+from relay.providers import PROVIDERS
 
+LOOKED_UP = tuple(name for name, one in sorted(PROVIDERS.items()) if one.lookup is not None)
+"""Providers whose API is known."""
 _NEVER_OR_COUNT = {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 1000}, {"const": "never"}]}
 
 _FORMATS = {"type": "string", "enum": [*BodyFormat]}
@@ -117,6 +123,35 @@ class TargetSection(Section):
     success_when: Text | None = setting(
         default=None, description="JMESPath on a JSON answer that must hold before it means delivered"
     )
+
+
+class EnricherSection(Section):
+    """Who is asked for more of an event before it is delivered."""
+
+    provider: Annotated[str, one_of(LOOKED_UP, what="provider")] | None = setting(
+        default=None, description="Whose own API is asked; it knows the URL, the headers and what is asked"
+    )
+    token: SecretValue | None = setting(default=None, description="provider: the token for its API")
+    base_url: Text | None = setting(default=None, description="provider: where its API is, where that is elsewhere")
+    include: Texts = setting(default=[], description="plugandpay: what is included with the object")
+    url: Annotated[Written | None, Parsed(templates.url)] = setting(
+        default=None,
+        validate_default=False,
+        description="Absolute http or https URL; templates may stand in its path and query",
+    )
+    method: Annotated[str, one_of(("GET", "POST"), what="method")] = setting(default="GET", description="GET or POST")
+    headers: dict[str, Annotated[Written, Parsed(templates.header)]] = setting(
+        default={}, description="Headers of each request; values may be templates"
+    )
+    body: Annotated[Written | None, Parsed(templates.template_of)] = setting(
+        default=None, validate_default=False, description="POST: a template, filled with the event"
+    )
+    auth: AuthSection | None = setting(default=None, description="How a request proves that it is ours")
+    timeout: Fetching = setting(default="10s", description="For a whole fetch, 100ms to 30s")
+    take: Annotated[str | None, Parsed(templates.expression)] = setting(
+        default=None, validate_default=False, description="JMESPath of what counts in the answer; all of it by default"
+    )
+    drop: Texts = setting(default=[], description="JMESPath of what is removed before it is stored")
 
 
 class MatchSection(Section):

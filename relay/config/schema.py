@@ -5,10 +5,10 @@ by name. Defaults are written as the user would write them and pass the same par
 from these models, so it cannot drift from what is accepted.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 from relay.config import values
-from relay.config.downstream import RouteSection, TargetSection
+from relay.config.downstream import EnricherSection, RouteSection, TargetSection
 from relay.config.fields import (
     Drain,
     Format,
@@ -96,7 +96,6 @@ class LogSection(Section):
 class DocumentSection(Section):
     """The configuration of Relay."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"enrichers"})
     server: ServerSection = setting(default_factory=ServerSection, description="The public listener")
     admin: AdminSection = setting(default_factory=AdminSection, description="The admin listener")
     store: StoreSection = setting(default_factory=StoreSection, description="Where events are kept")
@@ -104,6 +103,9 @@ class DocumentSection(Section):
     log: LogSection = setting(default_factory=LogSection, description="What is logged")
     sources: dict[str, SourceSection] = setting(default={}, description="Who may post to us, by name")
     targets: dict[str, TargetSection] = setting(default={}, description="Where events go, by name")
+    enrichers: dict[str, EnricherSection] = setting(
+        default={}, description="Who is asked for more of an event, by name"
+    )
     routes: list[RouteSection | None] = setting(default=[], description="Which events go where")
 
 
@@ -113,6 +115,7 @@ def json_schema() -> dict[str, Any]:
     names = {"pattern": f"^{values.NAME.pattern}$"}
     for key in ("sources", "targets"):
         schema["properties"][key] |= {"propertyNames": names, "minProperties": 1}
+    schema["properties"]["enrichers"] |= {"propertyNames": names}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "https://relay.invalid/config.schema.json",

@@ -8,7 +8,7 @@ from typing import Literal
 
 from relay.config.fingerprints import Fingerprint
 from relay.config.problems import Problem
-from relay.model import IPNetwork, Route, Secret, Source, Target
+from relay.model import Enricher, IPNetwork, Route, Secret, Source, Target
 from relay.rules.egress import EgressPolicy
 from relay.store import Retention
 
@@ -93,6 +93,7 @@ class Config:
     sources: tuple[Source, ...]
     targets: tuple[Target, ...]
     routes: tuple[Route, ...]
+    enrichers: tuple[Enricher, ...] = ()
     warnings: tuple[Problem, ...] = ()
     files: Mapping[Path, Fingerprint | None] = field(default_factory=dict, compare=False)
     """What it was read from: the YAML itself, files of secrets, the certificate; as they were then."""

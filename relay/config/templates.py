@@ -152,12 +152,18 @@ def body(section: BodySection) -> Body:
     if section.text is not None and section.preset not in PRESETS_WITH_TEXT:
         raise Refused(f"text goes with preset: {' or '.join(PRESETS_WITH_TEXT)} alone; a template is a body of its own")
     if section.template is not None:
-        return TemplateBody(_as_template(section.template), section.template.outside)
+        return template_body(section.template)
     if section.pick is not None:
         return PickBody(section.pick)
     assert section.preset is not None
-    return PresetBody(section.preset, None if section.text is None else _as_template(section.text))
+    return PresetBody(section.preset, None if section.text is None else as_template(section.text))
 
 
-def _as_template(written: Written) -> str:
+def template_body(written: Written) -> TemplateBody:
+    """A body that a template makes."""
+    return TemplateBody(as_template(written), written.outside)
+
+
+def as_template(written: Written) -> str:
+    """The template that a text is; a plain one makes the same of every event."""
     return written.template or literal(written.text)

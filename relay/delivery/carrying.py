@@ -14,12 +14,15 @@ from datetime import datetime, timedelta
 from random import Random
 from typing import Any, Protocol
 
+from relay.delivery.preparing import Brings, prepared
 from relay.delivery.sender import Sent
-from relay.model import Claim, DisabledBy, Outcome, OutcomeKind, Target, TargetHealth, TargetState, Turn
+from relay.model import Claim, DisabledBy, Fetched, Outcome, OutcomeKind, Target, TargetHealth, TargetState, Turn
 from relay.rules.health import Enable, Keep, judge
 from relay.rules.retry import decide
 from relay.store import Ruling, Settled, Settlement, Store, StoreUnavailable, StoreUnusable
 
+LONGEST_PAUSE = timedelta(minutes=1)
+"""How long the probes of a target wait for what one of them waits for."""
 LAST_WORDS = timedelta(seconds=2)
 """At an end, how long the record of interrupted attempts may take."""
 
@@ -27,8 +30,8 @@ LAST_WORDS = timedelta(seconds=2)
 class SendsOne(Protocol):
     """The outermost edge: what makes one request."""
 
-    async def send(self, claim: Claim, body: bytes) -> Sent:
-        """Make one request for a claim; never raise for what the target did."""
+    async def send(self, claim: Claim, body: bytes, data: Any = Fetched.NOTHING) -> Sent:
+        """Make one request for a claim, with what was fetched for it; never raise for what the target did."""
 
     async def close(self) -> None:
         """Let go of its connections."""
@@ -109,6 +112,7 @@ class Carrier:
         sender: SendsOne,
         observer: Observer,
         *,
+        brings: Brings,
         health: TargetHealth,
         now: Callable[[], datetime],
         rng: Random,
@@ -122,6 +126,7 @@ class Carrier:
         self._sender = sender
         self._store = store
         self._observer = observer
+        self._brings = brings
         self._now = now
         self._rng = rng
         self._owner = owner
@@ -222,7 +227,7 @@ class Carrier:
             if frees_at_once:
                 self._free_slot()
             if sent.outcome.kind is OutcomeKind.INTERRUPTED:
-                self._owner.interrupted(ended_at)
+                self._interrupted(sent.outcome, ended_at)
             settled = await self._store.settle(
                 Settlement(claim, sent.outcome, began_at, ended_at, self._rule(claim, sent.outcome, began_at, target))
             )
@@ -236,6 +241,14 @@ class Carrier:
         self._observer.attempted(Attempted(claim, sent, began_at, ended_at, settled))
         self._tell(was)
 
+    def _interrupted(self, outcome: Outcome, at: datetime) -> None:
+        """A fault of ours would meet the next attempt as well. What waits for something of its own holds up no other,
+        unless the target takes but one that it chooses itself."""
+        if outcome.retry_after is None:
+            self._owner.interrupted(at)
+        elif self.health.state is TargetState.DISABLED:
+            self._owner.interrupted(at + min(outcome.retry_after, LONGEST_PAUSE))
+
     def _let_go(self, claim: Claim) -> None:
         self._alive[claim.token] -= 1
         if self._alive[claim.token] <= 0:
@@ -248,7 +261,10 @@ class Carrier:
     async def _send(self, claim: Claim, sender: SendsOne) -> Sent:
         try:
             body = await self._store.body(claim.event.id) if claim.body_deferred else claim.event.body
-            return await sender.send(claim, body)
+            if not claim.course:
+                return await sender.send(claim, body)
+            data = await prepared(claim, body, self._brings)
+            return Sent(data) if isinstance(data, Outcome) else await sender.send(claim, body, data)
         except asyncio.CancelledError:
             if asyncio.current_task() not in self._cut:
                 raise

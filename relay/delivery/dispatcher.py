@@ -16,6 +16,7 @@ from typing import Protocol
 from relay.delivery.carrying import Observer, SendsOne
 from relay.delivery.lane import Lane
 from relay.delivery.limits import Limits
+from relay.delivery.preparing import Brings
 from relay.model import RELAY, Claim, Event, Outcome, Target, TargetHealth, TargetState
 from relay.rules.health import Enable, at_start, disabled_by_hand, enabled_by_hand
 from relay.store import Store, StoreUnavailable
@@ -55,6 +56,7 @@ class Dispatcher:
         store: Store,
         *,
         sender: Callable[[Target], SendsOne],
+        brings: Brings,
         observer: Observer,
         supervisor: Supervisor,
         now: Callable[[], datetime],
@@ -63,6 +65,7 @@ class Dispatcher:
         self._targets = {target.name: target for target in targets}
         self._store = store
         self._make_sender = sender
+        self._brings = brings
         self._observer = observer
         self._supervisor = supervisor
         self._now = now
@@ -174,6 +177,7 @@ class Dispatcher:
                 self._store,
                 sender,
                 self._observer,
+                brings=self._brings,
                 health=health or TargetHealth(name),
                 share=share,
                 now=self._now,

@@ -14,6 +14,7 @@ from random import Random
 
 from relay.delivery.carrying import LAST_WORDS, Carrier, Observer, SendsOne
 from relay.delivery.limits import Share
+from relay.delivery.preparing import Brings
 from relay.delivery.sender import Sent
 from relay.model import Claim, Target, TargetHealth, TargetState, Turn
 from relay.rules.health import Go, Permit, permit
@@ -49,6 +50,7 @@ class Lane:
         sender: SendsOne,
         observer: Observer,
         *,
+        brings: Brings,
         health: TargetHealth,
         share: Share | None,
         now: Callable[[], datetime],
@@ -59,7 +61,9 @@ class Lane:
         self._store = store
         self._share = share
         self._now = now
-        self._carrier = Carrier(target, store, sender, observer, health=health, now=now, rng=rng, owner=self)
+        self._carrier = Carrier(
+            target, store, sender, observer, brings=brings, health=health, now=now, rng=rng, owner=self
+        )
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
         self._ready: deque[Claim] = deque()

@@ -240,8 +240,8 @@ class Lookup:
     take: str
     """JMESPath of what counts in the answer."""
     headers: Headers = ()
-    drop: tuple[str, ...] = ()
-    """Paths of what is never stored."""
+    never: frozenset[str] = frozenset()
+    """Names, in lower case, of members that are never stored, wherever they stand in the answer."""
     includes: frozenset[str] = frozenset()
     """What can be included; nothing where the API has no such choice."""
     fault: Callable[[Any], Throttle | Unasked | None] = _faultless

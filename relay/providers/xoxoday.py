@@ -114,7 +114,7 @@ _LOOKUP = Lookup(
     ask=ask,
     take="data.getOrderDetails.data",
     headers=(("Accept", "application/json"), ("Content-Type", "application/json")),
-    drop=("vouchers", "*.vouchers", "[].vouchers"),
+    never=frozenset({"vouchers", "vouchercode", "voucherpin", "pin"}),
     fault=fault,
 )
 """The answer holds the voucher codes and PINs themselves, which are money: they are never stored."""

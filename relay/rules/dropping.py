@@ -79,6 +79,20 @@ def without(document: Any, paths: tuple[str, ...]) -> Any:
     return document
 
 
+def without_members(document: Any, names: frozenset[str]) -> Any:
+    """A parsed document without the members of these names (in lower case), wherever they stand; changed in place."""
+    pending = [document] if names else []
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            for name in [name for name in value if name.lower() in names]:
+                del value[name]
+            pending += value.values()
+        elif isinstance(value, list):
+            pending += value
+    return document
+
+
 def _behind(step: _Step, value: Any) -> Iterator[Any]:
     """The values that one step leads to, as they stand in the document."""
     if isinstance(value, dict):

@@ -5,18 +5,17 @@ enricher, is at fault (`Refused`), or the enricher itself is (`Failing`, `Thrott
 Reasons say what to do and hold nothing of the answer.
 """
 
-import json
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from random import Random
-from typing import Any
-from urllib.parse import urlsplit
 
 from relay.model import Content, Enricher, Event, Headers, Throttle, Unasked
-from relay.rules.dropping import without
+from relay.rules.dropping import without, without_members
+from relay.rules.exactness import ascii_json, read
 from relay.rules.expressions import Failed, found, view_of
 from relay.rules.retry import jittered
-from relay.rules.templating import TEXT, URL, Unfilled, filler
+from relay.rules.shaping import JSON_TYPE, Unshapeable, filled, filled_header, filled_url
+from relay.rules.templating import TEXT
 
 WAITS = tuple(timedelta(seconds=s) for s in (5, 30, 120, 600, 900))
 """How long an enricher that failed is left alone, failure after failure; the last wait is that of all that follow."""
@@ -69,50 +68,38 @@ Answer = Brought | Refused | Failing | Throttled
 
 def asked(enricher: Enricher, event: Event, body: bytes) -> Ask | Refused:
     """The request for one event."""
+    view = view_of(event, body)
     try:
-        return _by_lookup(enricher, event, body) if enricher.lookup else _by_template(enricher, event, body)
-    except Unfilled as error:
-        return Refused(f"enricher {enricher.name}: {error}")
+        own = tuple((name, filled_header(name, text, view)) for name, text in enricher.header_templates)
+        if enricher.lookup is not None:
+            return _by_lookup(enricher, event, body, own)
+        url = enricher.url if enricher.url_template is None else filled_url(enricher.url_template, view)
+        content = None if enricher.body is None else filled("body", enricher.body.template, TEXT, view)
+    except Unshapeable as reason:
+        return Refused(f"enricher {enricher.name}: {reason}")
+    sent = None if content is None else content.encode("utf-8", "replace")
+    return Ask(enricher.method, url, _all_headers(enricher, own), sent)
 
 
-def _by_lookup(enricher: Enricher, event: Event, body: bytes) -> Ask | Refused:
+def _by_lookup(enricher: Enricher, event: Event, body: bytes, own: Headers) -> Ask | Refused:
     assert enricher.lookup is not None
     wanted = enricher.lookup.ask(Content(event.headers, body), enricher.include)
     if isinstance(wanted, Unasked):
         return Refused(f"enricher {enricher.name}: {wanted.reason}")
     query = f"?{wanted.query}" if wanted.query else ""
     method = "GET" if wanted.body is None else "POST"
-    return Ask(method, enricher.url.rstrip("/") + wanted.path + query, _all_headers(enricher, {}), wanted.body)
+    return Ask(method, enricher.url.rstrip("/") + wanted.path + query, _all_headers(enricher, own), wanted.body)
 
 
-def _by_template(enricher: Enricher, event: Event, body: bytes) -> Ask | Refused:
-    view = dict(view_of(event, body))
-    url = filler(enricher.url, URL).filled(view)
-    if origin(url) != origin(enricher.url):
-        return Refused(f"enricher {enricher.name}: the URL would lead to another host")
-    content = None if enricher.body is None else filler(enricher.body, TEXT).filled(view).encode("utf-8", "replace")
-    return Ask(enricher.method, url, _all_headers(enricher, view), content)
-
-
-def _all_headers(enricher: Enricher, view: dict[str, Any]) -> Headers:
-    """The headers of the YAML, filled, and those that the API demands where the YAML does not say otherwise."""
-    own = tuple((name, _header_value(text, view)) for name, text in enricher.headers)
+def _all_headers(enricher: Enricher, filled_in: Headers) -> Headers:
+    """The headers of the YAML, and those that the API demands where the YAML does not say otherwise."""
+    own = (*enricher.headers, *filled_in)
     named = {name.lower() for name, _ in own}
-    demanded = enricher.lookup.headers if enricher.lookup else (("Accept", "application/json"),)
+    if enricher.lookup is not None:
+        demanded = enricher.lookup.headers
+    else:
+        demanded = (("Accept", JSON_TYPE), *([("Content-Type", JSON_TYPE)] if enricher.body is not None else []))
     return (*(header for header in demanded if header[0].lower() not in named), *own)
-
-
-def _header_value(text: str, view: dict[str, Any]) -> str:
-    value = filler(text, TEXT).filled(view)
-    if not value.isprintable():
-        raise Unfilled("a header's value holds what cannot be sent")
-    return value
-
-
-def origin(url: str) -> tuple[str, str]:
-    """Scheme and authority, as they are written before the path begins."""
-    parts = urlsplit(url.partition("{")[0] if "{" in url else url)
-    return parts.scheme.lower(), parts.netloc.lower()
 
 
 def answered(enricher: Enricher, status: int, body: bytes, *, retry_after: timedelta | None) -> Answer:
@@ -144,7 +131,7 @@ def _taken(enricher: Enricher, body: bytes) -> Answer:
     """What counts in a good answer, without what must not be stored."""
     name = enricher.name
     try:
-        document = json.loads(body)
+        document = read(body)
     except (ValueError, RecursionError):
         return Refused(f"enricher {name}: its answer is not JSON; is its URL right?")
     if enricher.lookup is not None:
@@ -158,7 +145,8 @@ def _taken(enricher: Enricher, body: bytes) -> Answer:
         where = f"nothing at {enricher.take}" if enricher.take else "null"
         return Refused(f"enricher {name}: its answer has {where}")
     try:
-        return Brought(json.dumps(without(data, enricher.drop), separators=(",", ":"), allow_nan=False).encode())
+        kept = without(data if enricher.lookup is None else without_members(data, enricher.lookup.never), enricher.drop)
+        return Brought(ascii_json(kept).encode())
     except (ValueError, RecursionError):
         return Refused(f"enricher {name}: its answer cannot be kept as JSON")
 

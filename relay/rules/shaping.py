@@ -44,7 +44,7 @@ Made = tuple[str, str]
 """A body and its content type."""
 
 
-class _Unshapeable(Exception):
+class Unshapeable(Exception):
     """The reason why nothing can be sent."""
 
 
@@ -68,10 +68,10 @@ def shaped(target: Target, event: Event, body: bytes, data: Any = Fetched.NOTHIN
         return Shaped(body)
     try:
         view = view_of(event, body, None if data is Fetched.NOTHING else data)
-        url = None if target.url_template is None else _url(target.url_template, view)
-        headers = tuple((name, _header(name, text, view)) for name, text in target.header_templates)
+        url = None if target.url_template is None else filled_url(target.url_template, view)
+        headers = tuple((name, filled_header(name, text, view)) for name, text in target.header_templates)
         return _with_body(target, event, body, data, view, url=url, headers=headers)
-    except _Unshapeable as reason:
+    except Unshapeable as reason:
         return Unshaped(str(reason))
 
 
@@ -91,7 +91,7 @@ def _body(target: Target, event: Event, body: bytes, data: Any, view: View) -> M
         case None if data is not Fetched.NOTHING:
             return _enriched(body, data), JSON_TYPE
         case TemplateBody(template):
-            return _formatted(_filled("body", template, TEXT, view), target.format)
+            return _formatted(filled("body", template, TEXT, view), target.format)
         case PickBody(expression):
             return _picked(expression, target.format, view)
         case PresetBody("cloudevents"):
@@ -111,18 +111,18 @@ def _enriched(body: bytes, data: Any) -> str:
 
 
 def _message(preset: str, template: str, view: View) -> str:
-    text = _filled("text", template, SLACK if preset == "slack" else TEAMS, view)
+    text = filled("text", template, SLACK if preset == "slack" else TEAMS, view)
     if not text.strip():
-        raise _Unshapeable("template: text: it makes an empty message")
+        raise Unshapeable("template: text: it makes an empty message")
     return presets.slack(text) if preset == "slack" else presets.teams(text)
 
 
 def _picked(expression: str, wanted: BodyFormat | None, view: View) -> Made:
     value = found(expression, view)
     if isinstance(value, Failed):
-        raise _Unshapeable(f"pick: {value.reason}")
+        raise Unshapeable(f"pick: {value.reason}")
     if value is None:
-        raise _Unshapeable("pick: the expression found nothing in this event")
+        raise Unshapeable("pick: the expression found nothing in this event")
     if wanted is BodyFormat.FORM:
         return _form("pick", value), FORM_TYPE
     return _written(lambda: ascii_json(value)), JSON_TYPE
@@ -133,12 +133,12 @@ def _formatted(text: str, wanted: BodyFormat | None) -> Made:
     try:
         value = read(text)
     except RecursionError:
-        raise _Unshapeable("template: body: it makes JSON that is nested too deeply") from None
+        raise Unshapeable("template: body: it makes JSON that is nested too deeply") from None
     except ValueError as error:
         if wanted is None:
             return text, TEXT_TYPE
         where = f" at line {error.lineno}, column {error.colno}" if isinstance(error, JSONDecodeError) else ""
-        raise _Unshapeable(f"template: body: it makes no JSON, which breaks{where}") from None
+        raise Unshapeable(f"template: body: it makes no JSON, which breaks{where}") from None
     if wanted is BodyFormat.FORM:
         return _form("template: body", value), FORM_TYPE
     return text, TEXT_TYPE if wanted is None and not isinstance(value, dict | list) else JSON_TYPE
@@ -149,41 +149,43 @@ def _form(what: str, value: Any) -> str:
         return form(value)
     except (NoForm, ValueError, TypeError) as error:
         reason = str(error) if isinstance(error, NoForm) else "it cannot be written as a form"
-        raise _Unshapeable(f"{what}: {reason}") from None
+        raise Unshapeable(f"{what}: {reason}") from None
 
 
 def _written(write: Callable[[], str]) -> str:
     try:
         return write()
     except RecursionError:
-        raise _Unshapeable("body: the data is nested too deeply") from None
+        raise Unshapeable("body: the data is nested too deeply") from None
     except (ValueError, TypeError):
-        raise _Unshapeable("body: the data cannot be written as JSON") from None
+        raise Unshapeable("body: the data cannot be written as JSON") from None
 
 
-def _filled(what: str, template: str, environment: Any, view: View) -> str:
+def filled(what: str, template: str, environment: Any, view: View) -> str:
+    """The text of a template. Raises `Unshapeable`."""
     try:
         return filler(template, environment).filled(view)
     except Unfilled as reason:
-        raise _Unshapeable(f"template: {what}: {reason}") from None
+        raise Unshapeable(f"template: {what}: {reason}") from None
 
 
-def _url(template: str, view: View) -> str:
-    """The filled URL, at the very place that the YAML names."""
+def filled_url(template: str, view: View) -> str:
+    """The filled URL, at the very place that the YAML names. Raises `Unshapeable`."""
     origin = _ORIGIN.match(template)
-    url = _filled("url", template, URL, view)
+    url = filled("url", template, URL, view)
     rest = url[origin.end() :] if origin is not None and url.startswith(origin[0]) else None
     if rest is None or rest[:1] not in ("", "/", "?"):
-        raise _Unshapeable("template: url: it leads to another host")
+        raise Unshapeable("template: url: it leads to another host")
     if URL_CHARACTERS.fullmatch(rest) is None:
-        raise _Unshapeable("template: url: it holds what no URL may")
+        raise Unshapeable("template: url: it holds what no URL may")
     if _DOT_SEGMENT.search(rest.partition("?")[0]):
-        raise _Unshapeable("template: url: a part of its path is a dot segment")
+        raise Unshapeable("template: url: a part of its path is a dot segment")
     return url
 
 
-def _header(name: str, template: str, view: View) -> str:
-    text = _filled(f"headers.{name}", template, TEXT, view).strip(" \t")
+def filled_header(name: str, template: str, view: View) -> str:
+    """The value of a header, fit to be sent. Raises `Unshapeable`."""
+    text = filled(f"headers.{name}", template, TEXT, view).strip(" \t")
     if _UNSENDABLE.search(text):
-        raise _Unshapeable(f"template: headers.{name}: it holds a line break or what else no header may")
+        raise Unshapeable(f"template: headers.{name}: it holds a line break or what else no header may")
     return text

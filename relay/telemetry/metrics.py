@@ -26,6 +26,8 @@ from prometheus_client.registry import Collector
 
 from relay.model import OUTCOMES, DeliveryState, OutcomeKind
 
+FETCHES = ("fetched", "refused", "throttled", "failed")
+"""What comes of a fetch."""
 RESULTS = ("accepted", "unrouted", "duplicate", "refused", "challenged")
 NO_EVENTS = frozenset({"refused", "challenged"})
 """Results that are no event of the source."""
@@ -152,8 +154,12 @@ class Metrics:
         self._by_source: dict[str, Histogram] = {}
         self._heard: dict[str, float] = {}
         self._by_target: dict[str, tuple[Histogram, Histogram]] = {}
+        self._fetches = Counter(
+            "relay_enrichments", "Fetches by what came of them.", ("enricher", "outcome"), registry=registry
+        )
+        self._by_fetch: dict[tuple[str, str], Counter] = {}
 
-    def know(self, sources: Iterable[str], targets: Iterable[str]) -> None:
+    def know(self, sources: Iterable[str], targets: Iterable[str], enrichers: Iterable[str] = ()) -> None:
         """Take the names of a config: new ones are shown with zeros, those that are gone are shown no more."""
         sources, targets = tuple(sources), tuple(targets)
         for source in self._by_source.keys() - set(sources):
@@ -167,6 +173,10 @@ class Metrics:
         self._by_result = {(name, one): self._events.labels(name, one) for name in sources for one in RESULTS}
         self._by_outcome = {(name, one): self._attempts.labels(name, one) for name in targets for one in OUTCOMES}
         self._kept.targets = targets
+        fetches = {(name, one): self._fetches.labels(name, one) for name in enrichers for one in FETCHES}
+        for gone in self._by_fetch.keys() - fetches.keys():
+            self._fetches.remove(*gone)
+        self._by_fetch = fetches
 
     def _forget_source(self, source: str) -> None:
         self._ingest.remove(source)
@@ -231,6 +241,12 @@ class Metrics:
         if counter is not None:
             counter.inc()
             self._by_target[target][0].observe(seconds)
+
+    def enriched(self, enricher: str, outcome: str) -> None:
+        """Count a fetch."""
+        counter = self._by_fetch.get((enricher, outcome))
+        if counter is not None:
+            counter.inc()
 
     def delivered(self, target: str, latency_seconds: float) -> None:
         """Note how long an event took from its receipt to its delivery."""

@@ -6,12 +6,13 @@ a delivery or an answer.
 
 import asyncio
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import structlog
 
 from relay.delivery.carrying import Attempted
-from relay.model import DisabledBy, GiveUp, OutcomeKind, RetryAt, TargetHealth, TargetState
+from relay.model import Claim, DisabledBy, Event, GiveUp, Outcome, OutcomeKind, RetryAt, TargetHealth, TargetState
+from relay.rules.enriching import Answer, Brought, Failing, Refused, Throttled
 from relay.rules.forwarding import rfc3339
 from relay.rules.rate import written
 from relay.store.replays import JobState, ReplayedEvent, ReplayJob
@@ -19,6 +20,9 @@ from relay.telemetry.lines import compact_traceback
 from relay.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
+
+_FETCHES = {Brought: "fetched", Refused: "refused", Throttled: "throttled", Failing: "failed"}
+"""What came of a fetch, as it is counted."""
 
 
 class Reporter:
@@ -37,6 +41,9 @@ class Reporter:
     def attempted(self, attempt: Attempted) -> None:
         """Tell of a recorded attempt."""
         claim, outcome, ruling = attempt.claim, attempt.sent.outcome, attempt.settled.ruling
+        if outcome.kind is OutcomeKind.SKIPPED:
+            self._skipped(claim, outcome)
+            return
         seconds = (attempt.ended_at - attempt.began_at).total_seconds()
         self._metrics.attempted(claim.target, outcome.kind, seconds)
         fields: dict[str, object] = {
@@ -71,6 +78,35 @@ class Reporter:
         if ruling is not None and isinstance(ruling.decision, GiveUp):
             fields["reason"] = ruling.decision.reason
             log.error("delivery.dead", **fields)
+
+    def _skipped(self, claim: Claim, outcome: Outcome) -> None:
+        """Tell that a condition on what was fetched turned a delivery away."""
+        log.info(
+            "delivery.skipped",
+            target=claim.target,
+            source=claim.event.source,
+            event_id=claim.event.id,
+            delivery_id=claim.delivery_id,
+            reason=outcome.reason,
+        )
+
+    def enriched(self, enricher: str, event: Event, answer: Answer, *, took: timedelta) -> None:
+        """Tell of a fetch; one that brought nothing is told again by the delivery that needed it."""
+        seconds = took.total_seconds()
+        self._metrics.enriched(enricher, _FETCHES[type(answer)])
+        fields = {"enricher": enricher, "event_id": event.id, "duration_ms": round(seconds * 1000, 1)}
+        if isinstance(answer, Brought):
+            log.info("event.enriched", **fields, bytes=len(answer.data))
+        else:
+            log.warning("event.not_enriched", **fields, reason=answer.reason)
+
+    def enricher_failing(self, enricher: str, reason: str, *, next_at: datetime) -> None:
+        """Tell that nobody asks an enricher for a while."""
+        log.error("enricher.failing", enricher=enricher, reason=reason, next_attempt_at=rfc3339(next_at))
+
+    def enricher_recovered(self, enricher: str) -> None:
+        """Tell that it answers again."""
+        log.warning("enricher.recovered", enricher=enricher)
 
     def disabled(self, health: TargetHealth) -> None:
         """Tell once that a target holds from now on; that a hand did it is no error."""

@@ -114,17 +114,6 @@ def test_unknown_keys_are_refused_with_the_nearest_known_one(refused: Refuser) -
     ]
 
 
-LATER = [
-    ({"enrichers": {}}, "enrichers"),
-]
-
-
-@pytest.mark.parametrize(("parts", "key"), LATER)
-def test_what_is_not_built_yet_is_refused_by_name(refused: Refuser, parts: dict[str, object], key: str) -> None:
-    """No key of the contract is accepted before it does something."""
-    assert refused(**parts) == [f"{key}: is not built yet in this version"]
-
-
 def test_other_things_that_are_not_built_yet(refused: Refuser) -> None:
     """Values of built keys that need what is not built are refused in the same words."""
     for parts in ({"store": {"url": "postgresql://user@host/db"}},):
