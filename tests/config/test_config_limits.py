@@ -108,3 +108,26 @@ def test_an_ordered_target_gets_one_at_a_time(build: Loader, refused: Refuser) -
         "targets.crm.concurrency: an ordered target gets one event at a time; remove it or write 1"
     ]
     assert refused(target={"ordered": "yes"}) == ["targets.crm.ordered: must be true or false, found string"]
+
+
+def shown(chapter: str) -> str:
+    """The YAML of a chapter of the README."""
+    text = README.read_text().partition(f"### {chapter}\n")[2]
+    return text.partition("```yaml\n")[2].partition("```")[0]
+
+
+@pytest.mark.parametrize("chapter", ["No faster than it can bear", "In order of arrival"])
+def test_the_readme_shows_what_can_be_run(read: Loader, chapter: str) -> None:
+    """Its examples of a target's manners are whole targets, and mean what is said beside them."""
+    written = yaml.safe_load(shown(chapter))["targets"]
+    config = yaml.safe_load(whole(crm={}))
+    config["targets"] = written
+    config["routes"][0]["to"] = list(written)
+    found = targets(read(yaml.safe_dump(config, sort_keys=False), SLACK_WEBHOOK_URL="https://hooks.example.com/x"))
+    assert list(found) == list(written)
+    if "moneybird" in found:
+        assert found["moneybird"].rate == found["moneybird-contacts"].rate == Rate(150, timedelta(minutes=5))
+        assert found["moneybird"].limit_group == found["moneybird-contacts"].limit_group
+        assert found["slack"].rate == Rate(1, SECOND)
+    else:
+        assert found["ledger"].ordered

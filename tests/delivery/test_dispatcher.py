@@ -210,6 +210,35 @@ async def test_a_group_keeps_its_rate_over_real_sockets(tmp_path: Path) -> None:
         assert counts["ill"] >= 3
 
 
+@pytest.mark.slow
+@pytest.mark.row("B38")
+async def test_an_outage_of_the_store_keeps_the_order(tmp_path: Path) -> None:
+    """At an ordered target nothing follows an event whose outcome cannot be written: not until it is."""
+    reached, answered = asyncio.Event(), asyncio.Event()
+
+    async def slowly(request: object, writer: asyncio.StreamWriter) -> None:
+        reached.set()
+        await answered.wait()
+        await OK(request, writer)  # type: ignore[arg-type]
+
+    async with scripted(slowly) as server:
+        queue = replace(at_port("crm", server.port, timeout=30), ordered=True)
+        async with real_relay(tmp_path, queue) as relay:
+            await relay.post("crm", number=20)
+            await reached.wait()
+            with closing(sqlite3.connect(tmp_path / "relay.db", isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                answered.set()
+                while not relay.witness.outages:
+                    relay.witness.changed.clear()
+                    await asyncio.wait_for(relay.witness.changed.wait(), 10)
+                assert relay.witness.attempts == []
+                assert len(server.received) == 1
+            await relay.witness.until_attempts(20)
+        ids = [request.one("relay-event-id") for request in server.received]
+        assert ids == [f"evt_{number:04}" for number in range(1, 21)]
+
+
 @pytest.mark.row("B68")
 async def test_a_large_body_is_fetched_when_it_is_sent(tmp_path: Path) -> None:
     """A body that is left in the store at the claim arrives whole."""
