@@ -237,6 +237,7 @@ class Lane:
         wait = self._share.wait(now)
         if wait <= span:
             return self._share.ahead(now, span)
+        self._share.join(now, self._changed.set)
         self._rate_at = now + wait - span
         return 0
 
@@ -258,12 +259,12 @@ class Lane:
         """Start a fetch, unless one is under way or nothing can be due."""
         if self._fetch is not None or limit <= 0:
             return
-        limit = min(limit, self._affordable(now) - len(self._ready))
-        if limit <= 0:
-            return
         is_due = self._is_due(now)
         self._at_once = self._at_once and is_due
-        if is_due or now - self._asked_at > LOOK_AGAIN:
+        if not is_due and now - self._asked_at <= LOOK_AGAIN:
+            return
+        limit = min(limit, self._affordable(now) - len(self._ready))
+        if limit > 0:
             self._asked_at = now
             self._ahead, self._used = min(WINDOW, 3 * self._used // 2), 0
             self._fetch = asyncio.create_task(self._claim(limit, turn), name=f"claim {self.target.name}")

@@ -44,10 +44,14 @@ class Limit:
                 self._keep(bucket, now)
                 self.leave(name, now)
                 return None
+        self.join(name, call, now)
+        return self.wait(name, now)
+
+    def join(self, name: str, call: Callable[[], None], now: datetime) -> None:
+        """Take a place in the queue, or keep it."""
         if not self._queue:
             self._first_since = now
         self._queue.setdefault(name, call)
-        return self.wait(name, now)
 
     def wait(self, name: str, now: datetime) -> timedelta:
         """How long until a token can be had from the place in the queue, or from its end."""
@@ -101,6 +105,10 @@ class Share:
     def take(self, now: datetime, call: Callable[[], None]) -> timedelta | None:
         """Take the token of an attempt that begins now: None where it was had, else how long to wait for it."""
         return self._limit.take(self._name, call, now)
+
+    def join(self, now: datetime, call: Callable[[], None]) -> None:
+        """Take a place in the queue before there is anything to begin, because its turn is far."""
+        self._limit.join(self._name, call, now)
 
     def wait(self, now: datetime) -> timedelta:
         """How long until a token can be had; no place is taken."""

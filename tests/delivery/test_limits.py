@@ -152,6 +152,28 @@ async def test_a_busy_target_starves_no_other_of_its_group(tmp_path: Path) -> No
         relay.assert_sound()
 
 
+@pytest.mark.parametrize("text", ["1/m", "1/20s", "3/s"])
+@virtually
+async def test_who_comes_late_to_a_busy_group_has_its_turn(tmp_path: Path, text: str) -> None:
+    """After one token for each of the others at the latest, also where that is too far off to claim anything yet."""
+    names = ("one", "two", "three", "late")
+    scripts = {each: always(OK) for each in group(*names, text=text)}
+    async with gateway(tmp_path, scripts) as relay:  # type: ignore[arg-type]
+        for name in names[:3]:
+            await relay.post(name, number=200)
+        interval = rate(text).span.total_seconds() / rate(text).count
+        await asyncio.sleep(10 * interval)
+        for _ in range(5):
+            (event,) = await relay.post("late")
+            await asyncio.sleep(4 * interval + 0.5)
+            assert [one.kind for one in relay.sends(event)] == [OutcomeKind.DELIVERED]
+        assert_never_above(relay.requests, rate(text))
+        counts = [len([one for one in relay.requests if one.target == name]) for name in names[:3]]
+        assert max(counts) - min(counts) <= 5, "the burst of the start, and a turn"
+        assert len(relay.requests) >= 0.95 * at(relay.now()) / interval
+        relay.assert_sound()
+
+
 @pytest.mark.parametrize("how", ["hangs", "disabled", "throttled", "removed"])
 @virtually
 async def test_who_cannot_send_holds_up_no_other_of_its_group(tmp_path: Path, how: str) -> None:
