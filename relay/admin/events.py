@@ -92,10 +92,14 @@ class EventCalls:
     async def _event(self, request: web.BaseRequest, event_id: str) -> web.Response:
         query = Query(request, "body")
         record = await self._record(event_id)
+        targets = self._dispatcher.targets
+        names = [one.target for one in record.event.deliveries]
+        ordered = [name for name in names if name in targets and targets[name].ordered]
         view = record_view(
             record,
             self._held(),
-            targets=self._dispatcher.targets,
+            targets=targets,
+            firsts=await self._archive.firsts(ordered) if ordered else {},
             headers=presentable(record.headers, self._key_header(record.event.source)),
             verdicts=await self._verdicts(record),
         )

@@ -84,15 +84,20 @@ def record_view(
     held: Collection[str],
     *,
     targets: Mapping[str, Target],
+    firsts: Mapping[str, str],
     headers: Headers,
     verdicts: Sequence[Verdict],
 ) -> dict[str, Any]:
-    """An event with all that is kept of it but its body; `headers` are those that may be shown, `verdicts` what the
-    routes of today say of it."""
+    """An event with all that is kept of it but its body; `headers` are those that may be shown, `firsts` the ids of
+    the events that ordered targets get next, `verdicts` what the routes of today say of it."""
     view = event_view(record.event, held)
     for shown, delivery in zip(view["deliveries"], record.event.deliveries, strict=True):
         target = targets.get(delivery.target)
+        first = firsts.get(delivery.target) if delivery.state is DeliveryState.PENDING else None
+        behind = None if first == record.event.id else first
         shown |= {
+            "next_attempt_at": None if behind else shown["next_attempt_at"],
+            "held_back_by": behind,
             "reason": delivery.reason,
             "settled_at": shown_at(delivery.settled_at),
             "step": delivery.step,

@@ -119,6 +119,8 @@ def _delivery(delivery: Mapping[str, Any], now: datetime) -> list[str]:
     lines = [f"{click.style(delivery['target'], bold=True)}  {state}"]
     if delivery["state"] == "held":
         lines += note(f"its target takes none now: relay targets; relay targets enable {delivery['target']}")
+    if delivery["held_back_by"]:
+        lines += note(f"its target takes events in order, and {safe(str(delivery['held_back_by']))} comes first")
     if delivery["state"] == "dead":
         lines += note(f"given up: {delivery['reason'] or 'no reason was kept'}; relay replay ID sends it again")
     if delivery["replays"]:

@@ -30,6 +30,8 @@ def target(
         report.refuse((*path, "concurrency"), "an ordered target gets one event at a time; remove it or write 1")
     if section.limit_group is not None and not values.NAME.fullmatch(section.limit_group):
         report.refuse((*path, "limit_group"), f"the name of a group must match {values.NAME.pattern}")
+    if section.ordered and section.probe is not None and "probe" in section.model_fields_set:
+        report.warn((*path, "probe"), "an ordered target is tried by its retry schedule; only `never` means something")
     probe = None if report.is_broken((*path, "probe")) else section.probe
     if probe is not None and probe.first > probe.max:
         first, longest = duration_text(probe.first), duration_text(probe.max)

@@ -161,5 +161,8 @@ class Archive(Protocol):
         """Those of these targets for which a delivery was due before a time and is still pending; of those that are
         `ordered`, the first by arrival."""
 
+    async def firsts(self, targets: Sequence[str]) -> Mapping[str, str]:
+        """The id of the first event by arrival of which a delivery to each of these targets is not over."""
+
     async def tally(self, now: datetime) -> Tally:
         """What was counted, ever and in the last sixty minutes."""

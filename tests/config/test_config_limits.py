@@ -110,6 +110,14 @@ def test_an_ordered_target_gets_one_at_a_time(build: Loader, refused: Refuser) -
     assert refused(target={"ordered": "yes"}) == ["targets.crm.ordered: must be true or false, found string"]
 
 
+def test_probes_of_an_ordered_target_are_doubted(warned: Refuser) -> None:
+    """They have no waits of their own; `never` is understood."""
+    assert warned(target={"ordered": True, "probe": {"first": "10s", "max": "1m"}}) == [
+        "targets.crm.probe: an ordered target is tried by its retry schedule; only `never` means something"
+    ]
+    assert warned(target={"ordered": True, "probe": "never"}) == []
+
+
 def shown(chapter: str) -> str:
     """The YAML of a chapter of the README."""
     text = README.read_text().partition(f"### {chapter}\n")[2]

@@ -95,6 +95,29 @@ async def test_what_was_turned_away_and_why(looked: Looked) -> None:
     assert looked.tried("events", "--refused", "--state", "dead").returncode == 2
 
 
+async def test_show_tells_what_holds_an_event_back(tmp_path: Path) -> None:
+    """At an ordered target: the event that comes first there, and no time of its own."""
+
+    async def answer(arrival: Arrival) -> int:
+        return 200 if arrival.target == "crm" else 422
+
+    async with Sink(answer) as sink:
+        books = ", ordered: true, retry: {schedule: [1h]}"
+        config = write_config(tmp_path / "config.yaml", sink, targets={"crm": "", "books": books})
+        async with Gateway(config) as gateway:
+            ids = [(await gateway.post(*webhook(number)))[1]["id"] for number in range(2)]
+            await until(lambda: len(sink.arrivals) == 3 and len(gateway.said("delivery.attempted")) == 3)
+            looked = Looked(gateway, tmp_path, ids, sink)
+            told = [" ".join(looked.run("show", event_id).split()) for event_id in ids]
+            assert "next in" in told[0]
+            assert "comes first" not in told[0]
+            assert f"its target takes events in order, and {ids[0]} comes first" in told[1]
+            assert "due now" not in told[1]
+            (shown,) = looked.objects("show", ids[1])
+            held_back = {one["target"]: one["held_back_by"] for one in shown["deliveries"]}
+            assert held_back == {"crm": None, "books": ids[0]}
+
+
 async def test_show_tells_every_attempt(looked: Looked) -> None:
     """Headers, routes, deliveries, attempts and, when asked, the body."""
     (shown,) = looked.objects("show", looked.ids[0])

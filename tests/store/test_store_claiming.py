@@ -377,6 +377,16 @@ async def test_in_order_the_first_of_a_disabled_target_keeps_its_own_time(store:
         await store.release([again])
 
 
+async def test_the_first_of_a_target_is_known(store: Store) -> None:
+    """By its id, pending or under way, until it is over; nothing where nothing waits."""
+    a, b = [await stored(store, "crm") for _ in range(2)]
+    assert await store.archive.firsts(["crm", "books"]) == {"crm": a.id}
+    claim = await one(store, turn=Turn.FIRST)
+    assert await store.archive.firsts(["crm"]) == {"crm": a.id}
+    await store.settle(settlement(claim))
+    assert await store.archive.firsts(["crm"]) == {"crm": b.id}
+
+
 async def test_of_an_ordered_target_only_the_first_is_overdue(store: Store) -> None:
     """What it holds back is not, however long it is due."""
     await stored(store, "crm", "books", at=NOW - 600 * SECOND)

@@ -115,6 +115,14 @@ class SqliteArchive:
                 found.update(name for (name,) in rows)
         return frozenset(found)
 
+    async def firsts(self, targets: Sequence[str]) -> Mapping[str, str]:
+        """See `Archive.firsts`."""
+        query = f"""SELECT t.value, (SELECT CAST(e.id AS BLOB) FROM event e WHERE e.seq =
+                (SELECT event_seq FROM ({FIRST.format(target="t.value")})))
+            FROM json_each(?) t"""
+        rows = await self._reading.rows(query, (json.dumps(list(targets)),))
+        return {name: str(id_, "utf-8", "replace") for name, id_ in rows if id_ is not None}
+
     async def tally(self, now: datetime) -> Tally:
         """See `Archive.tally`."""
         since = int((now - HOUR).timestamp()) // 60
