@@ -57,6 +57,7 @@ class Limit:
         """How long until a token can be had from the place in the queue, or from its end."""
         if self._bucket.at is not None and now < self._bucket.at:  # the clock was set back
             self._keep(refilled(self._bucket, self._rate, now), now)
+            self._first_since = now
         ahead = list(self._queue).index(name) if name in self._queue else len(self._queue)
         own = until(self._bucket, self._rate, now, ahead + 1)
         return own + GRACE if ahead else own

@@ -270,6 +270,27 @@ async def test_a_rate_holds_the_first_and_all_behind_it(tmp_path: Path, concurre
         relay.assert_sound()
 
 
+@pytest.mark.parametrize("seconds", [1, 30])
+@virtually
+async def test_ordered_targets_share_a_rate_with_others(tmp_path: Path, seconds: int) -> None:
+    """In a group each has its turn, in its own order, and no token is left unused."""
+    shared = Rate(1, timedelta(seconds=seconds))
+    one, two, free = (
+        target(name, rate=shared, limit_group="all", ordered=name != "free") for name in ("a", "b", "free")
+    )
+    async with gateway(tmp_path, {each: lambda *_: OK for each in (one, two, free)}) as relay:
+        await relay.post("free", number=100)
+        await asyncio.sleep(3 * seconds)
+        await relay.post("a", number=100)
+        await relay.post("b", number=100)
+        await asyncio.sleep(60 * seconds)
+        assert 0.95 * 63 <= len(relay.requests) <= 64 + 1
+        for name in ("a", "b"):
+            relay.assert_in_order(name)
+            assert 18 <= len([request for request in relay.requests if request.target == name]) <= 22
+        relay.assert_sound()
+
+
 # --- replays, discarding ---
 
 
