@@ -1,28 +1,20 @@
 """The verb that tells all of one event: `show`; also as a command that sends it again by hand.
 
-Law: what came from outside is made safe for the terminal, line by line. A command that is printed can be pasted: every
-word of it is quoted for the shell.
+Law: what came from outside is made safe for the terminal, line by line.
 """
 
-import base64
 import json
-import os
-import shlex
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import click
 
+from relay.cli.by_hand import commands
 from relay.cli.calling import access, call, for_programs, output_option, remembered
 from relay.cli.events import COLOURS, EVENTS, state_text
 from relay.cli.terminal import Failure, apart, note, plural, safe, width
-from relay.config import ConfigRefused, find, load
-from relay.model import Target
-from relay.rules.forwarding import HOP_BY_HOP
 
 MOST_TEXT = 64 * 1024
 """Characters of a body that are put on a terminal."""
@@ -47,7 +39,7 @@ def show(ctx: click.Context, *, event_id: str, body: bool, curl: bool, target: s
         if not found["deliveries"] and not curl:
             raise Failure(f'the event has no delivery to "{safe(target)}"')
     if curl:
-        click.echo("\n\n".join(_commands(found, target, remembered(ctx, "config"))))
+        click.echo("\n\n".join(commands(found, target, remembered(ctx, "config"))))
     elif for_programs(ctx):
         click.echo(json.dumps(found))
     else:
@@ -155,52 +147,3 @@ def _body(event: Mapping[str, Any]) -> list[str]:
         return [f"(not text: --output json has its {event['size']} bytes in body_base64)"]
     cut = [] if len(text) <= MOST_TEXT else [f"(cut: {len(text)} characters)"]
     return [*(safe(line.expandtabs()) for line in text[:MOST_TEXT].split("\n")), *cut]
-
-
-def _commands(event: Mapping[str, Any], target: str | None, config: Path | None) -> list[str]:
-    """A command for each target that the event goes to, or for the one that was asked for."""
-    targets = _targets(config)
-    names = [target] if target is not None else [one["target"] for one in event["deliveries"]]
-    if not names:
-        raise Failure("the event was unrouted; name a target: --target NAME")
-    attempts = {one["target"]: one["attempts"] for one in event["deliveries"]}
-    if any(name in targets and targets[name].headers for name in names) and sys.stdout.isatty():
-        click.echo("these commands hold the targets' own headers, credentials included", err=True)
-    return [_command(event, name, targets.get(name), attempts.get(name, 0) + 1) for name in names]
-
-
-def _targets(config: Path | None) -> dict[str, Target]:
-    """The targets of the config that is at hand: the API tells no addresses. None where there is no whole one."""
-    try:
-        return {target.name: target for target in load(find(config, os.environ), os.environ).targets}
-    except ConfigRefused:
-        return {}
-
-
-def _command(event: Mapping[str, Any], name: str, target: Target | None, attempt: int) -> str:
-    body = base64.b64decode(event["body_base64"])
-    is_plain = event["body"] is not None and "\0" not in event["body"] and len(body) < MOST_TEXT
-    own = target.headers if target is not None else ()
-    headers = [*_forwarded(event["headers"], {key.lower() for key, _ in own}), *own]
-    headers += [
-        ("relay-event-id", event["id"]),
-        ("relay-source", event["source"]),
-        ("relay-attempt", str(attempt)),
-        ("relay-replay", "1"),
-    ]
-    if all(key.lower() != "content-type" for key, _ in headers):
-        headers.append(("Content-Type", ""))  # or curl would name one of its own
-    words = ["curl -sS -i -X POST", *(f"-H {shlex.quote(f'{key}: {value}'.rstrip())}" for key, value in headers)]
-    words.append(f"--data-raw {shlex.quote(event['body'])}" if is_plain else "--data-binary @-")
-    words.append(shlex.quote(target.url) if target is not None else '"$URL"')
-    command = " \\\n  ".join(words)
-    if not is_plain:
-        command = f"base64 -d <<'BODY' | {command}\n{base64.encodebytes(body).decode()}BODY"
-    remark = f"# {event['id']} to {name}"
-    return f"{remark}\n{command}" if target is not None else f"{remark}; URL is its address in your config\n{command}"
-
-
-def _forwarded(headers: Sequence[Sequence[str]], replaced: set[str]) -> list[tuple[str, str]]:
-    """The provider's headers as they can be sent again: what was masked, or belongs to a connection, cannot."""
-    left_out = HOP_BY_HOP | replaced | {"accept-encoding", "user-agent"}
-    return [(name, value) for name, value in headers if name.lower() not in left_out and value != "***"]

@@ -83,6 +83,8 @@ def target(
 
 
 def _body(section: TargetSection, path: KeyPath, report: Report) -> Body | None:
+    if report.is_broken((*path, "body")):
+        return None
     if "body" not in section.model_fields_set:
         body: Body | None = None
     elif section.body is None:

@@ -74,7 +74,8 @@ def header(value: Any) -> Written:
 
 def template_of(value: Any) -> Written:
     """A template of a body, or of a message; plain text makes the same of every event."""
-    return _written(values.template(value))
+    values.template(value)
+    return _written(value)
 
 
 def expression(value: Any) -> str:

@@ -86,7 +86,9 @@ def _is_withheld(low: str) -> bool:
     return low in _WITHHELD or low.startswith("x-forwarded-")
 
 
-def _is_of_the_body(low: str, proofs: frozenset[str]) -> bool:
+def is_of_the_body(low: str, proofs: frozenset[str]) -> bool:
+    """Whether a header, its name in lower case, describes or proves the bytes it came with; `proofs` are those of the
+    source's own check."""
     return low in proofs or _OF_THE_BODY.search(low) is not None
 
 
@@ -120,7 +122,7 @@ def _plan(
             return _Fate.CONNECTION
         if _is_never_forwarded(low) or low in blocked or (_is_withheld(low) and low not in forward):
             return _Fate.LEAVE
-        if proofs is not None and (low in _ALWAYS_OURS or (low not in forward and _is_of_the_body(low, proofs))):
+        if proofs is not None and (low in _ALWAYS_OURS or (low not in forward and is_of_the_body(low, proofs))):
             return _Fate.LEAVE
         return _Fate.NAMES_CALL if low in _CALL_NAMES else _Fate.PASS
 

@@ -119,7 +119,9 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 def _known(value: Any) -> Any:
-    """A value that is there; a missing one raises what says its name."""
+    """A value that is there; a missing one raises what says its name. An `if` without `else` means to bring nothing."""
+    if type(value) is Undefined:
+        return None
     if isinstance(value, Undefined):
         str(value)
     return value

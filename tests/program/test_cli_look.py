@@ -213,3 +213,23 @@ async def test_a_target_that_left_the_config_is_shown_with_the_way_out(tmp_path:
             assert look.run("targets", "discard", "books", "--yes").startswith("books: 1 delivery discarded")
             (event,) = look.objects("events", "--state", "dead")
             assert event["deliveries"][0]["target"] == "books"
+
+
+async def test_the_printed_command_has_the_shaped_request_or_says_why_not(tmp_path: Path) -> None:
+    """What a target would get is printed as it would be made; where the event lacks something, that is named."""
+    async with Sink() as sink:
+        shapes = {
+            "crm": ', body: {template: \'{"n": {{ body.id }}}\'}, headers: {X-N: "{{ body.id }}"}',
+            "books": ", body: {pick: body.total}, retry: {schedule: [1h]}",
+        }
+        config = write_config(tmp_path / "config.yaml", sink, targets=shapes)
+        async with Gateway(config) as gateway:
+            event_id = (await gateway.post(*webhook(7)))[1]["id"]
+            await until(lambda: len(gateway.said("delivery.attempted")) == 2)
+            env = {"RELAY_ADMIN_URL": gateway.admin}
+            printed = run_relay("show", event_id, "--curl", cwd=tmp_path, env=env).stdout
+    assert """--data-raw '{"n": 7}'""" in printed
+    assert "-H 'X-N: 7'" in printed
+    assert (
+        f"# {event_id} to books: cannot be told here what it would get\n# pick: the expression found nothing" in printed
+    )

@@ -1,5 +1,6 @@
 """What a target's answer means: every row of the outcome table, and a parser that takes anything."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -155,3 +156,12 @@ def test_first_bytes_may_be_anything(head: bytes) -> None:
     """Whatever comes first is a status of three digits or none."""
     status = status_line(head)
     assert status is None or 0 <= status <= 999
+
+
+def test_410_of_a_templated_url_refuses_one_event() -> None:
+    """One resource is gone, and not the receiver; the target's own lists still win."""
+    templated = replace(CRM, url_template="https://h.example/{{ body.id }}")
+    assert meaning(410, CRM, retry_after=None) is OutcomeKind.GONE
+    assert meaning(410, templated, retry_after=None) is OutcomeKind.REFUSED
+    listed = replace(templated, success=StatusSet(((410, 410),)))
+    assert meaning(410, listed, retry_after=None) is OutcomeKind.DELIVERED

@@ -1,0 +1,85 @@
+"""JSON that is read and written without a loss."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.rules.exactness import ascii_json, document, read, text_json
+from relay.rules.expressions import found
+
+NUMBERS = [
+    "1.10",
+    "1E400",
+    "-0.0",
+    "9223372036854775808123",
+    "0.1000000000000000055511151231257827",
+    "1e5",
+    "12.00",
+    "3",
+]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_number_leaves_as_it_was_written(number: str) -> None:
+    """Alone, inside, and through an expression."""
+    text = f'{{"b":[{number}],"a":{{"n":{number}}}}}'
+    value = read(text)
+    assert ascii_json(value) == text_json(value) == text
+    assert ascii_json(found("{n: a.n, l: b}", value)) == f'{{"n":{number},"l":[{number}]}}'
+
+
+def test_an_exact_number_still_is_one() -> None:
+    """Expressions count and compare with it."""
+    value = read('{"a": [1.10, 2.20]}')
+    assert found("sum(a) > `3.2`", value) is True
+    assert found("a[?@ > `2.0`] | length(@)", value) == 1
+    assert found("type(a[0])", value) == "number"
+    assert str(value["a"][0]) == "1.10"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+)
+
+
+@given(JSON)
+def test_json_comes_back_in_its_order(value: Any) -> None:
+    """Compact, in ASCII or readable, it is the same as any other writer's."""
+    assert ascii_json(value) == json.dumps(value, separators=(",", ":"))
+    assert text_json(value) == json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    assert ascii_json(read(json.dumps(value))) == json.dumps(value, separators=(",", ":"))
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b' {"a": 1}\n', '{"a": 1}'),
+        (b'\xef\xbb\xbf{"a": 1}', '{"a": 1}'),
+        ('{"a": "ä"}'.encode("utf-16"), '{"a": "ä"}'),
+        (b"null", "null"),
+        (b"", None),
+        (b"a=b", None),
+        (b"NaN", None),
+        (b'{"a": Infinity}', None),
+        (b'"\xff"', None),
+        (b"[" * 200_000, None),
+        (b"9" * 5000, None),
+    ],
+)
+def test_the_text_of_a_body_is_had_only_where_it_is_json(body: bytes, text: str | None) -> None:
+    """As RFC 8259 has it, in any encoding that it allowed; anything else is opaque."""
+    made = document(body)
+    assert (made and made[0]) == text
+
+
+def test_what_no_json_can_hold_is_refused() -> None:
+    """A number that is none, and a key that is no text, where it cannot be one."""
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        ascii_json(float("nan"))
+    with pytest.raises(TypeError):
+        ascii_json({(1, 2): 3})
+    assert ascii_json({1: (2, None), "a": {}, "b": []}) == '{"1":[2,null],"a":{},"b":[]}'
