@@ -36,7 +36,7 @@ LOOKED_UP = tuple(name for name, one in sorted(PROVIDERS.items()) if one.lookup 
 """Providers whose API is known."""
 _NEVER_OR_COUNT = {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 1000}, {"const": "never"}]}
 
-_FORMATS = {"type": "string", "enum": [*BodyFormat]}
+_FORMATS = one_of(tuple(BodyFormat), what="format").schema
 
 
 def _disable_after(value: Any) -> int | None:

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 from relay.config import urls, values
 from relay.config.expansion import Expanded
-from relay.config.fields import Parsed, Section, setting
-from relay.config.problems import Refused, kind, suggestion
+from relay.config.fields import Parsed, Section, one_of, setting
+from relay.config.problems import Refused, kind, quoted, suggestion
 from relay.model import Body, BodyFormat, PickBody, PresetBody, PresetName, TemplateBody
 from relay.rules.expressions import VIEWED, NoExpression, compiled
 from relay.rules.templating import NoTemplate, assembled, filler, literal, skeleton, unknown_names
@@ -20,7 +20,7 @@ PRESETS: tuple[PresetName, ...] = ("slack", "teams", "cloudevents")
 PRESETS_WITH_TEXT = ("slack", "teams")
 
 _KINDS = ("template", "pick", "preset")
-_ONE_OF_PRESETS = {"type": "string", "enum": list(PRESETS)}
+_ONE_OF_PRESETS = one_of(PRESETS, what="preset").schema
 _STAND_IN = "x"
 """What stands for a tag where the text around it is judged."""
 _DOT_SEGMENT = re.compile(r"(?:^|/)\.{1,2}(?:/|$)")
@@ -52,7 +52,7 @@ def _written(value: str) -> Written:
 def _check_names(template: str) -> None:
     for name in unknown_names(template):
         near = suggestion(name, VIEWED)
-        raise Refused(f'unknown name "{name[:60]}" in the template{near or "; known: " + ", ".join(VIEWED)}')
+        raise Refused(f"unknown name {quoted(name)} in the template{near or '; known: ' + ', '.join(VIEWED)}")
 
 
 def url(value: Any) -> Written:
@@ -103,10 +103,11 @@ def preset_of(value: Any) -> PresetName:
 
 def body_mapping(value: Any) -> Any:
     """The mapping of `body`, None for `raw`."""
-    if value == "raw":
+    is_written = isinstance(value, str) and not isinstance(value, Expanded)
+    if is_written and value == "raw":
         return None
     if not isinstance(value, dict):
-        found = f'"{value[:40]}"' if isinstance(value, str) and not isinstance(value, Expanded) else kind(value)
+        found = quoted(value) if is_written else kind(value)
         raise Refused(f"must be raw, or one of {{template: …}}, {{pick: …}}, {{preset: …}}; found {found}")
     return value
 

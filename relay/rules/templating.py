@@ -19,7 +19,21 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from relay.rules.expressions import VIEWED
 from relay.rules.sandbox import LONGEST_TEXT, SLACK, TEAMS, TEXT, URL, Unfilled
 
-__all__ = ["SLACK", "TEAMS", "TEXT", "URL", "NoTemplate", "Unfilled", "assembled", "filler", "is_template", "literal"]
+__all__ = [
+    "SLACK",
+    "TEAMS",
+    "TEXT",
+    "URL",
+    "NoTemplate",
+    "Unfilled",
+    "assembled",
+    "filler",
+    "is_template",
+    "literal",
+    "literals",
+    "skeleton",
+    "unknown_names",
+]
 
 LONGEST_TEMPLATE = 100_000
 
