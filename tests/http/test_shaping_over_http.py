@@ -124,6 +124,17 @@ def test_the_readme_shows_what_is_expected_here() -> None:
         assert f"`{EXPECTED[name][2].decode()}`" in CHAPTER.replace("\n", " ").replace("gets `", "gets `")
 
 
+async def test_the_relays_own_news_reach_a_chat_as_the_readme_says(tmp_path: Path) -> None:
+    """The example of its chapter turns the message that it shows into one that people read."""
+    chapter = README.partition("\n## Telling someone\n")[2].partition("\n## ")[0]
+    (news,) = re.findall(r"```json\n(.*?)\n```", chapter, re.DOTALL)
+    (block,) = re.findall(r"```yaml\n(.*?)```", chapter, re.DOTALL)
+    async with scripted(status(200)) as server:
+        chat = yaml.safe_load(block)["targets"]["chat"] | {"url": server.url}
+        got = await delivered(tmp_path, chat, server, json.dumps(json.loads(news) | {"id": 1}).encode())
+    assert got.body == (b'{"text":"*target.disabled* Target crm is disabled (status 500); it holds 12 deliveries."}')
+
+
 async def test_an_event_that_lacks_what_a_template_needs_is_unprepared(start: Start, target: Target) -> None:
     """Nothing is sent, the reason names what is missing, it spends a step, and the target's count is left alone."""
     crm = {"url": "${TARGET}", "body": {"template": "{{ body.name }}"}, "retry": {"schedule": ["1h"]}}

@@ -391,3 +391,57 @@ def test_a_target_that_sets_or_asks_for_a_header_has_its_way() -> None:
     assert "Content-Encoding" not in headers
     filled = Shaped(b"x", is_changed=True, content_type="application/json", headers=(("Content-Type", "text/xml"),))
     assert sent(target(), filled)["Content-Type"] == "text/xml"
+
+
+# --- total, whatever comes ---
+
+LEAVES = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["{{ id }}", "\ud800", ".."])
+)
+DATA = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b", "[", "\n"]), inner, max_size=3)
+    ),
+)
+FORM = BodyFormat.FORM
+TARGETS = [
+    target(),
+    target(TemplateBody("{{ body.a }}{{ data }}")),
+    target(TemplateBody('{"a": {{ body | tojson }}, "b": {{ data | tojson }}}'), format=BodyFormat.JSON),
+    target(TemplateBody('{"a": {{ body | tojson }}}'), format=FORM),
+    target(PickBody("body || data")),
+    target(PickBody("{a: body, b: data}"), format=FORM),
+    target(PresetBody("slack", "{{ body.a }} {{ data }}")),
+    target(PresetBody("teams", "{{ body }}")),
+    target(PresetBody("cloudevents")),
+    at("https://h.example/{{ body.a }}/{{ data }}"),
+    target(header_templates=(("X-A", "{{ body }}"),)),
+]
+
+
+@given(st.sampled_from(TARGETS), DATA, DATA | st.just(Fetched.NOTHING))
+def test_every_event_becomes_a_request_or_a_reason(one: Target, value: Any, data: Any) -> None:
+    """Never an exception, and what claims to be JSON is."""
+    body = json.dumps(value).encode()
+    shape = shaped(one, EVENT, body, data)
+    if isinstance(shape, Unshaped):
+        assert 0 < len(shape.reason) < 160
+        return
+    if shape.is_changed and shape.content_type is not None and shape.content_type.endswith("json"):
+        json.loads(shape.body)
+
+
+@given(st.sampled_from(TARGETS), st.binary())
+def test_so_does_every_body_that_is_no_json(one: Target, body: bytes) -> None:
+    """Whatever its bytes."""
+    assert isinstance(shaped(one, EVENT, body), Shaped | Unshaped)
+
+
+@pytest.mark.parametrize("one", TARGETS)
+def test_so_does_data_that_is_nested_beyond_reason(one: Target) -> None:
+    """As body and as what was fetched."""
+    deep: Any = []
+    for _ in range(50_000):
+        deep = {"a": deep}
+    assert isinstance(shaped(one, EVENT, b'{"a":' * 50_000 + b"1" + b"}" * 50_000, deep), Shaped | Unshaped)
