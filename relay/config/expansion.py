@@ -30,7 +30,7 @@ class Expanded(str):
     """Each with whether it came from outside; no two of the file's own stand side by side."""
 
     def __new__(cls, parts: Iterable[tuple[str, bool]]) -> Self:
-        kept = tuple(part for part in parts if part[0])
+        kept = tuple(part for part in parts if any(part))
         made = super().__new__(cls, "".join(text for text, _ in kept))
         made.parts = kept
         return made

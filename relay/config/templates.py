@@ -46,7 +46,7 @@ def _written(value: str) -> Written:
             _check_names(template)
     except NoTemplate as error:
         raise Refused(str(error)) from None
-    return Written(str(value), template, frozenset(text for text, is_outside in parts if is_outside))
+    return Written(str(value), template, frozenset(text for text, is_outside in parts if is_outside and text))
 
 
 def _check_names(template: str) -> None:

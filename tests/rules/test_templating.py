@@ -219,14 +219,11 @@ def test_names_that_no_event_has_are_found() -> None:
     assert unknown_names(text) == ("bdy", "date")
 
 
-PARTS = st.lists(
-    st.tuples(
-        st.sampled_from(["a", "{", "}", "%", "#", "{{", "}}", "{%", " id ", "{{ id }}", "/", "{% raw %}"]),
-        st.booleans(),
-    )
-    | st.tuples(HOSTILE.filter(bool), st.just(True)),
-    max_size=6,
+OWN = st.sampled_from(
+    ["{{ id }}", "x{{ id }}{", "a", "{", "}", "%}", " {# c #}", "{{ id }}{{", "{% if id %}y{% endif %}{"]
 )
+OUTSIDE = st.sampled_from(["{ id }}", "% raw %}", "# x", "{{ id }}", "{", "{%", "", "{% endraw %}"]) | HOSTILE
+PARTS = st.lists(st.tuples(OWN, st.just(False)) | st.tuples(OUTSIDE, st.just(True)), max_size=6)
 
 
 def merged(parts: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
@@ -289,3 +286,12 @@ def test_json_of_a_template_is_json() -> None:
     """`tojson` brings quotes and escapes, whatever the value."""
     value = {"a": 'q"\\\n\u2028</script>\ud800', "n": 2**70}
     assert json.loads(filled("{{ v | tojson }}", v=value)) == value
+
+
+@pytest.mark.parametrize("value", ["{ id }}", "% raw %}", "# x #}", "{{ id }}", "", "plain"])
+def test_a_brace_beside_a_variable_opens_nothing(value: str) -> None:
+    """The file's last brace and the variable's first are two texts."""
+    made = assembled([("{{ id }}{", False), (value, True), ("}", False)])
+    assert made is not None
+    assert filled(made, id="I") == "I{" + value + "}"
+    assert assembled([("{", False), (value, True), ("}", False)]) is None
