@@ -6,7 +6,7 @@ from typing import Any
 
 from relay.model import DeliveryState, Headers, Target, TargetHealth, TargetState
 from relay.rules.forwarding import rfc3339
-from relay.rules.routing import OPEN, Verdict
+from relay.rules.routing import Verdict
 from relay.store import Backlog
 from relay.store.archive import EventRecord, KeptAttempt, KeptDelivery, KeptEvent, RefusedRequest, Tally
 
@@ -113,24 +113,7 @@ def record_view(
         "headers": [list(header) for header in headers],
         "routes": None if record.routes is None else list(record.routes),
         "failed_conditions": [{"route": place, "reason": reason} for place, reason in record.failed_conditions],
-        "routing": [verdict_view(verdict) for verdict in verdicts],
-    }
-
-
-def verdict_view(verdict: Verdict) -> dict[str, Any]:
-    """What a route says of an event, and of each of its targets; a reason stands where there is one."""
-    return {
-        "route": verdict.route,
-        "takes": verdict.because is None,
-        "reason": verdict.because,
-        "targets": [
-            {
-                "target": one.target,
-                "takes": one.way is not None,
-                "reason": OPEN if one.is_open else one.because or None,
-            }
-            for one in verdict.targets
-        ],
+        "routing": [verdict.shown() for verdict in verdicts],
     }
 
 

@@ -43,6 +43,7 @@ FAMILIES: Mapping[str, Mapping[str, Verb]] = {
     "While it runs": {
         "send": Verb("sending", "Sign a sample as its provider would, and post it."),
         "verify": Verb("verifying", "Tell why a webhook is believed or not, step by step."),
+        "route": Verb("routing", "Tell where an event would go, and why not elsewhere."),
         "events": Verb("events", "Show events and where their deliveries stand; or what was refused."),
         "show": Verb("showing", "Show one event: headers, routes, every attempt."),
         "stats": Verb("stats", "Show what came and what arrived, by source and target."),
@@ -59,7 +60,7 @@ FAMILIES: Mapping[str, Mapping[str, Verb]] = {
     },
 }
 
-LATER = frozenset("route bench generate copy".split())  # noqa: SIM905
+LATER = frozenset("bench generate copy".split())  # noqa: SIM905
 """Verbs of the contract that are still to come; the overview does not promise them."""
 
 _VERBS = {name: verb for family in FAMILIES.values() for name, verb in family.items()}

@@ -61,6 +61,11 @@ class TargetVerdict:
         """There is something left to be decided."""
         return self.way is not None and bool(self.way.conditions)
 
+    @property
+    def reason(self) -> str | None:
+        """Why there is no way, or that it is still to be decided."""
+        return OPEN if self.is_open else self.because or None
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -76,6 +81,17 @@ class Verdict:
     def ways(self) -> tuple[TargetVerdict, ...]:
         """The targets to which there is a way."""
         return tuple(one for one in self.targets if one.way is not None)
+
+    def shown(self) -> dict[str, Any]:
+        """As the API and the command line show it; a reason stands where there is one."""
+        return {
+            "route": self.route,
+            "takes": self.because is None,
+            "reason": self.because,
+            "targets": [
+                {"target": one.target, "takes": one.way is not None, "reason": one.reason} for one in self.targets
+            ],
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +187,38 @@ def barred_because(way: Way, view: View) -> str | None:
         if not answer:
             return f"route {way.route}: `when` says no to what was fetched"
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """A target that an event goes to by the ways that are left, the first of which is taken whose conditions hold. It
+    is reached or not; None where that is decided after the fetch."""
+
+    target: str
+    is_reached: bool | None = True
+    ways: tuple[Way, ...] = ()
+    reason: str | None = None
+
+
+def destinations(found: Routed, after: View | None) -> tuple[Destination, ...]:
+    """What becomes of each target of an event; `after` is the view of it with what was fetched, None where nothing
+    was yet."""
+    return tuple(_destination(target, found.courses.get(target, ()), after) for target in found.targets)
+
+
+def _destination(target: str, course: Course, after: View | None) -> Destination:
+    if not course:
+        return Destination(target)
+    if after is None:
+        is_open = all(way.conditions for way in course)
+        return Destination(target, None if is_open else True, course, OPEN if is_open else None)
+    reasons: list[str] = []
+    for way in course:
+        barred = barred_because(way, after)
+        if barred is None:
+            return Destination(target, is_reached=True, ways=(way,))
+        reasons.append(barred)
+    return Destination(target, is_reached=False, ways=course, reason="; ".join(reasons))
 
 
 @dataclass(frozen=True, slots=True)

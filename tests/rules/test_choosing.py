@@ -12,9 +12,12 @@ from relay.model import Event, Headers, Route, Way
 from relay.rules.expressions import WHOLE, Failed, found, holds, reads, reads_data, view_of
 from relay.rules.routing import (
     DAMAGED,
+    OPEN,
+    Destination,
     Subject,
     TargetVerdict,
     barred_because,
+    destinations,
     judged,
     meant,
     routed,
@@ -198,6 +201,36 @@ def test_a_way_is_closed_by_what_was_fetched(data: Any, why: str | None) -> None
     way = Way("r", "shop", (PAID, "abs(data.n) > `0`"))
     assert barred_because(way, view_of(an_event(), an_event().body, data)) == why
     assert barred_because(Way("r", "shop"), view_of(an_event(), b"", data)) is None
+
+
+def test_where_an_event_goes_is_told_before_and_after_a_fetch() -> None:
+    """Before, what is open may be reached; after, the first way that is left is taken, or every no is told."""
+    routes = [
+        a_route("first", "crm", "slack", "log", when=PAID, enricher="shop"),
+        a_route("second", "crm"),
+        a_route("third", "books"),
+        a_route("fourth", "log", when="abs(data.status)", enricher="shop"),
+    ]
+    found_ = routed(subject(), routes)
+    ways = {"first": Way("first", "shop", (PAID,)), "second": Way("second")}
+    fourth = Way("fourth", "shop", ("abs(data.status)",))
+    assert destinations(found_, None) == (
+        Destination("crm", True, (ways["first"], ways["second"])),
+        Destination("slack", None, (ways["first"],), OPEN),
+        Destination("log", None, (ways["first"], fourth), OPEN),
+        Destination("books"),
+    )
+    event = an_event()
+    no = "route first: `when` says no to what was fetched"
+    failed = "route fourth: `when` failed on what was fetched: abs() was given what it does not take"
+    assert destinations(found_, view_of(event, event.body, {"status": "open"})) == (
+        Destination("crm", True, (ways["second"],)),
+        Destination("slack", False, (ways["first"],), no),
+        Destination("log", False, (ways["first"], fourth), f"{no}; {failed}"),
+        Destination("books"),
+    )
+    paid = destinations(found_, view_of(event, event.body, {"status": "paid"}))
+    assert [one.ways for one in paid] == [(ways["first"],)] * 3 + [()]
 
 
 def test_a_damaged_event_fits_no_route_that_asks_for_more_than_its_type() -> None:
