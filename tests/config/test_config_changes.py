@@ -66,6 +66,22 @@ def test_whatever_a_source_says_otherwise_is_a_change(
     assert found == Changes(NameChanges(changed=("partner",)), NameChanges(), NameChanges())
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"when": "body.n"},
+        {"match": {"headers": {"X-Env": "live"}}},
+        {"match": {"type": "x", "headers": {"X-Env": "live"}}},
+        {"to": [{"target": "crm", "when": "body.n"}]},
+    ],
+)
+def test_whatever_a_route_says_otherwise_is_a_change(built: Loader, parts: dict[str, Any]) -> None:
+    """And what it says in the same words is none."""
+    assert changes(built(route=parts), built(route=parts)) == NOTHING
+    found = changes(built(), built(route=parts))
+    assert found == Changes(NameChanges(), NameChanges(), NameChanges(changed=("all",)))
+
+
 def test_added_removed_and_changed_are_named(built: Loader) -> None:
     """Each kind by itself; a route that leads elsewhere is changed, its targets are not."""
     target, spare = {"url": "https://crm.example.com/"}, {"url": "https://spare.example.com/"}

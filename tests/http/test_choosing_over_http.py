@@ -1,4 +1,4 @@
-"""Choosing, from the request to the target: by headers and conditions, told with its reasons, decided anew by a replay."""
+"""Choosing, from the request to the target: by headers and conditions, with reasons, and anew by a replay."""
 
 import json
 import re
@@ -124,24 +124,18 @@ async def test_each_route_and_target_says_why(start: Start, other: Target) -> No
 
 
 async def test_a_condition_that_fails_is_told_and_counts_as_a_no(start: Start) -> None:
-    """In the log with the route and the reason, at most so many a second; the unrouted line says it too."""
+    """In the log with the route and the reason, once an event; the unrouted line says it too."""
     gateway = await start(OPEN, routes=[{"name": "sums", "from": "open", "when": "sum(body.n) > `1`", "to": "crm"}])
-    event_id = await posted(gateway, {"type": "paid", "n": "canary-body"})
+    event_id = await posted(gateway, {"type": "paid", "id": 1, "n": "canary-body"})
     line = await gateway.told("event.condition_failed")
     assert (line["level"], line["source"], line["route"], line["event_id"]) == ("warning", "open", "sums", event_id)
     assert line["reason"] == "sum() was given what it does not take"
     unrouted = await gateway.told("event.unrouted")
-    assert (
-        unrouted["reason"] == "no route wants it; the condition of sums failed: sum() was given what it does not take"
-    )
+    assert unrouted["reason"] == f"no route wants it; the condition of sums failed: {line['reason']}"
     assert gateway.rows("SELECT count(*) FROM delivery") == [(0,)]
-    for number in range(60):
-        await posted(gateway, {"type": "paid", "id": number, "n": "x"})
-    assert len(await gateway.log("event.condition_failed")) < 61
     assert "canary-body" not in gateway.log_text()
-    before = len(await gateway.log("event.condition_failed"))
-    await posted(gateway, {"type": "paid", "id": 1, "n": "x"})
-    assert len(await gateway.log("event.condition_failed")) == before, "a duplicate is decided no second time"
+    await posted(gateway, {"type": "paid", "id": 1, "n": "canary-body"})
+    assert len(await gateway.log("event.condition_failed")) == 1, "a duplicate is the event that it was"
 
 
 async def test_an_unrouted_event_goes_where_todays_conditions_lead(start: Start) -> None:
