@@ -117,8 +117,11 @@ class EventCalls:
         return next((one.key_header for one in self._sources() if one.name == source), None)
 
     async def _verdicts(self, record: EventRecord) -> list[Verdict]:
-        """What today's routes say of an event. Its body is read only where one of them asks for it."""
+        """What today's routes say of an event; of one that goes somewhere, those for its source. Its body is read only
+        where one of them asks for it."""
         event, routes = record.event, self._routes()
+        if event.deliveries:
+            routes = [route for route in routes if event.source in route.sources]
         asking = any(not route.is_plain for route in meant(event.source, event.type, routes))
         view = await self._view(record) if asking else DAMAGED
         subject = Subject(event.source, event.type, headers=lambda: record.headers, view=lambda: view)

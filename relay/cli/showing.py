@@ -76,12 +76,13 @@ def _routes(event: Mapping[str, Any]) -> str:
 
 
 def _telling(event: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What today's routes say, as far as it tells something: of an event that some took, not those which are not meant
-    for it, and nothing of one that simply takes it."""
-    if not event["deliveries"] and not event["routes"]:
-        return list(event["routing"])
+    """What today's routes say, as far as it tells something: nothing of one that took the event and simply does."""
     took = event["routes"] or ()
-    return [one for one in event["routing"] if one["targets"] or one["takes"] is not (one["route"] in took)]
+    return [
+        one
+        for one in event["routing"]
+        if not (one["takes"] and one["route"] in took) or any(inner["reason"] for inner in one["targets"])
+    ]
 
 
 def _verdict(verdict: Mapping[str, Any], *, is_unrouted: bool) -> str:
@@ -115,6 +116,8 @@ def _delivery(delivery: Mapping[str, Any], now: datetime) -> list[str]:
         lines += note(f"its target takes events in order, and {safe(str(delivery['held_back_by']))} comes first")
     if delivery["state"] == "dead":
         lines += note(f"given up: {delivery['reason'] or 'no reason was kept'}; relay replay ID sends it again")
+    if delivery["state"] == "skipped":
+        lines += note(f"nothing was sent: {delivery['reason'] or 'no reason was kept'}; relay replay ID decides anew")
     if delivery["replays"]:
         lines += note(f"replayed {plural(delivery['replays'], 'time')}")
     for attempt in delivery["attempt_log"]:

@@ -233,3 +233,29 @@ async def test_the_printed_command_has_the_shaped_request_or_says_why_not(tmp_pa
     assert (
         f"# {event_id} to books: cannot be told here what it would get\n# pick: the expression found nothing" in printed
     )
+
+
+async def test_an_event_tells_why_each_route_and_target_did_or_did_not_take_it(tmp_path: Path) -> None:
+    """What today's config says of those for its source, and which conditions failed when it was received."""
+    routes = """routes:
+  - {name: typed, from: shop, match: {type: refund}, to: crm}
+  - {name: plain, from: shop, to: crm}
+  - {name: split, from: shop, to: [crm, {target: books, when: "abs(type) > `1`"}]}
+  - {name: headed, from: shop, match: {headers: {X-Env: live}}, to: books}
+"""
+    async with Sink() as sink:
+        config = write_config(tmp_path / "config.yaml", sink, targets={"crm": "", "books": ""})
+        config.write_text(config.read_text().partition("routes:")[0] + routes)
+        async with Gateway(config) as gateway:
+            event_id = (await gateway.post(*webhook(1)))[1]["id"]
+            told = Looked(gateway, tmp_path, [event_id], sink).run("show", event_id, columns=WIDE)
+    lines = [line.strip() for line in told.splitlines()]
+    place = lines.index("routes      plain, split")
+    assert lines[place + 1 : place + 6] == [
+        "typed: no glob of its match.type (refund) fits the type",
+        "split: takes it by today's config",
+        "books: its `when` failed: abs() was given what it does not take",
+        "headed: its match.headers wants X-Env, which the event does not have",
+        "when it was received, the `when` of split > books failed: abs() was given what it does not take",
+    ]
+    assert lines[place + 6].startswith("headers ")
