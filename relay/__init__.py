@@ -35,8 +35,8 @@ The map. Imports point down only, siblings on a floor do not import each other, 
 | 2 | `providers/` | One file a provider, as data: its check, event type, dedupe key, sample and test vector. |
 | 1 | `model/` | The nouns, frozen, and the two transition tables. |
 
-One webhook, in order: `ingress` reads and verifies it, names the event, asks `rules.routing` for its targets and hands
-it to `store.accept`; after the commit it answers and wakes the lanes. A `delivery.lane` claims what is due, sends it
+One webhook, in order: `ingress` reads and verifies it, names the event, asks `rules.routing` where it goes and hands it
+to `store.accept`; after the commit it answers and wakes the lanes. A `delivery.lane` claims what is due, sends it
 through `delivery.sender`, and has `rules.retry` and `rules.health` decide inside the transaction that settles it.
 """
 

@@ -640,6 +640,26 @@ def test_an_event_that_nobody_takes_says_why() -> None:
     assert step(judged(PLAIN, routes=many), "routes").said.endswith("r3 to crm, 5 more")
 
 
+def test_headers_and_conditions_of_routes_have_their_say() -> None:
+    """What is left to a fetch is said so; where nobody takes it, each route of the source says why."""
+    live, asked = (
+        Route("live", frozenset({"shop"}), ("crm",), headers=(("X-Env", "live"),)),
+        Route("asked", frozenset({"shop"}), ("crm", "books"), when="data.n", enricher="stock"),
+    )
+    found = judged(PLAIN, routes=(live, asked))
+    assert (found.routes, found.targets) == (("asked",), ("crm", "books"))
+    assert step(found, "routes").said == "asked to crm (decided after the fetch), books (decided after the fetch)"
+    assert judged(PLAIN, ("x-env", "live"), routes=(live,)).routes == ("live",)
+    foreign = Route("foreign", frozenset({"other"}), ("crm",))
+    nobody = judged(PLAIN, routes=(live, replace(asked, when="abs(body.type)", enricher=None), foreign))
+    assert (nobody.routes, nobody.targets) == ((), ())
+    assert step(nobody, "routes").said == (
+        "no route takes it: live: its match.headers wants X-Env, which the event does not have; "
+        "asked: its `when` failed: abs() was given what it does not take"
+    )
+    assert "event.unrouted" in step(nobody, "routes").advice
+
+
 # Laws
 
 

@@ -224,7 +224,7 @@ def _routes_step(source: Source, event_type: str, verdicts: list[Verdict], route
         names = {route.name for route in own}
         why = [f"{verdict.route}: {verdict.because}" for verdict in verdicts if verdict.route in names]
         advice = "It would be stored and go nowhere (event.unrouted). relay route tells more."
-        return Step("routes", ok=False, said=f"no route takes it: {listed(why, 3)}", advice=advice)
+        return Step("routes", ok=False, said=f"no route takes it: {'; '.join(why[:_MOST_ROUTES])}", advice=advice)
     said = (
         f"no route takes this type: {listed([f'{route.name} takes {listed(list(route.types))}' for route in own], 3)}"
     )
