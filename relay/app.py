@@ -32,7 +32,7 @@ from relay.reloading import (
     forwarded,
     hide_secrets,
     limits,
-    names_to_count,
+    tell_names,
     tell_unknown,
 )
 from relay.rules.secrets import hideable_token
@@ -78,7 +78,7 @@ class App:
         self._also = observer
         self._pace = pace
         self._metrics = Metrics(__version__)
-        self._metrics.know(*names_to_count(config))
+        tell_names(self._metrics, config)
         self._ended = asyncio.Event()
         self._failed = False
         self._reporter = Reporter(self._metrics, end=self._fail)

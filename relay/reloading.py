@@ -163,6 +163,8 @@ class Reloading:
             )
         except Stopping:
             raise ReloadRefused("the relay is stopping") from None
+        except ssl.SSLError as error:  # changed since it was checked a moment ago
+            raise ReloadRefused(f"a target's certificate cannot be used: {error.reason}") from None
         except OSError as error:  # no descriptor left for a resolver
             raise ReloadRefused(f"short of resources: {error.strerror or type(error).__name__}") from None
         if parts.certificate is not None and served is not None:
@@ -189,7 +191,7 @@ class Reloading:
             set_level(config.log.level)
             set_format(config.log.format)
         parts.outbound.change(config, enrichers)
-        parts.metrics.know(*names_to_count(config))
+        tell_names(parts.metrics, config)
         for source, at in parts.last_received().items():  # one that is back in the config was heard before
             parts.metrics.source_seen(source, at)
         parts.notifier.configure(config.sources, config.routes)
@@ -251,12 +253,13 @@ def forwarded(targets: Iterable[Target]) -> frozenset[str]:
     return frozenset[str]().union(*(target.forward_headers for target in targets))
 
 
-def names_to_count(config: Config) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """The names of sources, targets and enrichers of which numbers are kept."""
-    return (
-        tuple(names_of(config.sources, config.routes)),
-        tuple(one.name for one in config.targets),
-        tuple(one.name for one in config.enrichers),
+def tell_names(metrics: Metrics, config: Config) -> None:
+    """Have everything counted that a config names."""
+    metrics.know(
+        names_of(config.sources, config.routes),
+        (target.name for target in config.targets),
+        (enricher.name for enricher in config.enrichers),
+        insecure=sum(target.tls is not None and target.tls.insecure for target in config.targets),
     )
 
 

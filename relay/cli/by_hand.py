@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from relay.cli.proving import Proof, proof_of
 from relay.cli.terminal import Failure
 from relay.config import Config, ConfigRefused, find, load
 from relay.model import Event, Shaped, Target, Unshaped
@@ -39,8 +40,9 @@ def commands(event: Mapping[str, Any], target: str | None, path: Path | None) ->
     if not names:
         raise Failure("the event was unrouted; name a target: --target NAME")
     attempts = {one["target"]: one["attempts"] for one in event["deliveries"]}
-    if any(name in targets and targets[name].own_headers for name in names) and sys.stdout.isatty():
-        click.echo("these commands hold the targets' own headers, credentials included", err=True)
+    known = [targets[name] for name in names if name in targets]
+    if any(one.own_headers or one.auth or one.proxy for one in known) and sys.stdout.isatty():
+        click.echo("these commands hold the targets' own headers and credentials", err=True)
     proofs = {one.name: one.proof_headers for one in config.sources} if config is not None else {}
     return [
         _told(event, name, targets.get(name), attempts.get(name, 0) + 1, proofs.get(event["source"], frozenset()))
@@ -62,8 +64,11 @@ def _told(event: Mapping[str, Any], name: str, target: Target | None, attempt: i
     shape = Shaped(body) if target is None else shaped(target, _event(event), body)
     if isinstance(shape, Unshaped):
         return f"{remark}: cannot be told here what it would get\n# {shape.reason}"
-    command = _command(event, target, shape, attempt=attempt, proofs=proofs)
-    return f"{remark}\n{command}" if target is not None else f"{remark}; URL is its address in your config\n{command}"
+    proof = Proof() if target is None else proof_of(target, shape.url or target.url, event["id"])
+    command = _command(event, target, shape, proof, attempt=attempt, proofs=proofs)
+    if target is None:
+        return f"{remark}; URL is its address in your config\n{command}"
+    return "\n".join((remark, *(f"# {one}" for one in proof.remarks), command))
 
 
 def _event(event: Mapping[str, Any]) -> Event:
@@ -74,9 +79,15 @@ def _event(event: Mapping[str, Any]) -> Event:
 
 
 def _command(
-    event: Mapping[str, Any], target: Target | None, shape: Shaped, *, attempt: int, proofs: frozenset[str]
+    event: Mapping[str, Any],
+    target: Target | None,
+    shape: Shaped,
+    proof: Proof,
+    *,
+    attempt: int,
+    proofs: frozenset[str],
 ) -> str:
-    own = shape.headers if target is None else target.headers + shape.headers
+    own = shape.headers if target is None else target.headers + shape.headers + proof.headers
     replaced = {key.lower() for key, _ in own}
     headers = [*_forwarded(event["headers"], replaced, proofs if shape.is_changed else None), *own]
     headers += [
@@ -90,7 +101,8 @@ def _command(
     text = _text(shape.body)
     words = ["curl -sS -i -X POST", *(f"-H {shlex.quote(f'{key}: {value}'.rstrip())}" for key, value in headers)]
     words.append("--data-binary @-" if text is None else f"--data-raw {shlex.quote(text)}")
-    words.append('"$URL"' if target is None else shlex.quote(shape.url or target.url))
+    words += (shlex.join(option) for option in proof.options)
+    words.append('"$URL"' if target is None else shlex.quote(proof.url))
     command = " \\\n  ".join(words)
     if text is None:
         command = f"base64 -d <<'BODY' | {command}\n{base64.encodebytes(shape.body).decode()}BODY"

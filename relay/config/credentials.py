@@ -175,7 +175,7 @@ def client_tls(section: ClientTlsSection, path: KeyPath, *, scheme: str, report:
         report.refuse(path, "has no meaning for an http URL")
         return None
     named = {key: text for key in ("ca", "cert", "key") if (text := getattr(section, key)) is not None}
-    if not named and not section.insecure:
+    if not named and not section.insecure and not report.is_broken(path):
         report.refuse(path, "says nothing; name ca, or cert and key")
         return None
     for key, other in (("cert", "key"), ("key", "cert")):

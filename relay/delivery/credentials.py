@@ -21,12 +21,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum, auto
-from urllib.parse import quote
 
 from relay.delivery.tokens import NoToken as NoToken
 from relay.delivery.tokens import Token, Tokens
 from relay.model import Auth, Headers, OAuth2Client, Proxy, QueryKey, StandardWebhooksCheck
-from relay.rules.signing import sign
+from relay.rules.signing import sign, with_query_key
 
 MOST_REFRESHED = 4096
 """Pieces of work that are remembered to have had their fresh token."""
@@ -87,11 +86,7 @@ class Credentials:
 
     def addressed(self, url: str) -> str:
         """The URL with the key that belongs into its query."""
-        auth = self._auth
-        if not isinstance(auth, QueryKey):
-            return url
-        joint = "&" if "?" in url else "?"
-        return f"{url}{joint}{quote(auth.name, safe='')}={quote(auth.value.value, safe='')}"
+        return with_query_key(url, self._auth) if isinstance(self._auth, QueryKey) else url
 
     async def applied(self, request: Request, *, event_id: str) -> Request:
         """The request with our credentials; the caller sets the deadline, which a token may have to be waited for.

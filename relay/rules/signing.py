@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Literal
-from urllib.parse import quote_plus
+from urllib.parse import quote, quote_plus
 
 from relay.model import (
     ApiKeyCheck,
@@ -22,6 +22,7 @@ from relay.model import (
     HmacCheck,
     NoCheck,
     ProofList,
+    QueryKey,
     Secret,
     StandardWebhooksCheck,
 )
@@ -84,6 +85,12 @@ def form_basic(client_id: str, secret: Secret) -> str:
     """A client's credentials for `Authorization: Basic`, each form-encoded first (RFC 6749, section 2.3.1)."""
     encoded = Secret(quote_plus(secret.value).encode())
     return basic_credentials(quote_plus(client_id), encoded).decode()
+
+
+def with_query_key(url: str, key: QueryKey) -> str:
+    """The URL with the key in its query, percent-encoded, behind what stands there already."""
+    joint = "&" if "?" in url else "?"
+    return f"{url}{joint}{quote(key.name, safe='')}={quote(key.value.value, safe='')}"
 
 
 def as_hmac(check: StandardWebhooksCheck) -> HmacCheck:

@@ -143,6 +143,9 @@ class Metrics:
         self._commit = Histogram(
             "relay_store_commit_seconds", "Length of a commit of the store.", buckets=_FAST, registry=registry
         )
+        self._insecure = Gauge(
+            "relay_tls_insecure_targets", "Targets whose certificate is not checked.", registry=registry
+        )
         self._reload = Gauge("relay_config_reload_success", "1 unless the last reload was refused.", registry=registry)
         self.config_taken()
         Gauge("relay_build_info", "The running version.", ("version",), registry=registry).labels(version).set(1)
@@ -159,8 +162,12 @@ class Metrics:
         )
         self._by_fetch: dict[tuple[str, str], Counter] = {}
 
-    def know(self, sources: Iterable[str], targets: Iterable[str], enrichers: Iterable[str] = ()) -> None:
-        """Take the names of a config: new ones are shown with zeros, those that are gone are shown no more."""
+    def know(
+        self, sources: Iterable[str], targets: Iterable[str], enrichers: Iterable[str] = (), *, insecure: int = 0
+    ) -> None:
+        """Take the names of a config: new ones are shown with zeros, those that are gone are shown no more; and of how
+        many targets the certificate is not checked."""
+        self._insecure.set(insecure)
         sources, targets = tuple(sources), tuple(targets)
         for source in self._by_source.keys() - set(sources):
             self._forget_source(source)

@@ -8,6 +8,7 @@ from textwrap import wrap
 import pytest
 
 from relay.config import Config, TlsFiles
+from relay.model import ClientTls
 
 Loader = Callable[..., Config]
 Refuser = Callable[..., list[str]]
@@ -103,3 +104,76 @@ def test_an_own_certificate_out_of_date_is_warned_about(warned: Refuser, build: 
     config = build(server={"tls": {"cert": "tls/good.pem", "key": "tls/key.pem"}})
     assert config.server.tls == TlsFiles(Path("tls/good.pem"), Path("tls/key.pem"))
     assert config.warnings == ()
+
+
+# --- of a target ---
+
+
+def one_target(config: Config) -> ClientTls | None:
+    (target,) = config.targets
+    return target.tls
+
+
+@pytest.mark.row("T48")
+@pytest.mark.parametrize(
+    ("tls", "message"),
+    [
+        ({}, "tls: says nothing; name ca, or cert and key"),
+        ({"cert": "tls/good.pem"}, "tls.key: missing; cert needs it"),
+        ({"key": "tls/key.pem"}, "tls.cert: missing; key needs it"),
+        ({"ca": "tls/none.pem"}, "tls.ca: cannot read CA certificate tls/none.pem: No such file or directory"),
+        ({"ca": "tls/key.pem"}, "tls.ca: CA certificate tls/key.pem is not PEM"),
+        ({"ca": "tls/torn.pem"}, "tls.ca: CA certificate tls/torn.pem cannot be used"),
+        ({"ca": "tls/good.pem", "insecure": True}, "tls.ca: has no meaning beside insecure: true"),
+        ({"insecure": "yes"}, "tls.insecure: must be true or false, found string"),
+        ({"cert": "tls/none.pem", "key": "tls/key.pem"}, "tls.cert: cannot read certificate tls/none.pem"),
+        (
+            {"cert": "tls/good.pem", "key": "tls/other.pem"},
+            "tls.cert: key tls/other.pem does not belong to certificate",
+        ),
+        ({"cert": "tls/good.pem", "key": "tls/encrypted.pem"}, "tls.cert: key tls/encrypted.pem is encrypted"),
+    ],
+)
+def test_tls_files_of_a_target_that_cannot_be_used_are_named(
+    refused: Refuser, certificates: Path, tls: dict[str, object], message: str
+) -> None:
+    """Missing, torn, mismatched and encrypted files are told apart before anything is sent."""
+    (certificates / "torn.pem").write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    (line,) = refused(target={"tls": tls})
+    assert line.startswith(f"targets.crm.{message}")
+
+
+@pytest.mark.usefixtures("certificates")
+def test_tls_means_nothing_for_plain_http(refused: Refuser) -> None:
+    """Whoever writes it believes the target to be encrypted."""
+    (line,) = refused(target={"url": "http://127.0.0.1:9000/", "tls": {"ca": "tls/good.pem"}})
+    assert line == "targets.crm.tls: has no meaning for an http URL"
+
+
+@pytest.mark.row("T47")
+@pytest.mark.usefixtures("certificates")
+def test_what_is_doubtful_about_a_targets_tls_is_warned_about(warned: Refuser) -> None:
+    """A hole that is asked for is told at each start; so are certificates out of date and keys in the open."""
+    assert warned(target={"tls": {"insecure": True}}) == [
+        "targets.crm.tls.insecure: certificates are not checked: anyone on the way can be this target"
+    ]
+    Path("tls/key.pem").chmod(0o600)
+    assert warned(target={"tls": {"cert": "tls/expired.pem", "key": "tls/key.pem"}}) == [
+        "targets.crm.tls.cert: certificate tls/expired.pem has expired"
+    ]
+    Path("tls/key.pem").chmod(0o644)
+    assert warned(target={"tls": {"cert": "tls/good.pem", "key": "tls/key.pem"}}) == [
+        "targets.crm.tls.key: every user of this machine can read this key; chmod 600 it"
+    ]
+
+
+@pytest.mark.usefixtures("certificates")
+def test_another_content_of_a_certificate_is_another_target(build: Loader) -> None:
+    """So that a reload takes it up, and `--watch` looks at the file."""
+    config = build(target={"tls": {"ca": "tls/good.pem"}})
+    first = one_target(config)
+    assert Path("tls/good.pem") in config.files
+    assert one_target(build(target={"tls": {"ca": "tls/good.pem"}})) == first
+    path = Path("tls/good.pem")
+    path.write_text(path.read_text() + "\n")
+    assert one_target(build(target={"tls": {"ca": "tls/good.pem"}})) != first
