@@ -150,6 +150,22 @@ async def test_the_printed_command_sends_it_again(looked: Looked) -> None:
     assert KEY not in printed
 
 
+async def test_a_printed_command_holds_what_proves_us(looked: Looked) -> None:
+    """Static credentials as they are; what is made for one request alone has a name, and a remark says what it is."""
+    config = looked.home / "config.yaml"
+    more = "auth: {scheme: bearer, token: tok-1}, sign: {secrets: [canary-of-16-bytes]}, proxy: 'http://127.0.0.1:3128'"
+    config.write_text(config.read_text().replace("  crm: {", f"  crm: {{{more}, "))
+    printed = looked.run("show", looked.ids[0], "--curl", "--target", "crm")
+    for word in (
+        "-H 'Authorization: Bearer tok-1'",
+        f"-H 'webhook-id: {looked.ids[0]}'",
+        "--proxy http://127.0.0.1:31",
+    ):
+        assert word in printed
+    assert "\n# NOW and SIGNATURE are made anew for each request" in printed
+    assert "canary" not in printed
+
+
 async def test_totals_are_shown_by_source_and_target(looked: Looked) -> None:
     """`stats` has a table for each, for the last hour and ever."""
     (stats,) = looked.objects("stats")
