@@ -12,6 +12,7 @@ from functools import lru_cache
 from urllib.parse import quote, unquote, unquote_plus, urlsplit
 
 from relay.model import (
+    Auth,
     BasicCheck,
     Headers,
     NoCheck,
@@ -189,20 +190,29 @@ def _of_headers(target: Target) -> Iterator[str]:
 
 
 def _of_access(target: Target) -> Iterator[str]:
-    """The secrets with which a target is told who we are, in each form in which they leave."""
-    auth, proxy = target.auth, target.proxy
-    for check in filter(None, (auth, target.sign)):
-        for secret in getattr(check, "secrets", ()):
-            yield from _of_key(secret)
-            if isinstance(check, BasicCheck):
-                yield basic_credentials(check.username, secret).decode()
-                yield f"{check.username}:{_text(secret)}"
-    if isinstance(auth, QueryKey):
-        yield _text(auth.value)
-    if isinstance(auth, OAuth2Client):
-        yield from (_text(auth.client_secret), form_basic(auth.client_id, auth.client_secret))
+    """The secrets with which a target, and the proxy before it, are told who we are."""
+    yield from auth_secrets(target.auth)
+    yield from auth_secrets(target.sign)
+    proxy = target.proxy
     if proxy is not None and proxy.password is not None:
         yield from (_text(proxy.password), basic_credentials(proxy.username, proxy.password).decode())
+
+
+def auth_secrets(auth: Auth | StandardWebhooksCheck | None) -> Iterator[str]:
+    """The secrets of one `auth`, in each form in which they leave."""
+    match auth:
+        case None:
+            return
+        case QueryKey():
+            yield _text(auth.value)
+        case OAuth2Client():
+            yield from (_text(auth.client_secret), form_basic(auth.client_id, auth.client_secret))
+        case _:
+            for secret in auth.secrets:
+                yield from _of_key(secret)
+                if isinstance(auth, BasicCheck):
+                    yield basic_credentials(auth.username, secret).decode()
+                    yield f"{auth.username}:{_text(secret)}"
 
 
 def _of_key(secret: Secret) -> Iterator[str]:

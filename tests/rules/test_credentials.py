@@ -3,6 +3,7 @@
 import ast
 from base64 import b64encode
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,16 +12,22 @@ from hypothesis import strategies as st
 import relay
 from relay.model import (
     ApiKeyCheck,
+    BasicCheck,
+    BearerCheck,
     Content,
     Headers,
+    HmacCheck,
     NoCheck,
+    OAuth2Client,
+    Proxy,
+    QueryKey,
     Secret,
     Source,
     StandardWebhooksCheck,
     Target,
 )
 from relay.model.receiving import Check
-from relay.rules.secrets import LOG_WORDS, SHORTEST_IN_LOG, blotted, credentials, log_secrets
+from relay.rules.secrets import LOG_WORDS, SHORTEST_IN_LOG, blotted, credentials, hideable_token, log_secrets
 
 HOST = "http://crm.test"
 
@@ -207,3 +214,37 @@ def test_the_words_of_the_log_are_all_known() -> None:
                 words |= {name.value, *(keyword.arg for keyword in node.keywords if keyword.arg)}
     assert "event.accepted" in words | LOG_WORDS
     assert {word for word in words if len(word) >= SHORTEST_IN_LOG and word not in "\n".join(LOG_WORDS)} == set()
+
+
+SEALED = Secret(b"canary-key-0123")
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"auth": BearerCheck((SEALED,))}, {"canary-key-0123"}),
+        ({"auth": ApiKeyCheck("X-Any", (Secret(b"abc"),))}, {"abc"}),
+        ({"auth": BasicCheck("me", (SEALED,))}, {"me:canary-key-0123", b64encode(b"me:canary-key-0123").decode()}),
+        ({"auth": QueryKey("k", SEALED)}, {"canary-key-0123"}),
+        ({"auth": HmacCheck("X-Sig", secrets=(SEALED,))}, {"canary-key-0123"}),
+        (
+            {"auth": OAuth2Client("https://id.test/", "a b", Secret(b"c/d-e-f-g"))},
+            {"c/d-e-f-g", b64encode(b"a+b:c%2Fd-e-f-g").decode()},
+        ),
+        ({"sign": StandardWebhooksCheck(secrets=(SEALED,))}, {b64encode(b"canary-key-0123").decode()}),
+        ({"proxy": Proxy("http://p.test:1", "me", SEALED)}, {"canary-key-0123"}),
+    ],
+)
+def test_every_secret_that_proves_us_is_known(settings: dict[str, Any], expected: set[str]) -> None:
+    """In each form in which it leaves; what is long enough is kept out of the log as well."""
+    target = Target("crm", f"{HOST}/", **settings)
+    assert expected <= credentials(target)
+    assert {secret for secret in expected if len(secret) >= SHORTEST_IN_LOG} <= log_secrets([], [target], None)
+
+
+def test_a_token_that_is_a_word_of_ours_does_not_blot_the_log() -> None:
+    """Whoever issues tokens has no say in what our lines tell."""
+    assert hideable_token("canary-token-0123")
+    assert not hideable_token("delivery")
+    assert not hideable_token("delivery.attempted")
+    assert not hideable_token("short")
