@@ -24,7 +24,7 @@ The map. Imports point down only, siblings on a floor do not import each other, 
 | 4 | `delivery/` dispatcher, lane, carrying | Claims due deliveries and carries each through send, decide and settle. |
 | 4 | `delivery/replayer` | Carries the stored replays at their rates. |
 | 3 | `delivery/limits` | Owns the rates that targets and their groups share, and the queue for each. |
-| 3 | `delivery/` preparing, enrichment | Fetches what an event lacks, once for all targets; decides what was left open. |
+| 3 | `delivery/` preparing, enrichment | Fetches what an event lacks, once for all; decides what was left open. |
 | 3 | `delivery/` sender, wire, deadlines | Each does a part of an attempt; none raises for what a target did. |
 | 3 | `delivery/` sessions, egress, faults | The one way out: who may be dialled, and what kept us from an answer. |
 | 3 | `delivery/` credentials, tokens | Prove us to whom a request goes, as the last thing before it is sent. |

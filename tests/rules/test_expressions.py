@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from relay.model import Event
 from relay.rules.expressions import (
     LONGEST_EXPRESSION,
-    NAMES,
+    VIEWED,
     Failed,
     NoExpression,
     as_text,
@@ -32,7 +32,7 @@ def test_a_view_shows_all_of_an_event() -> None:
     """Headers in lower case, of several the first; the body as JSON, or null."""
     event = Event("e1", "shop", "order.paid", AT, (("X-A", "1"), ("x-a", "2")), b"")
     view = view_of(event, b'{"a": 1.10}', {"b": 2})
-    assert tuple(view) == NAMES
+    assert tuple(view) == VIEWED
     assert view["headers"] == {"x-a": "1"}
     assert (view["received_at"], view["data"]) == ("2026-09-20T10:15:31.042Z", {"b": 2})
     assert str(view["body"]["a"]) == "1.10"
