@@ -122,7 +122,7 @@ class Sender:
         """What the target is to get, None where that is what came in."""
         if not is_shaped(self._target, data):
             return None
-        if len(body) > LARGEST_ON_THE_LOOP:
+        if len(body) > LARGEST_ON_THE_LOOP or data is not Fetched.NOTHING:  # which may be of any size
             return await asyncio.to_thread(shaped, self._target, claim.event, body, data)
         return shaped(self._target, claim.event, body, data)
 

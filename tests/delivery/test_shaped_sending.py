@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from relay.delivery.sender import LARGEST_ON_THE_LOOP, Sender
-from relay.model import BodyFormat, Claim, Event, Headers, OutcomeKind, PickBody, RawBody, Target, TemplateBody
+from relay.model import BodyFormat, Claim, Event, Fetched, Headers, OutcomeKind, PickBody, RawBody, Target, TemplateBody
 from relay.reloading import digests
 from relay.rules.egress import EgressPolicy
 from tests.support.scripted_target import ScriptedServer, scripted, status
@@ -107,7 +107,7 @@ async def test_a_large_body_is_shaped_beside_the_loop(make_sender: MakeSender) -
     async with scripted(status(200)) as server:
         sender = make_sender(server, body=PickBody("body"), format=BodyFormat.JSON, timeout=timedelta(seconds=30))
         beside = asyncio.create_task(turning())
-        shape = await sender._shaped(claim(), body, None)
+        shape = await sender._shaped(claim(), body, Fetched.NOTHING)
         beside.cancel()
         assert turns > 1
         assert (await sender.send(claim(), body)).outcome.kind is OutcomeKind.DELIVERED
