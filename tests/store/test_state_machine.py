@@ -288,9 +288,10 @@ class StoreMachine(RuleBasedStateMachine):
         ids = list(self.model.events)
         event_id = ids[which % len(ids)]
         routes = [Route("today", frozenset({"one", "two"}), tuple(sorted(routed)), enricher=enricher)]
-        leads = self.model.events[event_id].source in routes[0].sources
-        course = () if enricher is None else (Way("today", enricher),)
-        anew, waiting = self.model.replayed(event_id, only, sorted(routed), leads, course, self.now)
+        course: Course | None = () if enricher is None else (Way("today", enricher),)
+        if self.model.events[event_id].source not in routes[0].sources:
+            course = None
+        anew, waiting = self.model.replayed(event_id, only, sorted(routed), course, self.now)
         found = self.run(self.store.replays.event(event_id, towards(*NAMES, routes=routes), now=self.now, target=only))
         assert found is not None
         assert (set(found.replayed), set(found.waiting), found.skipped) == (anew, waiting, ())

@@ -282,10 +282,10 @@ class Model:
                 one.due = ms(one.received_at)
 
     def replayed(
-        self, event_id: str, target: str | None, routed: list[str], leads: bool, course: Course, now: datetime
+        self, event_id: str, target: str | None, routed: list[str], course: Course | None, now: datetime
     ) -> tuple[set[str], set[str]]:
-        """An event was replayed: which targets must have begun anew, and which were left alone. Where today's routes
-        lead, that is their course."""
+        """An event was replayed: which targets must have begun anew, and which were left alone. `course` is that
+        of today's routes to the targets that are routed, None where they do not lead anywhere."""
         states = {name: one for (event, name), one in self.deliveries.items() if event == event_id}
         names = {target} if target else set(states) or set(routed)
         waiting = {name for name in names if name in states and states[name].state not in ENDED}
@@ -299,7 +299,7 @@ class Model:
                 one.move(DeliveryState.PENDING)
             one.due, one.step, one.reason, one.first_try, one.settled = ms(now), 0, None, None, None
             one.replays += 1
-            one.course = course if leads and name in routed else one.course
+            one.course = one.course if course is None or name not in routed else course
         return names - waiting, waiting
 
     def discarded(self, target: str, reason: str, now: datetime) -> int:
@@ -329,7 +329,7 @@ class Model:
             if one is None or one.state.value != job.wanted:
                 job.skipped += 1
             else:
-                self.replayed(event_id, name, [], now)
+                self.replayed(event_id, name, [], None, now)
                 job.done += 1
         del job.left[:number]
         job.state = job.state if job.left else "done"
