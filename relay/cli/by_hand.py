@@ -64,7 +64,7 @@ def _told(event: Mapping[str, Any], name: str, target: Target | None, attempt: i
     shape = Shaped(body) if target is None else shaped(target, _event(event), body)
     if isinstance(shape, Unshaped):
         return f"{remark}: cannot be told here what it would get\n# {shape.reason}"
-    proof = Proof() if target is None else proof_of(target, shape.url or target.url, event["id"])
+    proof = Proof() if target is None else proof_of(target, event["id"], shape.url)
     command = _command(event, target, shape, proof, attempt=attempt, proofs=proofs)
     if target is None:
         return f"{remark}; URL is its address in your config\n{command}"

@@ -21,8 +21,9 @@ class Proof:
     remarks: tuple[str, ...] = ()
 
 
-def proof_of(target: Target, url: str, event_id: str) -> Proof:
-    """A target's credentials, and the way to it; `url` is that of the request."""
+def proof_of(target: Target, event_id: str, url: str | None = None) -> Proof:
+    """A target's credentials, and the way to it; `url` is that of the request where it is not the target's own."""
+    url = url or target.url
     headers: list[tuple[str, str]] = []
     remarks: list[str] = []
     match target.auth:

@@ -26,16 +26,7 @@ def target(
     _check_headers(section.headers, (*path, "headers"), report)
     _check_header_lists(section, path, report)
     _check_statuses(section, path, report)
-    if section.ordered and "concurrency" in section.model_fields_set and section.concurrency > 1:
-        report.refuse((*path, "concurrency"), "an ordered target gets one event at a time; remove it or write 1")
-    if section.limit_group is not None and not values.NAME.fullmatch(section.limit_group):
-        report.refuse((*path, "limit_group"), f"the name of a group must match {values.NAME.pattern}")
-    if section.ordered and section.probe is not None and "probe" in section.model_fields_set:
-        report.warn((*path, "probe"), "an ordered target is tried by its retry schedule; only `never` means something")
-    probe = None if report.is_broken((*path, "probe")) else section.probe
-    if probe is not None and probe.first > probe.max:
-        first, longest = duration_text(probe.first), duration_text(probe.max)
-        report.refuse((*path, "probe"), f"first ({first}) must not be longer than max ({longest})")
+    _check_manners(section, path, report)
     body = _body(section, path, report)
     egress = EgressPolicy() if report.is_broken(("egress",)) else egress
     auth, sign = _credentials(section, path, egress, listen, report)
@@ -80,6 +71,20 @@ def target(
         proxy=proxy,
         success_when=section.success_when,
     )
+
+
+def _check_manners(section: TargetSection, path: KeyPath, report: Report) -> None:
+    """Report what does not go together in how fast, in which order and when a target is tried."""
+    if section.ordered and "concurrency" in section.model_fields_set and section.concurrency > 1:
+        report.refuse((*path, "concurrency"), "an ordered target gets one event at a time; remove it or write 1")
+    if section.limit_group is not None and not values.NAME.fullmatch(section.limit_group):
+        report.refuse((*path, "limit_group"), f"the name of a group must match {values.NAME.pattern}")
+    if section.ordered and section.probe is not None and "probe" in section.model_fields_set:
+        report.warn((*path, "probe"), "an ordered target is tried by its retry schedule; only `never` means something")
+    probe = None if report.is_broken((*path, "probe")) else section.probe
+    if probe is not None and probe.first > probe.max:
+        first, longest = duration_text(probe.first), duration_text(probe.max)
+        report.refuse((*path, "probe"), f"first ({first}) must not be longer than max ({longest})")
 
 
 def _body(section: TargetSection, path: KeyPath, report: Report) -> Body | None:

@@ -18,6 +18,7 @@ from relay.model import Event, OutcomeKind, Rate, Target, TargetHealth, TargetSt
 from relay.rules.egress import EgressPolicy
 from relay.store import Claimed, StoreUnavailable
 from relay.store.sqlite import SqliteStore
+from tests.support.enrichers import NoEnrichers
 from tests.support.scripted_target import closed_port, in_turn, raw, scripted, status
 from tests.support.simulation import Gateway, gateway, target
 from tests.support.virtual_time import DOWN, HANGS, Reply, Script, virtual_loop, virtually
@@ -104,6 +105,7 @@ async def real_relay(home: Path, *targets: Target) -> AsyncIterator[Relay]:
             targets,
             store,
             sender=lambda one: Sender(one, EgressPolicy(), key_headers={}, user_agent="relay/test", now=now),
+            brings=NoEnrichers(),
             observer=witness,
             supervisor=witness,
             now=now,

@@ -297,7 +297,7 @@ async def test_ordered_targets_share_a_rate_with_others(tmp_path: Path, seconds:
 def towards(name: str = "crm") -> Destinations:
     """A config of today with this target."""
     routes = (Route("all", frozenset({"shop"}), (name,)),)
-    return Destinations(frozenset({name}), lambda source, type_: routes)
+    return Destinations(frozenset({name}), tuple(routes))
 
 
 async def replay(relay: Gateway, event: str) -> None:

@@ -16,7 +16,8 @@ from tests.support.certificates import self_signed
 
 OPEN, KEY, SIGNED = ({name: SOURCES[name]} for name in ("open", "key", "signed"))
 NOTHING: dict[str, list[str]] = {"added": [], "removed": [], "changed": []}
-UNCHANGED = {"reloaded": True, "sources": NOTHING, "targets": NOTHING, "routes": NOTHING, "needs_restart": []}
+KINDS = ("sources", "targets", "routes", "enrichers")
+UNCHANGED = {"reloaded": True, **dict.fromkeys(KINDS, NOTHING), "needs_restart": []}
 PROMETHEUS = ("relay_config_reload_success", ())
 DOWN = {"timeout": "1s", "retry": {"schedule": ["100ms", "100ms"]}, "disable_after": 1}
 

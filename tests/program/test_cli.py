@@ -27,6 +27,7 @@ EXAMPLE_ENV = {
     "PARTNER_SECRET": "0123456789abcdef0",
     "CRM_TOKEN": "crm-token-0123456789",
     "ACCOUNTING_URL": "https://accounting.example.com/hooks/abc",
+    "PLUGANDPAY_API_TOKEN": "an-access-token-of-plugandpay",
 }
 WHOLE = """\
 sources:

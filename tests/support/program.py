@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -125,7 +126,8 @@ class Gateway:
         self.errors = await self.process.stderr.read()
 
     def signal(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
+        with contextlib.suppress(ProcessLookupError):  # Popen's own way would reap it, and then nobody knows how it ended
+            os.kill(self.process.pid, number)
 
     async def ended(self, within: float = 30.0) -> int:
         """Wait for its end; the exit code."""

@@ -20,6 +20,7 @@ from relay.delivery.dispatcher import Dispatcher
 from relay.delivery.lane import LEASE_MARGIN
 from relay.model import DisabledBy, Event, OutcomeKind, Target, TargetHealth, TargetState, Turn
 from relay.store.sqlite import SqliteStore
+from tests.support.enrichers import NoEnrichers
 from tests.support.virtual_time import Request, Script, ScriptedTarget, virtual_loop
 
 DEFAULT_SCHEDULE = tuple(
@@ -88,6 +89,7 @@ class Gateway:
             list(self._scripts),
             self.store,
             sender=lambda target: self._far_side(target, life),
+            brings=NoEnrichers(),
             observer=self,
             supervisor=self,
             now=self._loop.now,
