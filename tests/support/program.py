@@ -126,7 +126,7 @@ class Gateway:
         self.errors = await self.process.stderr.read()
 
     def signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):  # Popen's own way would reap it, and then nobody knows how it ended
+        with contextlib.suppress(ProcessLookupError):  # send_signal would reap it, and its exit code with it
             os.kill(self.process.pid, number)
 
     async def ended(self, within: float = 30.0) -> int:
