@@ -251,7 +251,7 @@ class Ingress:
             source,
             type_,
             headers=lambda: headers,
-            view=lambda: view_from(id_, type_, source, now, headers, content.json),
+            view=lambda: view_from(id_, type_, source, now, headers, content.json, content.declared_form),
         )
         found = routed(subject, desk.routes)
         event = Event(

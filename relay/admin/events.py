@@ -91,7 +91,8 @@ class EventCalls:
 
     async def _event(self, request: web.BaseRequest, event_id: str) -> web.Response:
         query = Query(request, "body")
-        record = await self._record(event_id)
+        with_body = query.flag("body")
+        record = await self._record(event_id, with_data=with_body)
         targets = self._dispatcher.targets
         names = [one.target for one in record.event.deliveries]
         ordered = [name for name in names if name in targets and targets[name].ordered]
@@ -103,12 +104,12 @@ class EventCalls:
             headers=presentable(record.headers, self._key_header(record.event.source)),
             verdicts=await self._verdicts(record),
         )
-        if query.flag("body"):
+        if with_body:
             view |= _body_view(await self._read_body(event_id))
         return shown(view)
 
-    async def _record(self, event_id: str) -> EventRecord:
-        record = await self._archive.event(event_id)
+    async def _record(self, event_id: str, *, with_data: bool = False) -> EventRecord:
+        record = await self._archive.event(event_id, with_data=with_data)
         if record is None:
             raise Problem(404, "no such event: it never came, or retention has deleted it")
         return record
@@ -131,10 +132,11 @@ class EventCalls:
         """What conditions see of a stored event."""
         event = record.event
         try:
-            document = Content(record.headers, await self._store.body(event.id)).json
+            content = Content(record.headers, await self._store.body(event.id))
         except StoreUnusable:
             return DAMAGED
-        return view_from(event.id, event.type, event.source, event.received_at, record.headers, document)
+        parsed, form = content.json, content.declared_form
+        return view_from(event.id, event.type, event.source, event.received_at, record.headers, parsed, form)
 
     async def _body(self, request: web.BaseRequest, event_id: str) -> web.Response:
         Query(request)

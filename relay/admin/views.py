@@ -8,7 +8,7 @@ from relay.model import DeliveryState, Headers, Target, TargetHealth, TargetStat
 from relay.rules.forwarding import rfc3339
 from relay.rules.routing import Verdict
 from relay.store import Backlog
-from relay.store.archive import EventRecord, KeptAttempt, KeptDelivery, KeptEvent, RefusedRequest, Tally
+from relay.store.archive import EventRecord, KeptAttempt, KeptDelivery, KeptEvent, KeptFetch, RefusedRequest, Tally
 
 HELD = "held"
 """How a pending delivery is shown whose target takes none."""
@@ -98,6 +98,7 @@ def record_view(
         shown |= {
             "next_attempt_at": None if behind else shown["next_attempt_at"],
             "held_back_by": behind,
+            "enrichers": list(delivery.enrichers),
             "reason": delivery.reason,
             "settled_at": shown_at(delivery.settled_at),
             "step": delivery.step,
@@ -112,9 +113,16 @@ def record_view(
         "sha256": record.sha256.hex(),
         "headers": [list(header) for header in headers],
         "routes": None if record.routes is None else list(record.routes),
+        "fetched": [_fetch_view(one) for one in record.fetches],
         "failed_conditions": [{"route": place, "reason": reason} for place, reason in record.failed_conditions],
         "routing": [verdict.shown() for verdict in verdicts],
     }
+
+
+def _fetch_view(fetch: KeptFetch) -> dict[str, Any]:
+    """What was fetched; the data itself only where it was asked for."""
+    view = {"enricher": fetch.enricher, "fetched_at": shown_at(fetch.fetched_at), "bytes": fetch.size}
+    return view if fetch.data is None else view | {"data": fetch.data.decode("utf-8", "replace")}
 
 
 def _attempt_view(attempt: KeptAttempt) -> dict[str, Any]:

@@ -18,7 +18,8 @@ import click
 from relay.cli.proving import Proof, proof_of
 from relay.cli.terminal import Failure
 from relay.config import Config, ConfigRefused, find, load
-from relay.model import Event, Shaped, Target, Unshaped
+from relay.model import Event, Fetched, Shaped, Target, Unshaped
+from relay.rules.exactness import read
 from relay.rules.forwarding import HOP_BY_HOP, is_of_the_body
 from relay.rules.shaping import shaped
 
@@ -61,7 +62,10 @@ def _config(path: Path | None) -> Config | None:
 def _told(event: Mapping[str, Any], name: str, target: Target | None, attempt: int, proofs: frozenset[str]) -> str:
     remark = f"# {event['id']} to {name}"
     body = base64.b64decode(event["body_base64"])
-    shape = Shaped(body) if target is None else shaped(target, _event(event), body)
+    data = _fetched(event, name)
+    if isinstance(data, Unshaped):
+        return f"{remark}: cannot be told here what it would get\n# {data.reason}"
+    shape = Shaped(body) if target is None else shaped(target, _event(event), body, data)
     if isinstance(shape, Unshaped):
         return f"{remark}: cannot be told here what it would get\n# {shape.reason}"
     proof = Proof() if target is None else proof_of(target, event["id"], shape.url)
@@ -69,6 +73,16 @@ def _told(event: Mapping[str, Any], name: str, target: Target | None, attempt: i
     if target is None:
         return f"{remark}; URL is its address in your config\n{command}"
     return "\n".join((remark, *(f"# {one}" for one in proof.remarks), command))
+
+
+def _fetched(event: Mapping[str, Any], name: str) -> Any:
+    """What was fetched for an event's delivery, parsed; why nothing can be said where it is still to be fetched."""
+    asked: list[str] = next((one["enrichers"] for one in event["deliveries"] if one["target"] == name), [])
+    kept = {one["enricher"]: one["data"] for one in event["fetched"]}
+    found = next((enricher for enricher in asked if enricher in kept), None)
+    if found is not None:
+        return read(kept[found])
+    return Unshaped(f"enricher {asked[0]} has not brought anything for it yet") if asked else Fetched.NOTHING
 
 
 def _event(event: Mapping[str, Any]) -> Event:

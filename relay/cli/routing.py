@@ -131,8 +131,9 @@ def _routed(config: Config, event: Event, fetched: _Fetched | None) -> Dry:
     """Where an event would go, and all that the routes say of it."""
 
     def view(data: Any = NOTHING_BROUGHT) -> View:
-        document = Content(event.headers, event.body).json
-        return view_from(event.id, event.type, event.source, event.received_at, event.headers, document, data)
+        content = Content(event.headers, event.body)
+        parsed, form = content.json, content.declared_form
+        return view_from(event.id, event.type, event.source, event.received_at, event.headers, parsed, form, data)
 
     subject = Subject(event.source, event.type, headers=lambda: event.headers, view=view)
     verdicts = tuple(judged(one, subject) for one in config.routes)

@@ -58,12 +58,17 @@ def _told(event: Mapping[str, Any], now: datetime, *, with_body: bool) -> list[s
         lines += [line for one in verdict["targets"] if one["reason"] for line in _field("", _destination(one))]
     for failure in event["failed_conditions"]:
         lines += _field("", f"when it was received, the `when` of {failure['route']} failed: {failure['reason']}")
+    for index, one in enumerate(event["fetched"]):
+        since = apart(one["fetched_at"], now)
+        lines += _field("" if index else "fetched", f"by {one['enricher']}, {one['bytes']} bytes, {since} ago")
     for index, (name, value) in enumerate(event["headers"]):
         lines += _field("" if index else "headers", f"{name}: {value}")
     for delivery in event["deliveries"]:
         lines += ["", *_delivery(delivery, now)]
     if with_body:
         lines += ["", *_body(event)]
+        for one in event["fetched"]:
+            lines += ["", *note(f"fetched by {one['enricher']}:"), safe(one["data"][:MOST_TEXT])]
     return lines
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from relay.config import values
 from relay.config.expressions import expression
 from relay.model import Content, Namer
-from relay.providers.reading import form_of, key_of, type_name
+from relay.providers.reading import key_of, type_name
 from relay.rules.expressions import EVALUATION_FAULTS
 
 _HEADER = "header:"
@@ -87,7 +87,7 @@ def _json(content: Content) -> Any:
 
 def _form(content: Content) -> Any:
     """The fields of a form body as `form`; of a repeated field the first counts."""
-    return {"form": form_of(content)}
+    return {"form": content.form}
 
 
 def _rendered(value: Any) -> str | None:

@@ -12,6 +12,7 @@ from relay.config import hmacs, keys, naming
 from relay.config.problems import KeyPath, Refused, Report
 from relay.config.upstream import CUSTOM, SourceSection, VerifySection
 from relay.model import (
+    FORM_TYPE,
     ApiKeyCheck,
     BasicCheck,
     BearerCheck,
@@ -25,7 +26,7 @@ from relay.model import (
     StandardWebhooksCheck,
 )
 from relay.providers import PROVIDERS
-from relay.providers.reading import FORM, KeyInHeader, nameless
+from relay.providers.reading import KeyInHeader, nameless
 
 RANDOM_PART = 16
 """Letters and digits on end in a path, where nothing else proves a request."""
@@ -196,7 +197,7 @@ def _namers(
     section: SourceSection, provider: Provider | None, check: Check | None, path: KeyPath, report: Report
 ) -> tuple[Namer, Namer]:
     """How the source's events get their type and their dedupe key."""
-    form = provider is not None and provider.sample.content_type == FORM
+    form = provider is not None and provider.sample.content_type == FORM_TYPE
     event_type = provider.event_type if provider else nameless
     dedupe_key = provider.dedupe_key if provider else nameless
     if provider is None and isinstance(check, StandardWebhooksCheck):

@@ -89,6 +89,9 @@ from relay.model.enriching import (
     Enricher as Enricher,
 )
 from relay.model.receiving import (
+    FORM_TYPE as FORM_TYPE,
+)
+from relay.model.receiving import (
     NO_TYPE as NO_TYPE,
 )
 from relay.model.receiving import (

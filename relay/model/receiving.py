@@ -5,11 +5,12 @@ Law: what is unverified cannot become an event, because `Event` is built from a 
 
 import ipaddress
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, Literal
+from urllib.parse import parse_qsl
 
 Headers = tuple[tuple[str, str], ...]
 """Header fields in the order received; bytes that are not UTF-8 stand as lone surrogates, as aiohttp decodes them."""
@@ -19,6 +20,10 @@ NO_TYPE = "unknown"
 
 RELAY = "relay"
 """The built-in source of the relay's own events; no other may have its name, so no stranger's event has it."""
+
+FORM_TYPE = "application/x-www-form-urlencoded"
+MOST_FIELDS = 1000
+"""Fields of a form that are read; a form with more has none."""
 
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -125,6 +130,25 @@ class Content:
             return json.loads(self.body)
         except (ValueError, RecursionError):
             return None
+
+    @cached_property
+    def form(self) -> Mapping[str, str]:
+        """The fields of a form body, of a repeated one the first; none where the body is no such form."""
+        form: dict[str, str] = {}
+        try:
+            text = self.body.decode("utf-8", "replace")
+            fields = parse_qsl(text, keep_blank_values=True, max_num_fields=MOST_FIELDS)
+        except ValueError:
+            return form
+        for name, value in fields:
+            form.setdefault(name, value)
+        return form
+
+    @property
+    def declared_form(self) -> Mapping[str, str] | None:
+        """The fields of a body that says of itself that it is a form, None of any other."""
+        declared = (self.header("Content-Type") or "").partition(";")[0].strip().lower()
+        return self.form if declared == FORM_TYPE else None
 
     def header(self, name: str) -> str | None:
         """The first value of a header, whatever its case, or None."""

@@ -9,7 +9,7 @@ Sources: docs.github.com, "Webhook events and payloads" and "Validating webhook 
 from datetime import UTC, datetime
 
 from relay.model import Content, Headers, HmacCheck, Provider, Sample, Vector
-from relay.providers.reading import JSON, KeyInHeader, compact, form_of, joined, json_in, member
+from relay.providers.reading import JSON, KeyInHeader, compact, joined, json_in, member
 from relay.providers.sampling import guid, iso
 
 
@@ -18,7 +18,7 @@ def event_type(content: Content) -> str | None:
 
     The body may be JSON, or a form with the JSON in `payload`: a webhook's settings say which.
     """
-    body = content.json if content.json is not None else json_in(form_of(content).get("payload"))
+    body = content.json if content.json is not None else json_in(content.form.get("payload"))
     return joined(content.header("X-GitHub-Event"), member(body, "action"))
 
 

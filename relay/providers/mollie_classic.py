@@ -10,14 +10,14 @@ Source: docs.mollie.com, "Webhooks".
 from datetime import UTC, datetime
 from urllib.parse import urlencode
 
-from relay.model import Content, NoCheck, Provider, Sample, Vector
-from relay.providers.reading import FORM, form_of, nameless, type_name
+from relay.model import FORM_TYPE, Content, NoCheck, Provider, Sample, Vector
+from relay.providers.reading import nameless, type_name
 from relay.providers.sampling import letters
 
 
 def event_type(content: Content) -> str | None:
     """What the object's id begins with, such as `tr` for a payment; None where the form has no such id."""
-    kind, mark, rest = form_of(content).get("id", "").partition("_")
+    kind, mark, rest = content.form.get("id", "").partition("_")
     return type_name(kind) if mark and rest else None
 
 
@@ -31,11 +31,11 @@ PROVIDER = Provider(
     check=NoCheck(),
     event_type=event_type,
     dedupe_key=nameless,
-    sample=Sample(content_type=FORM, body=_sample),
+    sample=Sample(content_type=FORM_TYPE, body=_sample),
     vectors=(
         Vector(
             secret="",
-            headers=(("User-Agent", "Mollie HTTP client/1.0"), ("Content-Type", FORM)),
+            headers=(("User-Agent", "Mollie HTTP client/1.0"), ("Content-Type", FORM_TYPE)),
             body=b"id=tr_5B8cwPMGnU6qLbRvo7qEZo",
             at=datetime(2026, 9, 20, tzinfo=UTC),
             by_vendor=True,

@@ -12,14 +12,14 @@ import json
 from datetime import UTC, datetime
 from urllib.parse import urlencode
 
-from relay.model import Content, NoCheck, Provider, Sample, Vector
-from relay.providers.reading import FORM, form_of, nameless, type_name
+from relay.model import FORM_TYPE, Content, NoCheck, Provider, Sample, Vector
+from relay.providers.reading import nameless, type_name
 from relay.providers.sampling import number
 
 
 def event_type(content: Content) -> str | None:
     """The first `webhook_event` of the form, such as `contracts.new`; None where the body is no such form."""
-    return type_name(form_of(content).get("webhook_event"))
+    return type_name(content.form.get("webhook_event"))
 
 
 def _sample(now: datetime, serial: int) -> bytes:
@@ -43,11 +43,11 @@ PROVIDER = Provider(
     check=NoCheck(),
     event_type=event_type,
     dedupe_key=nameless,
-    sample=Sample(content_type=FORM, body=_sample),
+    sample=Sample(content_type=FORM_TYPE, body=_sample),
     vectors=(
         Vector(
             secret="",
-            headers=(("Content-Type", FORM),),
+            headers=(("Content-Type", FORM_TYPE),),
             body=(
                 b"webhook_event=contracts.new&contract_id=901&signup_token=abc123&email=buyer%40example.com"
                 b"&billing_cycle=monthly&sku=S1&raw=%7B%22total%22%3A7%7D"

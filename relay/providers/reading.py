@@ -5,23 +5,18 @@ store and every header can carry, and an id keeps its own digits, however many b
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
-from urllib.parse import parse_qsl
 
 from relay.model import Content
 
-FORM = "application/x-www-form-urlencoded"
 JSON = "application/json"
 
 LONGEST_TYPE = 200
 """Characters of a type that are believed to be one."""
 LONGEST_KEY = 200
 """Characters of a dedupe key that are kept as they are; a longer one is kept as its SHA-256."""
-MOST_FIELDS = 1000
-"""Fields of a form that are read; a form with more has none."""
 
 
 def member(value: Any, *path: str) -> Any:
@@ -65,18 +60,6 @@ def key_of(value: Any) -> str | None:
     if len(text) <= LONGEST_KEY and text.isprintable():
         return text
     return f"sha256:{sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"
-
-
-def form_of(content: Content) -> Mapping[str, str]:
-    """The fields of a form body, of a repeated one the first; none where the body is no such form."""
-    form: dict[str, str] = {}
-    try:
-        fields = parse_qsl(content.body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=MOST_FIELDS)
-    except ValueError:
-        return form
-    for name, value in fields:
-        form.setdefault(name, value)
-    return form
 
 
 def json_in(text: str | None) -> Any:

@@ -10,8 +10,8 @@ Sources: docs.slack.dev, "Verifying requests from Slack", "url_verification", "T
 
 from datetime import UTC, datetime
 
-from relay.model import Content, HmacCheck, Provider, Sample, Vector
-from relay.providers.reading import FORM, JSON, KeyInBody, compact, first_type, form_of, json_in, member
+from relay.model import FORM_TYPE, Content, HmacCheck, Provider, Sample, Vector
+from relay.providers.reading import JSON, KeyInBody, compact, first_type, json_in, member
 from relay.providers.sampling import letters
 
 _LONGEST_CHALLENGE = 1000
@@ -23,7 +23,7 @@ def event_type(content: Content) -> str | None:
     command, such as `/weather`."""
     if content.json is not None:
         return first_type(member(content.json, "event", "type"), member(content.json, "type"))
-    form = form_of(content)
+    form = content.form
     return first_type(member(json_in(form.get("payload")), "type"), form.get("command"))
 
 
@@ -79,7 +79,7 @@ PROVIDER = Provider(
             headers=(
                 ("X-Slack-Request-Timestamp", "1531420618"),
                 ("X-Slack-Signature", "v0=a2114d57b48eac39b9ad189dd8316235a7b4a8d21a10bd27519666489c69b503"),
-                ("Content-Type", FORM),
+                ("Content-Type", FORM_TYPE),
             ),
             body=(
                 b"token=xyzz0WbapA4vBCDEFasx0q6G&team_id=T1DC2JH3J&team_domain=testteamnow&channel_id=G8PSS9T3V"

@@ -15,7 +15,7 @@ from jmespath.exceptions import IncompleteExpressionError, JMESPathError, LexerE
 from jmespath.functions import Functions
 from jmespath.visitor import TreeInterpreter
 
-from relay.model import Event, Headers
+from relay.model import Content, Event, Headers
 from relay.rules.exactness import document, text_json
 from relay.rules.forwarding import rfc3339
 
@@ -28,13 +28,14 @@ EVALUATION_FAULTS = (ValueError, TypeError, AttributeError, LookupError, Arithme
 
 _INTERPRETER = TreeInterpreter()
 
-VIEWED = ("id", "type", "source", "received_at", "headers", "body", "data")
+VIEWED = ("id", "type", "source", "received_at", "headers", "body", "form", "data")
 """The members of the view."""
 WHOLE = "@"
 """Stands for the view as such."""
 
 View = Mapping[str, Any]
-"""`id`, `type`, `source`, `received_at`, `headers` in lower case, `body` (parsed JSON, or null) and `data`."""
+"""`id`, `type`, `source`, `received_at`, `headers` in lower case, `body` (parsed JSON, or null), `form` (the fields of
+a form, or null) and `data`."""
 
 
 class NoExpression(ValueError):
@@ -62,8 +63,8 @@ def view_of(event: Event, body: bytes, data: Any = NOTHING_BROUGHT) -> View:
     """What expressions and templates see of an event; of a repeated header the first counts, and a number of the body
     is shown as it was written."""
     read = document(body)
-    parsed = None if read is None else read[1]
-    return view_from(event.id, event.type, event.source, event.received_at, event.headers, parsed, data)
+    parsed, form = (read[1], None) if read is not None else (None, Content(event.headers, body).declared_form)
+    return view_from(event.id, event.type, event.source, event.received_at, event.headers, parsed, form, data)
 
 
 def view_from(
@@ -73,9 +74,10 @@ def view_from(
     received_at: datetime,
     headers: Headers,
     parsed: Any,
+    form: Mapping[str, str] | None,
     data: Any = NOTHING_BROUGHT,
 ) -> View:
-    """The same of what is to become an event, its body parsed already."""
+    """The same of what is to become an event, its body parsed already, as JSON or as a form."""
     first: dict[str, str] = {}
     for name, value in headers:
         first.setdefault(name.lower(), value)
@@ -86,6 +88,7 @@ def view_from(
         "received_at": rfc3339(received_at),
         "headers": first,
         "body": parsed,
+        "form": form,
         "data": data,
     }
 

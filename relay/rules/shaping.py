@@ -12,6 +12,7 @@ from json import JSONDecodeError
 from typing import Any
 
 from relay.model import (
+    FORM_TYPE,
     BodyFormat,
     Event,
     Fetched,
@@ -37,7 +38,6 @@ _UNSENDABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
 _DOT_SEGMENT = re.compile(r"(?:^|/)(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
 
 JSON_TYPE = "application/json"
-FORM_TYPE = "application/x-www-form-urlencoded"
 TEXT_TYPE = "text/plain; charset=utf-8"
 
 Made = tuple[str, str]

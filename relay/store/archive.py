@@ -45,6 +45,8 @@ class KeptDelivery:
     reason: str | None = None
     settled_at: datetime | None = None
     replays: int = 0
+    enrichers: tuple[str, ...] = ()
+    """Who may be asked for more of its event before it is sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,16 @@ class KeptAttempt:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptFetch:
+    """What an enricher has brought for an event; `data` is JSON, None where it was not asked for."""
+
+    enricher: str
+    fetched_at: datetime
+    size: int
+    data: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EventRecord:
     """One event with all that is kept of it, but for its body. `routes` is None for one stored by a version that did
     not remember them."""
@@ -88,6 +100,7 @@ class EventRecord:
     attempts: tuple[KeptAttempt, ...]
     failed_conditions: tuple[tuple[str, str], ...] = ()
     """See `Event.failed_conditions`."""
+    fetches: tuple[KeptFetch, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +158,8 @@ class Archive(Protocol):
     async def events(self, query: EventQuery, *, limit: int, before: int | None = None) -> EventPage:
         """Events, newest first, from before a number on."""
 
-    async def event(self, event_id: str) -> EventRecord | None:
-        """One event with all its attempts, None where there is none."""
+    async def event(self, event_id: str, *, with_data: bool = False) -> EventRecord | None:
+        """One event with all its attempts, None where there is none; what was fetched for it only `with_data`."""
 
     async def refusals(self, query: RefusalQuery, *, limit: int, before: int | None = None) -> RefusalPage:
         """Refused requests, newest first, from before a number on."""

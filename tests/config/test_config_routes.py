@@ -6,7 +6,7 @@ from relay.config import json_schema
 from relay.model import Route
 from tests.config.conftest import Loader, Refuser
 
-HAS = "is nothing that an event has (id, type, source, received_at, headers, body, data)"
+HAS = "is nothing that an event has (id, type, source, received_at, headers, body, form, data)"
 
 
 def test_a_route_chooses_by_headers_and_conditions(build: Loader) -> None:

@@ -205,7 +205,7 @@ def _verdicts(
         source.name,
         event_type,
         headers=lambda: headers,
-        view=lambda: view_from(_NO_ID, event_type, source.name, now, headers, content.json),
+        view=lambda: view_from(_NO_ID, event_type, source.name, now, headers, content.json, content.declared_form),
     )
     return [judged(route, subject) for route in routes]
 

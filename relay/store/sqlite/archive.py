@@ -20,6 +20,7 @@ from relay.store.archive import (
     KeptAttempt,
     KeptDelivery,
     KeptEvent,
+    KeptFetch,
     RefusalPage,
     RefusalQuery,
     RefusedRequest,
@@ -28,7 +29,7 @@ from relay.store.archive import (
 from relay.store.sqlite.claiming import FIRST
 from relay.store.sqlite.ledger import COUNTED
 from relay.store.sqlite.reading import Reading
-from relay.store.sqlite.rows import compact, headers_from, millis, moment, moment_if_sound
+from relay.store.sqlite.rows import compact, course_from, headers_from, millis, moment, moment_if_sound
 from relay.store.sqlite.transaction import Transaction, marks, slices
 from relay.store.sqlite.writer import Writer
 
@@ -60,9 +61,10 @@ class SqliteArchive:
 
         return await self._reading.run(read)
 
-    async def event(self, event_id: str) -> EventRecord | None:
+    async def event(self, event_id: str, *, with_data: bool = False) -> EventRecord | None:
         """See `Archive.event`."""
-        return await self._reading.run(lambda db: _record(db, event_id))
+        data = "data" if with_data else "NULL"
+        return await self._reading.run(lambda db: _record(db, event_id, data=data))
 
     async def refusals(self, query: RefusalQuery, *, limit: int, before: int | None = None) -> RefusalPage:
         """See `Archive.refusals`."""
@@ -262,7 +264,8 @@ def _matching(
     return found[:limit]
 
 
-_DELIVERY = "target, state, attempts, step, due_at, outcome, status, reason, settled_at, replays"
+_DELIVERY = """target, state, attempts, step, due_at, outcome, status, reason, settled_at, replays,
+    CAST(course AS BLOB)"""
 
 
 def _kept_events(db: sqlite3.Connection, numbers: Sequence[int]) -> list[KeptEvent]:
@@ -287,7 +290,7 @@ def _event(number: int, row: Sequence[Any], deliveries: Sequence[KeptDelivery]) 
 
 
 def _delivery(row: Sequence[Any]) -> KeptDelivery:
-    target, state, attempts, step, due_at, outcome, status, reason, settled_at, replays = row
+    target, state, attempts, step, due_at, outcome, status, reason, settled_at, replays, course = row
     due = moment_if_sound(due_at) or moment(0)
     assert due is not None
     return KeptDelivery(
@@ -301,10 +304,25 @@ def _delivery(row: Sequence[Any]) -> KeptDelivery:
         reason=reason,
         settled_at=moment_if_sound(settled_at),
         replays=replays,
+        enrichers=_enrichers(course),
     )
 
 
-def _record(db: sqlite3.Connection, event_id: str) -> EventRecord | None:
+def _enrichers(course: bytes | None) -> tuple[str, ...]:
+    try:
+        return tuple(dict.fromkeys(way.enricher for way in course_from(course) if way.enricher is not None))
+    except ValueError:
+        return ()
+
+
+def _fetch(row: Sequence[Any]) -> KeptFetch:
+    enricher, fetched_at, size, data = row
+    at = moment_if_sound(fetched_at) or moment(0)
+    assert at is not None
+    return KeptFetch(str(enricher, "utf-8", "replace"), at, size, data)
+
+
+def _record(db: sqlite3.Connection, event_id: str, *, data: str) -> EventRecord | None:
     query = """SELECT seq, verified, hops, size, sha256, CAST(headers AS BLOB),
             coalesce((SELECT r.routes FROM rerouted r WHERE r.event_seq = seq), routes),
             CAST(failed_conditions AS BLOB)
@@ -317,6 +335,9 @@ def _record(db: sqlite3.Connection, event_id: str) -> EventRecord | None:
     query = """SELECT target, number, began_at, duration_ms, outcome, status, reason, excerpt FROM attempt
         WHERE event_seq = ? ORDER BY target, number"""
     attempts = tuple(_attempt(row) for row in db.execute(query, (number,)))
+    query = f"""SELECT CAST(enricher AS BLOB), fetched_at, length(data), {data} FROM brought WHERE event_seq = ?
+        ORDER BY enricher"""
+    fetches = tuple(map(_fetch, db.execute(query, (number,))))
     names = None if routes is None else tuple(map(str, json.loads(routes)))
     return EventRecord(
         event=event,
@@ -328,6 +349,7 @@ def _record(db: sqlite3.Connection, event_id: str) -> EventRecord | None:
         routes=names,
         attempts=attempts,
         failed_conditions=_pairs(failed) if failed else (),
+        fetches=fetches,
     )
 
 

@@ -198,8 +198,8 @@ def _routed(tx: Transaction, row: tuple[int, bytes, bytes], destinations: Destin
         at = moment_if_sound(received_at)
         if at is None or isinstance(subject.headers, Failed) or hashlib.sha256(body).digest() != sha256:
             return DAMAGED
-        document = Content(subject.headers, body).json
-        return view_from(_text(id_), type_, source, at, subject.headers, document)
+        content = Content(subject.headers, body)
+        return view_from(_text(id_), type_, source, at, subject.headers, content.json, content.declared_form)
 
     subject = Subject(source, type_, headers=headers, view=view)
     return routed(subject, destinations.routes)
