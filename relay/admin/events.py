@@ -13,8 +13,9 @@ from relay.admin.reading import Query
 from relay.admin.views import HELD, UNROUTED, event_view, record_view, refusal_view, tally_view
 from relay.delivery.dispatcher import Dispatcher
 from relay.model import Content, DeliveryState, Route, Source
+from relay.rules.exactness import read
 from relay.rules.expressions import Failed, View, view_from
-from relay.rules.routing import DAMAGED, Subject, Verdict, judged, meant
+from relay.rules.routing import DAMAGED, Subject, Verdict, decided, judged, meant
 from relay.rules.secrets import presentable
 from relay.store import Store, StoreUnusable
 from relay.store.archive import Archive, EventQuery, EventRecord, RefusalQuery
@@ -126,7 +127,12 @@ class EventCalls:
         asking = any(not route.is_plain for route in meant(event.source, event.type, routes))
         view = await self._view(record) if asking else DAMAGED
         subject = Subject(event.source, event.type, headers=lambda: record.headers, view=lambda: view)
-        return [judged(route, subject) for route in routes]
+        verdicts = [judged(route, subject) for route in routes]
+        if isinstance(view, Failed) or not any(one.is_open for verdict in verdicts for one in verdict.targets):
+            return verdicts
+        data = {one.enricher: await self._store.brought(event.id, one.enricher) for one in record.fetches}
+        brought = {enricher: read(found) for enricher, found in data.items() if found is not None}
+        return [decided(verdict, view, brought) for verdict in verdicts]
 
     async def _view(self, record: EventRecord) -> View | Failed:
         """What conditions see of a stored event."""

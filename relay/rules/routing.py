@@ -7,7 +7,7 @@ What reads `data` cannot be decided before that was fetched, and stays open in t
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import translate
 from functools import cached_property, lru_cache
 from typing import Any
@@ -219,6 +219,19 @@ def _destination(target: str, course: Course, after: View | None) -> Destination
             return Destination(target, is_reached=True, ways=(way,))
         reasons.append(barred)
     return Destination(target, is_reached=False, ways=course, reason="; ".join(reasons))
+
+
+def decided(verdict: Verdict, view: View, data: Mapping[str, Any]) -> Verdict:
+    """The verdict with what was left open decided, where its enricher has brought something (`data`, by enricher)."""
+    return replace(verdict, targets=tuple(_decided(one, view, data) for one in verdict.targets))
+
+
+def _decided(one: TargetVerdict, view: View, data: Mapping[str, Any]) -> TargetVerdict:
+    way = one.way
+    if way is None or not way.conditions or way.enricher not in data:
+        return one
+    because = barred_because(way, {**view, "data": data[way.enricher]})
+    return TargetVerdict(one.target, replace(way, conditions=()) if because is None else None, because or "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,3 +125,27 @@ def test_the_chapter_tells_what_the_providers_say_of_themselves() -> None:
     assert sorted(set(listed) - {"provider"}) == sorted(LOOKED_UP)
     for include in ("billing,items,payment", "billing,pricing,product", "contact,profile"):
         assert f"`{include}`" in CHAPTER
+
+
+async def test_a_shown_event_tells_what_was_decided_on_what_was_fetched(tmp_path: Path, target: Target) -> None:
+    """Once the data is there, no route is said to be still undecided."""
+    async with stub() as api:
+        text = document(
+            {"plugandpay": SOURCES["plugandpay"]},
+            targets={"crm": {"url": "${TARGET}"}, "chat": {"url": "${TARGET}"}},
+            routes=PLUGANDPAY["routes"],
+            enrichers={"plugandpay": moved(PLUGANDPAY["enrichers"]["plugandpay"], api)},
+        )
+        async with running(tmp_path, text, target, **TOKENS) as gateway:
+            body = b'{"event":{"trigger_type":"order_paid","triggerable_id":78,"triggerable_type":"order"}}'
+            proof = hmac.new(ENV["WEBHOOK_KEY"].encode(), body, "sha256").hexdigest()
+            accepted = await gateway.post("/hooks/plugandpay", body, {"X-Signature": proof})
+            await until(lambda: gateway.rows("SELECT state FROM delivery WHERE target = 'chat'") == [("skipped",)])
+            shown = await gateway.call(f"/api/v1/events/{accepted.json['id']}", headers=AUTH)
+            (verdict,) = shown.json["routing"]
+            assert verdict["takes"] is True
+            crm, chat = verdict["targets"]
+            assert (crm["takes"], crm["reason"]) == (True, None)
+            assert chat["takes"] is False
+            assert "says no to what was fetched" in chat["reason"]
+            assert [one["enrichers"] for one in shown.json["deliveries"]] == [["plugandpay"], ["plugandpay"]]
