@@ -228,7 +228,7 @@ def decided(verdict: Verdict, view: View, data: Mapping[str, Any]) -> Verdict:
 
 def _decided(one: TargetVerdict, view: View, data: Mapping[str, Any]) -> TargetVerdict:
     way = one.way
-    if way is None or not way.conditions or way.enricher not in data:
+    if way is None or way.enricher is None or not way.conditions or way.enricher not in data:
         return one
     because = barred_because(way, {**view, "data": data[way.enricher]})
     return TargetVerdict(one.target, replace(way, conditions=()) if because is None else None, because or "")
