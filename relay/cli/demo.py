@@ -219,7 +219,8 @@ async def _send(stage: _Stage, source: Source, serial: int, expected: set[tuple[
     proof = sign(source.check, body, now=now, message_id=f"msg_{serial}")
     click.echo(f"\n{click.style(provider.title, bold=True)}")
     what = "its shared key" if source.key_header else "its signature"
-    _line("sent", f"{len(body)} bytes, with {what} in {proof[-1][0]}")
+    told = f"with {what} in {proof[-1][0]}" if proof else "unsigned, to a path that nobody can guess"
+    _line("sent", f"{len(body)} bytes, {told}")
     began = time.perf_counter()
     headers = dict((*provider.sample.sent(now, serial), *proof))
     async with stage.session.post(f"{stage.url}{source.path}", data=body, headers=headers) as response:

@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 from aiohttp import web
 
-from relay.model import Headers, ReceivedRequest, Source, VerifiedRequest
+from relay.model import Headers, NoCheck, ReceivedRequest, Source, VerifiedRequest
 from relay.providers import PROVIDERS
 from relay.rules.verification import verify
 
@@ -71,6 +71,10 @@ def findings(arrival: Arrival, source: Source, sent: bytes | None) -> tuple[bool
         is_withheld = not arrival.header(source.key_header)
         seen.append("key withheld" if is_withheld else "KEY LEAKED")
         return is_good and is_withheld, ", ".join(seen)
+    if isinstance(source.check, NoCheck):
+        is_marked = arrival.header("relay-verified") == "false"
+        seen.append("marked unsigned" if is_marked else "NOT MARKED UNSIGNED")
+        return is_good and is_marked, ", ".join(seen)
     request = ReceivedRequest(arrival.headers, arrival.body, "127.0.0.1")
     is_proven = isinstance(verify(request, source.check, datetime.now(UTC)), VerifiedRequest)
     seen.append("signature valid" if is_proven else "SIGNATURE BROKEN")
@@ -82,14 +86,20 @@ def fresh_secret(provider: str) -> str:
     return PROVIDERS[provider].secret_prefix + secrets.token_hex(16)
 
 
+def _source(provider: str) -> dict[str, object]:
+    own: dict[str, object] = {"path": f"/hooks/{secrets.token_hex(16)}"}
+    return {"provider": provider} | ({"secrets": [fresh_secret(provider)]} if PROVIDERS[provider].signed else own)
+
+
 def write_config(directory: Path, witnesses: Sequence[Witness]) -> Path:
-    """A config with every provider that proves its webhooks, each routed to all witnesses; secrets are fresh."""
-    providers = [provider.name for provider in PROVIDERS.values() if provider.signed]
+    """A config with every provider, each routed to all witnesses; secrets are fresh, and so are the paths of those that
+    prove nothing."""
+    providers = list(PROVIDERS)
     document = {
         "server": {"listen": "127.0.0.1:0"},
         "admin": {"listen": "127.0.0.1:0"},
         "store": {"url": f"sqlite:///{directory / 'relay.db'}".replace("$", "$$")},
-        "sources": {name: {"provider": name, "secrets": [fresh_secret(name)]} for name in providers},
+        "sources": {name: _source(name) for name in providers},
         "targets": {witness.name: {"url": witness.url} for witness in witnesses},
         "routes": [{"name": "everything", "from": providers, "to": [witness.name for witness in witnesses]}],
     }

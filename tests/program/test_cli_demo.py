@@ -16,7 +16,9 @@ from relay.providers import PROVIDERS
 from relay.rules.signing import sign
 
 SIGNED = [provider.name for provider in PROVIDERS.values() if provider.signed]
-OK = f"demo ok: {len(SIGNED)} webhooks, {2 * len(SIGNED)} deliveries, nothing lost"
+UNSIGNED = [provider.name for provider in PROVIDERS.values() if not provider.signed]
+ALL = list(PROVIDERS)
+OK = f"demo ok: {len(ALL)} webhooks, {2 * len(ALL)} deliveries, nothing lost"
 
 
 def test_it_shows_every_hop_and_ends_when_all_has_arrived(tmp_path: Path) -> None:
@@ -25,15 +27,17 @@ def test_it_shows_every_hop_and_ends_when_all_has_arrived(tmp_path: Path) -> Non
     assert (shown.returncode, shown.stderr) == (0, "")
     lines = shown.stdout.splitlines()
     assert lines[-1] == OK
-    assert len([line for line in lines if re.match(r"  sent +\d+ bytes", line)]) == len(SIGNED)
-    assert len([line for line in lines if re.match(r"  committed +200 after .* evt_", line)]) == len(SIGNED)
+    assert len([line for line in lines if re.match(r"  sent +\d+ bytes", line)]) == len(ALL)
+    assert len([line for line in lines if re.match(r"  committed +200 after .* evt_", line)]) == len(ALL)
     arrivals = [
         line for line in lines if re.match(r"  delivered +(crm|accounting) +attempt 1 .* bytes identical", line)
     ]
-    assert len(arrivals) == 2 * len(SIGNED)
-    keyed = [name for name in SIGNED if isinstance(PROVIDERS[name].check, ApiKeyCheck)]
+    assert len(arrivals) == 2 * len(ALL)
+    keyed = [name for name in ALL if isinstance(PROVIDERS[name].check, ApiKeyCheck)]
     assert len([line for line in arrivals if line.endswith("key withheld")]) == 2 * len(keyed)
-    assert len([line for line in arrivals if line.endswith("signature valid")]) == 2 * (len(SIGNED) - len(keyed))
+    assert len([line for line in arrivals if line.endswith("marked unsigned")]) == 2 * len(UNSIGNED)
+    proven = len(ALL) - len(keyed) - len(UNSIGNED)
+    assert len([line for line in arrivals if line.endswith("signature valid")]) == 2 * proven
     assert max(len(line) for line in lines if not line.startswith("  store ")) <= 80
     assert list(tmp_path.iterdir()) == []
 
@@ -46,7 +50,7 @@ def test_what_it_made_is_kept_on_request(tmp_path: Path) -> None:
     (kept,) = tmp_path.iterdir()
     assert f"kept: {kept}" in shown.stdout
     assert {"config.yaml", "relay.db", "relay.log"} <= {path.name for path in kept.iterdir()}
-    assert (kept / "relay.log").read_text().count('"delivery.attempted"') == 2 * len(SIGNED)
+    assert (kept / "relay.log").read_text().count('"delivery.attempted"') == 2 * len(ALL)
 
 
 @pytest.mark.slow
@@ -75,7 +79,7 @@ def test_it_keeps_running_until_ctrl_c_and_shows_what_others_send(tmp_path: Path
         rest, complaints = process.communicate(timeout=30)
     assert (process.returncode, complaints) == (0, "")
     assert rest.count("  delivered  ") == 4
-    webhooks = len(SIGNED) + 2
+    webhooks = len(ALL) + 2
     assert rest.splitlines()[-1] == f"demo ok: {webhooks} webhooks, {2 * webhooks} deliveries, nothing lost"
     assert list(tmp_path.iterdir()) == []
 
