@@ -5,7 +5,7 @@ secret of the config reaches the output, whatever a condition holds.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -19,12 +19,18 @@ from relay.cli.configs import config_option, loaded
 from relay.cli.terminal import Failure, note, safe
 from relay.config import Config
 from relay.ids import fresh_id
-from relay.model import NO_TYPE, RELAY, Content, Event, Headers, Source, Way
+from relay.model import NO_TYPE, RELAY, Content, Event, Fetched, Headers, Shaped, Source, Unshaped, Way
+from relay.rules.exactness import read
 from relay.rules.expressions import NOTHING_BROUGHT, View, view_from
 from relay.rules.forwarding import storable_headers
-from relay.rules.routing import Destination, Subject, Verdict, destinations, judged, summed
+from relay.rules.routing import Destination, Subject, Verdict, decided, destinations, judged, summed
 from relay.rules.secrets import blotted, log_secrets
+from relay.rules.shaping import shaped
 
+MOST_SHOWN = 2000
+"""Characters of a body that are put on a terminal."""
+
+_UNKNOWN = object()
 _MARKS = {True: ("+", "green"), False: ("x", "red"), None: ("?", "yellow")}
 
 
@@ -35,6 +41,8 @@ class Dry:
     event: Event
     verdicts: tuple[Verdict, ...]
     destinations: tuple[Destination, ...]
+    shapes: Mapping[str, Shaped | Unshaped]
+    """What each target would get, as far as that is known without a fetch."""
 
 
 def _fetched(_ctx: click.Context, _parameter: click.Parameter, given: str | None) -> Any:
@@ -42,7 +50,7 @@ def _fetched(_ctx: click.Context, _parameter: click.Parameter, given: str | None
     if octets is None:
         return None
     try:
-        return _Fetched(json.loads(octets))
+        return _Fetched(read(octets))
     except (ValueError, RecursionError):
         raise click.BadParameter("is not JSON") from None
 
@@ -83,8 +91,8 @@ def route(
 ) -> None:
     """Tell where an event would go, and of each route and target why or why not.
 
-    Reads the config alone; nothing is sent. Exit code 0 when at least one target gets it, or may get it after a fetch;
-    else 1.
+    Also what it would get, where that is not simply what came. Reads the config alone; nothing is sent. Exit code 0
+    when at least one target gets it, or may get it after a fetch; else 1.
 
     \b
     For example: relay route --source partner --data @body.json --header 'X-Env: live'
@@ -139,7 +147,24 @@ def _routed(config: Config, event: Event, fetched: _Fetched | None) -> Dry:
     verdicts = tuple(judged(one, subject) for one in config.routes)
     found = summed(verdicts)
     after = None if fetched is None else view(fetched.data)
-    return Dry(event, verdicts, destinations(found, after))
+    reached = destinations(found, after)
+    if fetched is not None:
+        brought = {one.enricher: fetched.data for one in config.routes if one.enricher is not None}
+        verdicts = tuple(decided(verdict, view(), brought) for verdict in verdicts)
+    targets = {target.name: target for target in config.targets}
+    shapes = {
+        one.target: shaped(targets[one.target], event, event.body, data)
+        for one in reached
+        if one.is_reached and (data := _data(one, fetched)) is not _UNKNOWN
+    }
+    return Dry(event, verdicts, reached, shapes)
+
+
+def _data(destination: Destination, fetched: "_Fetched | None") -> Any:
+    """What would have been fetched for a target, `_UNKNOWN` where that was not said."""
+    if not any(way.enricher is not None for way in destination.ways):
+        return Fetched.NOTHING
+    return _UNKNOWN if fetched is None else fetched.data
 
 
 def _plain(dry: Dry) -> dict[str, Any]:
@@ -157,10 +182,31 @@ def _plain(dry: Dry) -> dict[str, Any]:
                 "ways": [
                     {"route": way.route, "enrich": way.enricher, "conditions": list(way.conditions)} for way in one.ways
                 ],
+                "gets": _plain_shape(dry.shapes.get(one.target)),
             }
             for one in dry.destinations
         ],
     }
+
+
+def _plain_shape(shape: Shaped | Unshaped | None) -> dict[str, Any] | None:
+    """What a target would get, None where that is not known."""
+    if shape is None:
+        return None
+    if isinstance(shape, Unshaped):
+        return {"changed": None, "content_type": None, "body": None, "problem": shape.reason}
+    text = shape.body.decode("utf-8", "replace")
+    return {"changed": shape.is_changed, "content_type": shape.content_type, "body": text, "problem": None}
+
+
+def _gets(shape: Shaped | Unshaped | None) -> Iterator[str]:
+    """What a target would get, where it is not simply what came."""
+    if isinstance(shape, Unshaped):
+        yield from note(f"nothing could be sent: {shape.reason}")
+    elif shape is not None and shape.is_changed:
+        text = shape.body.decode("utf-8", "replace")
+        more = f" … ({len(text)} characters)" if len(text) > MOST_SHOWN else ""
+        yield from note(f"gets {shape.content_type}: {text[:MOST_SHOWN]}{more}")
 
 
 def _told(dry: Dry) -> Iterator[str]:
@@ -180,6 +226,7 @@ def _told(dry: Dry) -> Iterator[str]:
         yield _marked(f"to {destination.target}", destination.reason, is_good=destination.is_reached)
         for way in destination.ways:
             yield from note(_way(way))
+        yield from _gets(dry.shapes.get(destination.target))
     if not dry.destinations:
         yield "  no target gets it: it would be stored and go nowhere (event.unrouted)"
 

@@ -72,8 +72,9 @@ def test_a_program_gets_one_object(there: Path) -> None:
         "reason": None,
         "targets": [{"target": name, "takes": True, "reason": None} for name in ("crm", "slack")],
     }
+    gets = {"changed": False, "content_type": None, "body": '{"type": "order_paid", "total": 120}', "problem": None}
     assert found["targets"] == [
-        {"target": name, "reached": True, "reason": None, "ways": []} for name in ("crm", "slack")
+        {"target": name, "reached": True, "reason": None, "ways": [], "gets": gets} for name in ("crm", "slack")
     ]
 
 
@@ -127,3 +128,33 @@ def test_whatever_the_body_is_words_are_told(there: Path, data: str) -> None:
         assert told.returncode == 1
         assert "Traceback" not in told.stderr
         assert KEY not in told.stdout + told.stderr
+
+
+SHAPED = """\
+sources:
+  partner: {provider: custom, secrets: [canary-partner-0123], verify: {scheme: bearer}, event_type: type}
+enrichers:
+  stock: {url: "https://api.example.com/{{ body.sku }}"}
+targets:
+  crm: {url: "http://127.0.0.1:9/"}
+  chat: {url: "http://127.0.0.1:9/", body: {preset: slack, text: "{{ data.left }} left of <{{ body.sku }}>"}}
+  erp: {url: "http://127.0.0.1:9/", body: {template: '{"n": {{ body.number }}}'}}
+routes:
+  - {name: all, from: partner, enrich: stock, to: [crm, {target: chat, when: "data.left < `5`"}, erp]}
+"""
+
+
+def test_what_a_target_would_get_is_told(tmp_path: Path) -> None:
+    """With what a fetch would bring: the shaped body, or what it lacks; and what a condition on it decides."""
+    (tmp_path / "config.yaml").write_text(SHAPED)
+    told = run_relay("route", "--data", '{"sku":"A&1"}', "--enriched", '{"left":1.0}', cwd=tmp_path)
+    assert told.returncode == 0
+    assert 'gets application/json: {"event":{"sku":"A&1"},"data":{"left":1.0}}' in told.stdout
+    assert """gets application/json: {"text":"1.0 left of <A&amp;1>"}""" in told.stdout
+    assert "nothing could be sent: template: body: it needs 'number'" in told.stdout
+    assert "decided after the fetch" not in told.stdout
+    many = run_relay("route", "--data", '{"sku":"A&1"}', "--enriched", '{"left":9}', cwd=tmp_path)
+    assert "chat: route all: `when` says no to what was fetched" in many.stdout
+    undecided = run_relay("route", "--data", '{"sku":"A&1"}', cwd=tmp_path)
+    assert "? to chat: decided after the fetch" in undecided.stdout
+    assert "gets" not in undecided.stdout
