@@ -57,6 +57,10 @@ class Outbound:
         """What `change` will need. Raises OSError where no resolver is to be had; nothing has changed then."""
         return self.enrichment.prepared(config.enrichers, config.egress)
 
+    def discard(self, enrichers: Enrichers) -> None:
+        """Let go of what was prepared for a change that is not made."""
+        self.enrichment.discard(enrichers)
+
     def change(self, config: Config, enrichers: Enrichers) -> None:
         """Go by another config, with what was prepared for it. Headers of sources that are gone are remembered: what
         was stored under them may still be sent."""

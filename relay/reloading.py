@@ -153,14 +153,7 @@ class Reloading:
         found, config = changes(running, wanted), runnable(running, wanted)
         served = self._load_certificate(wanted)
         try:
-            enrichers = parts.outbound.prepared(config)
-            await parts.dispatcher.change(
-                config.targets,
-                {target.name: digests(target) for target in config.targets},
-                sender=lambda target: parts.outbound.sender(target, config.egress),
-                rewired=() if config.egress == running.egress else [target.name for target in config.targets],
-                patience=config.server.drain_timeout,
-            )
+            enrichers = await self._deliver_by(config)
         except Stopping:
             raise ReloadRefused("the relay is stopping") from None
         except ssl.SSLError as error:  # changed since it was checked a moment ago
@@ -172,6 +165,23 @@ class Reloading:
         self._swap(config, enrichers)
         self.seen = dict(wanted.files)
         return found
+
+    async def _deliver_by(self, config: Config) -> Enrichers:
+        """Deliver to the targets of a config; returns what its enrichers are to be asked with, for the swap."""
+        parts, running = self._parts, self._running
+        enrichers = parts.outbound.prepared(config)
+        try:
+            await parts.dispatcher.change(
+                config.targets,
+                {target.name: digests(target) for target in config.targets},
+                sender=lambda target: parts.outbound.sender(target, config.egress),
+                rewired=() if config.egress == running.egress else [target.name for target in config.targets],
+                patience=config.server.drain_timeout,
+            )
+        except BaseException:
+            parts.outbound.discard(enrichers)
+            raise
+        return enrichers
 
     def _load_certificate(self, config: Config) -> ssl.SSLContext | None:
         files = config.server.tls

@@ -11,8 +11,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from random import Random
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from yarl import URL
 
@@ -43,8 +44,15 @@ AT_A_TIME = 8
 LARGEST_ANSWER = 1024 * 1024
 """Bytes."""
 CONNECT_TIMEOUT = timedelta(seconds=5)
+LONGEST_QUEUE = timedelta(seconds=20)
+"""How long a fetch may wait for its turn at a busy enricher; then its delivery comes again."""
+LARGEST_ON_THE_LOOP = 32 * 1024
+"""Bytes that are parsed on the loop; more would hold up the targets."""
 REMEMBERED_BYTES = 8 * 1024 * 1024
 """Of what was fetched last; its other targets follow in a moment."""
+
+
+_Result = TypeVar("_Result")
 
 
 class Witness(Protocol):
@@ -96,22 +104,34 @@ class Enrichment:
         on as it is, with its conduct; any other is asked at once, however it behaved before. Raises OSError where no
         resolver is to be had."""
         made: dict[str, _Client] = {}
-        for enricher in enrichers:
-            known = self._clients.get(enricher.name)
-            is_same = known is not None and known.serves(enricher, egress)
-            made[enricher.name] = (
-                known
-                if known is not None and is_same
-                else _Client(enricher, egress, self._tokens, self._user_agent, self._now)
-            )
+        try:
+            for enricher in enrichers:
+                known = self._clients.get(enricher.name)
+                is_same = known is not None and known.serves(enricher, egress)
+                made[enricher.name] = (
+                    known
+                    if known is not None and is_same
+                    else _Client(enricher, egress, self._tokens, self._user_agent, self._now)
+                )
+        except OSError:
+            self.discard(made)
+            raise
         return made
+
+    def discard(self, enrichers: "Enrichers") -> None:
+        """Let go of what was prepared and will not be asked."""
+        self._close_but(enrichers, self._clients)
 
     def exchange(self, enrichers: "Enrichers") -> None:
         """Ask these from now on; a fetch under way ends with what it began with."""
         before, self._clients = self._clients, dict(enrichers)
-        kept = set(map(id, self._clients.values()))
-        for gone in before.values():
-            if id(gone) not in kept:
+        self._close_but(before, self._clients)
+
+    def _close_but(self, some: "Enrichers", kept: "Enrichers") -> None:
+        """Close some, without those that are kept."""
+        stays = set(map(id, kept.values()))
+        for gone in some.values():
+            if id(gone) not in stays:
                 task = asyncio.create_task(gone.close(), name=f"close enricher {gone.enricher.name}")
                 self._closing.add(task)
                 task.add_done_callback(self._closing.discard)
@@ -140,7 +160,8 @@ class Enrichment:
 
     async def _bring(self, name: str, event: Event, body: bytes) -> Enriched | Outcome:
         stored = await self._store.brought(event.id, name)
-        if stored is None:
+        fetched = None if stored is None else await _aside(len(stored), _known, stored)
+        if stored is None or fetched is None:
             client = self._clients.get(name)
             if client is None:
                 return Outcome(OutcomeKind.UNPREPARED, reason=f"enricher {name} is not in the config")
@@ -149,15 +170,21 @@ class Enrichment:
                 return answer
             stored = answer.data
             await self._store.keep_brought(event.id, name, stored, now=self._now())
-        fetched = Enriched(read(stored))
+            fetched = Enriched(await _aside(len(stored), read, stored))
         self._recent.keep((event.id, name), fetched, len(stored))
         return fetched
 
     async def _fetch(self, client: "_Client", event: Event, body: bytes) -> Brought | Outcome:
-        wanted = asked(client.enricher, event, body)
+        wanted = await _aside(len(body), asked, client.enricher, event, body)
         if isinstance(wanted, Refused):
             return Outcome(OutcomeKind.UNPREPARED, reason=wanted.reason)
-        async with client.slots:
+        try:
+            async with asyncio.timeout(LONGEST_QUEUE.total_seconds()):
+                await client.slots.acquire()
+        except TimeoutError:
+            reason = f"waiting: enricher {client.enricher.name} is busy"
+            return Outcome(OutcomeKind.INTERRUPTED, reason=reason, retry_after=WAITS[0])
+        try:
             began_at = self._now()
             wait = client.wait(began_at)
             if wait is not None:
@@ -167,6 +194,8 @@ class Enrichment:
                 answer = await client.ask(wanted, event)
             finally:
                 client.under_way -= 1
+        finally:
+            client.slots.release()
         return self._judged(client, event, answer, began_at)
 
     def _judged(
@@ -198,6 +227,19 @@ class Enrichment:
         await asyncio.gather(*tasks, *self._closing, return_exceptions=True)
         for client in self._clients.values():
             await client.close()
+
+
+def _known(stored: bytes) -> Enriched | None:
+    """What was fetched before; None where the disk has damaged it, and it is fetched again."""
+    try:
+        return Enriched(read(stored))
+    except (ValueError, RecursionError):
+        return None
+
+
+async def _aside(size: int, work: Callable[..., _Result], *given: Any) -> _Result:
+    """What comes of a piece of work on so many bytes, done beside the loop where they are many."""
+    return await asyncio.to_thread(work, *given) if size > LARGEST_ON_THE_LOOP else work(*given)
 
 
 class _Client:
@@ -240,6 +282,8 @@ class _Client:
                     if self._credentials.heard(status, ready, of=event.id) is not Heard.TRY_AGAIN:
                         break
         except NoToken as error:
+            if error.is_our_shortage:
+                return Outcome(OutcomeKind.INTERRUPTED, reason=f"enricher {name}: {error}")
             return Failing(f"enricher {name}: {error}")
         except FAULTS as error:
             if is_our_shortage(error):
@@ -247,7 +291,8 @@ class _Client:
             return Failing(f"enricher {name}: {fault(error, self.enricher.timeout)}")
         if body is None:
             return Refused(f"enricher {name}: its answer is larger than {LARGEST_ANSWER // 1024} KiB")
-        return answered(self.enricher, status, body, retry_after=parse_retry_after(retry_after, self._now()))
+        wait = parse_retry_after(retry_after, self._now())
+        return await _aside(len(body), partial(answered, self.enricher, status, body, retry_after=wait))
 
     async def _send(self, ready: Request, *, has_body: bool) -> tuple[int, bytes | None, str | None]:
         """Status, whole body (None where it is too large) and what it says of a pause."""

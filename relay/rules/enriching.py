@@ -167,7 +167,8 @@ class Pace:
 
 def paced(pace: Pace, answer: Answer, *, began_at: datetime, now: datetime, rng: Random) -> Pace:
     """The pace after an answer. Fetches that fail together are one failure: what began before the last one was recorded
-    counts no more. Whoever answers at all, if only to refuse, is alive."""
+    counts no more. Whoever answers at all, if only to refuse, is alive; but a pause that was asked for is kept by
+    those that were under way."""
     match answer:
         case Throttled(reason=reason, wait=wait):
             return replace(pace, wait_until=max(now + wait, pace.wait_until or now), reason=reason)
@@ -176,4 +177,5 @@ def paced(pace: Pace, answer: Answer, *, began_at: datetime, now: datetime, rng:
                 return pace
             wait = jittered(WAITS[min(pace.failures, len(WAITS) - 1)], rng)
             return Pace(pace.failures + 1, now, now + wait, reason)
-    return Pace()
+    is_asked_for = not pace.failures and pace.wait(now) is not None
+    return pace if is_asked_for else Pace()

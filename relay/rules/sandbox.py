@@ -26,7 +26,7 @@ LONGEST_POWER = 1000
 WIDEST = 1000
 """What a width, an indent or a precision may be: an event may name it."""
 
-_WIDE_PERCENT = re.compile(r"%[^%A-Za-z]*(?:\*|[0-9]{4,})")
+_WIDE_PERCENT = re.compile(r"%(?:\([^)]*\))?[^%A-Za-z]*(?:\*|[0-9]{4,})")
 _WIDE_BRACES = re.compile(r":[^{}]*(?:\{|[0-9]{4,})")
 _TEAMS_MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|~<>&])")
 _LINE_BREAKS = re.compile(r"\r\n|\r|\n")
@@ -93,7 +93,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         if operator == "**" and (abs(left) > LONGEST_POWER or abs(right) > LONGEST_POWER):
             raise SecurityError("too large")
         for side, other in ((left, right), (right, left)):
-            if isinstance(side, str | list | tuple):
+            if isinstance(side, str | bytes | list | tuple):
                 _check_size(len(side) * (other if isinstance(other, int) else 1))
         return super().call_binop(context, operator, left, right)
 
@@ -102,7 +102,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
         if isinstance(owner, str):
             if name in _PADDING:
-                _check_counts(args)
+                _check_counts((*args, *kwargs.values()))
             elif name == "replace" and len(args) > 1:
                 _check_replacing(owner, *args[:2])
             elif name == "join":

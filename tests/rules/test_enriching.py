@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from relay.model import Enricher, Event, TemplateBody
 from relay.providers import PROVIDERS
-from relay.rules.enriching import WAITS, Ask, Brought, Failing, Pace, Refused, Throttled, answered, asked, paced
+from relay.rules.enriching import WAITS, Answer, Ask, Brought, Failing, Pace, Refused, Throttled, answered, asked, paced
 
 NOW = datetime(2031, 1, 1, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -244,3 +244,11 @@ def test_a_throttle_is_no_failure() -> None:
     """It pauses and counts nothing."""
     pace = paced(Pace(), Throttled("429", 90 * SECOND), began_at=NOW, now=NOW, rng=Random(1))
     assert (pace.failures, pace.wait(NOW)) == (0, 90 * SECOND)
+
+
+@pytest.mark.parametrize("answer", [Brought(b"{}"), Refused("status 404")])
+def test_a_pause_outlasts_the_answers_that_were_under_way(answer: Answer) -> None:
+    """Of several requests at a time one meets the 429: the others do not lift it."""
+    throttled = paced(Pace(), Throttled("429", 90 * SECOND), began_at=NOW, now=NOW, rng=Random(1))
+    assert paced(throttled, answer, began_at=NOW, now=NOW + SECOND, rng=Random(1)) == throttled
+    assert paced(throttled, answer, began_at=NOW, now=NOW + 90 * SECOND, rng=Random(1)) == Pace()
