@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -33,6 +34,8 @@ NOBODY = "_unknown"
 """The source, in lines, of a request whose path is none's."""
 HEAVY_BODY = 256 * 1024
 """Bodies beyond this are verified in a thread, so that they do not hold up the others."""
+LARGEST_ON_THE_LOOP = 64 * 1024
+"""Bodies beyond this are named and routed in a thread: conditions may look at every member of them."""
 LINES_A_SECOND = 20
 """Warnings of a kind, a second and source; the rest is counted in the next."""
 RETRY_WHEN_FULL = 10
@@ -211,7 +214,9 @@ class Ingress:
             return Turned(508, "loop", f"relay-hops is {hops}")
         if hops is None:
             desk.memory.lines.tell("request.bad_hops", lambda: {"reason": "relay-hops is no number and counts as 0"})
-        event, found = self._name(verified, content, desk, hops or 0)
+        now = self._now()
+        name = partial(self._name, verified, content, desk, id_=fresh_id("evt", now), now=now, hops=hops or 0)
+        event, found = await asyncio.to_thread(name) if len(body) > LARGEST_ON_THE_LOOP else name()
         accepted = await self._store.accept(event, found.targets, found.courses)
         if not accepted.duplicate:
             self._wake(found.targets)
@@ -241,10 +246,11 @@ class Ingress:
         log.info("request.challenged", source=source.name, verified=request.proven, remote=request.remote)
         return plain_answer(200, told)
 
-    def _name(self, request: VerifiedRequest, content: Content, desk: _Desk, hops: int) -> tuple[Event, Routed]:
-        """The event that a request becomes, and where it goes."""
-        now = self._now()
-        id_, source = fresh_id("evt", now), desk.source.name
+    def _name(
+        self, request: VerifiedRequest, content: Content, desk: _Desk, *, id_: str, now: datetime, hops: int
+    ) -> tuple[Event, Routed]:
+        """The event that a request becomes, and where it goes; in any thread."""
+        source = desk.source.name
         type_ = desk.source.event_type(content) or NO_TYPE
         headers = storable_headers(request.headers, key_header=desk.source.key_header, forwarded=desk.forwarded)
         subject = Subject(

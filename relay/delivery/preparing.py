@@ -4,10 +4,11 @@ Law: a delivery takes the first of its ways whose conditions hold. A condition t
 its reason; a fetch that fails says nothing at all: then the delivery waits, it is not skipped.
 """
 
+import asyncio
 from typing import Any, Protocol
 
 from relay.delivery.enrichment import Enriched
-from relay.model import Claim, Event, Fetched, Outcome, OutcomeKind
+from relay.model import Claim, Event, Fetched, Outcome, OutcomeKind, Way
 from relay.rules.expressions import view_of
 from relay.rules.routing import barred_because
 
@@ -33,12 +34,13 @@ async def prepared(claim: Claim, body: bytes, brings: Brings) -> Any | Outcome:
             if isinstance(found, Outcome):
                 return found
             data = found.data
-        refusal = (
-            barred_because(way, view_of(claim.event, body, None if data is Fetched.NOTHING else data))
-            if way.conditions
-            else None
-        )
+        # beside the loop, for what was fetched may be of any size
+        refusal = await asyncio.to_thread(_refusal, way, claim.event, body, data) if way.conditions else None
         if refusal is None:
             return data
         refusals.append(refusal)
     return Outcome(OutcomeKind.SKIPPED, reason="; ".join(refusals)) if refusals else Fetched.NOTHING
+
+
+def _refusal(way: Way, event: Event, body: bytes, data: Any) -> str | None:
+    return barred_because(way, view_of(event, body, None if data is Fetched.NOTHING else data))

@@ -32,7 +32,7 @@ from relay.rules.shaping import is_shaped, shaped
 CONNECT_TIMEOUT = timedelta(seconds=5)
 ANSWER_CAP = 64 * 1024
 """Bytes of an answer that are read so that the connection can be used again; a longer one costs the connection."""
-LARGEST_ON_THE_LOOP = 256 * 1024
+LARGEST_ON_THE_LOOP = 64 * 1024
 """Bytes of a body that is shaped on the loop; a larger one would hold up the other targets."""
 EXCERPT = 1024
 """Characters of an answer that are kept."""

@@ -187,3 +187,17 @@ async def test_a_hostile_body_is_accepted_and_chosen_for(start: Start, body: byt
     gateway = await start(OPEN, routes=routes)
     assert (await gateway.post("/hooks/open", body)).status == 200
     assert (await gateway.target.next()).body == body
+
+
+async def test_a_large_body_is_judged_like_a_small_one(start: Start, other: Target) -> None:
+    """Beside the loop, with the same outcome: a condition may look at every member of it."""
+    routes = [
+        {"name": "long", "from": "open", "when": "length(body.list[?@ > `1`]) > `20000`", "to": "crm"},
+        {"name": "short", "from": "open", "when": "length(body.list) < `10`", "to": "chat"},
+    ]
+    targets = {"crm": {"url": "${TARGET}"}, "chat": {"url": other.url}}
+    gateway = await start(OPEN, routes=routes, targets=targets)
+    large = await told(gateway, await posted(gateway, {"type": "paid", "list": list(range(30_000))}))
+    small = await told(gateway, await posted(gateway, {"type": "paid", "list": [1, 2, 3]}))
+    assert (large["routes"], small["routes"]) == (["long"], ["short"])
+    assert large["received_at"] <= small["received_at"]
