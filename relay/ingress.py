@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
-from functools import partial
+from functools import lru_cache, partial
 from typing import Protocol
 
 import structlog
@@ -23,7 +23,7 @@ from relay.model import NO_TYPE, Content, Event, Headers, ReceivedRequest, Route
 from relay.rules.expressions import view_from
 from relay.rules.forwarding import MOST_HOPS, incoming_hops, storable_headers
 from relay.rules.rate import Bucket, Quota, spend, take
-from relay.rules.routing import CONDITION_FAILED, Routed, Subject, meant, routed
+from relay.rules.routing import CONDITION_FAILED, Routed, Subject, meant, routed, routed_by_name
 from relay.rules.secrets import harmless
 from relay.rules.verification import Refusal, prove_headers, unproven, verify
 from relay.store import Accepted, Store, StoreFull, StoreUnavailable
@@ -36,6 +36,8 @@ HEAVY_BODY = 256 * 1024
 """Bodies beyond this are verified in a thread, so that they do not hold up the others."""
 LARGEST_ON_THE_LOOP = 64 * 1024
 """Bodies beyond this are named and routed in a thread: conditions may look at every member of them."""
+TYPES = 256
+"""Types of a source for which it is remembered where their events go."""
 LINES_A_SECOND = 20
 """Warnings of a kind, a second and source; the rest is counted in the next."""
 RETRY_WHEN_FULL = 10
@@ -93,6 +95,8 @@ class _Desk:
         self.routes = tuple(route for route in routes if source.name in route.sources)
         self.forwarded = forwarded
         self.memory = memory
+        self.routed_by_name = lru_cache(maxsize=TYPES)(partial(routed_by_name, source.name, routes=self.routes))
+        """Where all events of a type go; None where more than that decides."""
 
 
 class Ingress:
@@ -253,13 +257,15 @@ class Ingress:
         source = desk.source.name
         type_ = desk.source.event_type(content) or NO_TYPE
         headers = storable_headers(request.headers, key_header=desk.source.key_header, forwarded=desk.forwarded)
-        subject = Subject(
-            source,
-            type_,
-            headers=lambda: headers,
-            view=lambda: view_from(id_, type_, source, now, headers, content.json, content.declared_form),
-        )
-        found = routed(subject, desk.routes)
+        found = desk.routed_by_name(type_)
+        if found is None:
+            subject = Subject(
+                source,
+                type_,
+                headers=lambda: headers,
+                view=lambda: view_from(id_, type_, source, now, headers, content.json, content.declared_form),
+            )
+            found = routed(subject, desk.routes)
         event = Event(
             id=id_,
             source=source,

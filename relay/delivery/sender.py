@@ -37,6 +37,7 @@ LARGEST_ON_THE_LOOP = 64 * 1024
 EXCERPT = 1024
 """Characters of an answer that are kept."""
 PROXY_WANTS_PROOF = 407
+NO_HEADERS: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ class Sender:
             body: the event's bytes, sent as they are unless the target asks for another body.
             data: what was fetched for the event.
         """
-        shape = await self._shaped(claim, body, data)
+        shape = await self._shaped(claim, body, data) if is_shaped(self._target, data) else None
         if isinstance(shape, Unshaped):
             return Sent(Outcome(OutcomeKind.UNPREPARED, reason=shape.reason))
         headers, dropped = outgoing_headers(
@@ -113,15 +114,13 @@ class Sender:
             key_header=self._key_headers.get(claim.event.source),
             replayed=claim.replayed,
             shape=shape,
-            proof_headers=self._proof_headers.get(claim.event.source, frozenset()),
+            proof_headers=self._proof_headers.get(claim.event.source, NO_HEADERS),
         )
         url, body = (self._target.url, body) if shape is None else (shape.url or self._target.url, shape.body)
         return Sent(await self._attempt(Request("POST", url, headers, body), claim), dropped)
 
-    async def _shaped(self, claim: Claim, body: bytes, data: Any) -> Shaped | Unshaped | None:
-        """What the target is to get, None where that is what came in."""
-        if not is_shaped(self._target, data):
-            return None
+    async def _shaped(self, claim: Claim, body: bytes, data: Any) -> Shaped | Unshaped:
+        """What the target is to get in place of what came in."""
         if len(body) > LARGEST_ON_THE_LOOP or data is not Fetched.NOTHING:  # which may be of any size
             return await asyncio.to_thread(shaped, self._target, claim.event, body, data)
         return shaped(self._target, claim.event, body, data)
@@ -156,17 +155,19 @@ class Sender:
         asked = answer.headers.get("Retry-After")
         wait = None if asked is None else parse_retry_after(asked, self._now())
         kind = meaning(status, self._target, retry_after=wait)
-        reason = f"status {status}"
-        heard = Heard.NOTHING if self._access.are_none else self._access.heard(status, sent, of=claim.delivery_id)
-        if heard is Heard.TRY_AGAIN and kind is not OutcomeKind.DELIVERED:
-            return Outcome(OutcomeKind.INTERRUPTED, status, TRIED_AGAIN, timedelta(0))
-        if heard is Heard.REFUSED_AGAIN:
-            reason = f"{reason}: {REFUSED_AGAIN}"
+        more = ""
+        if not self._access.are_none:
+            heard = self._access.heard(status, sent, of=claim.delivery_id)
+            if heard is Heard.TRY_AGAIN and kind is not OutcomeKind.DELIVERED:
+                return Outcome(OutcomeKind.INTERRUPTED, status, TRIED_AGAIN, timedelta(0))
+            if heard is Heard.REFUSED_AGAIN:
+                more = f": {REFUSED_AGAIN}"
         if status == PROXY_WANTS_PROOF and self._target.proxy is not None:
             return Outcome(OutcomeKind.UNREACHABLE, status, f"proxy: status {status}, it wants other credentials")
-        asks_body = kind is OutcomeKind.DELIVERED and self._target.success_when is not None
-        if answer.content.at_eof() and not asks_body and reason == f"status {status}":
-            return _plain(kind, status) if wait is None else Outcome(kind, status, reason, wait)
+        asks_body = self._target.success_when is not None and kind is OutcomeKind.DELIVERED
+        if answer.content.at_eof() and not asks_body and not more and wait is None:
+            return _plain(kind, status)
+        reason = f"status {status}{more}"
         text, end = await _read(answer, deadline)
         if asks_body:
             kind, reason = self._asked(text, end, status)

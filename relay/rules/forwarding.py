@@ -211,7 +211,8 @@ def outgoing_headers(
     `shape` is what was made of the event; with another body, what proves the provider's stays behind: `proof_headers`,
     lower case, and whatever is named like one.
     """
-    plan = _plan(target.forward_headers, target.strip_headers, target.headers, key_header, *_of(shape, proof_headers))
+    own_way = () if shape is None else _of(shape, proof_headers)
+    plan = _plan(target.forward_headers, target.strip_headers, target.headers, key_header, *own_way)
     out, dropped, named = _from_provider(event.headers, plan)
     out += plan.own
     if shape is not None:
@@ -237,8 +238,6 @@ def outgoing_headers(
     return tuple(out), tuple(dropped)
 
 
-def _of(shape: Shaped | None, proof_headers: frozenset[str]) -> tuple[frozenset[str], frozenset[str] | None]:
+def _of(shape: Shaped, proof_headers: frozenset[str]) -> tuple[frozenset[str], frozenset[str] | None]:
     """What a shape means for a plan: the names it fills, and which proofs stay behind."""
-    if shape is None:
-        return frozenset(), None
     return frozenset(name.lower() for name, _ in shape.headers), proof_headers if shape.is_changed else None

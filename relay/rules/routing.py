@@ -130,9 +130,18 @@ def targets_of(routes: Iterable[Route]) -> tuple[str, ...]:
 def routed(subject: Subject, routes: Iterable[Route]) -> Routed:
     """Where an event goes; no routes means that it is unrouted."""
     found = meant(subject.source, subject.type, routes)
-    if all(route.is_plain for route in found):
-        return Routed(tuple(route.name for route in found), targets_of(found))
-    return summed([judged(route, subject) for route in found])
+    return _by_name(found) or summed([judged(route, subject) for route in found])
+
+
+def routed_by_name(source: str, event_type: str, routes: Iterable[Route]) -> Routed | None:
+    """Where every event of this source and type goes; None where a route looks further."""
+    return _by_name(meant(source, event_type, routes))
+
+
+def _by_name(found: Sequence[Route]) -> Routed | None:
+    if not all(route.is_plain for route in found):
+        return None
+    return Routed(tuple(route.name for route in found), targets_of(found))
 
 
 def summed(verdicts: Sequence[Verdict]) -> Routed:
