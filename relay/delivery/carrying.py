@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from random import Random
 from typing import Any, Protocol
 
-from relay.delivery.preparing import Brings, prepared
+from relay.delivery.preparing import LONGEST, Brings, prepared
 from relay.delivery.sender import Sent
 from relay.model import Claim, DisabledBy, Fetched, Outcome, OutcomeKind, Target, TargetHealth, TargetState, Turn
 from relay.rules.health import Enable, Keep, judge
@@ -23,6 +23,8 @@ from relay.store import Ruling, Settled, Settlement, Store, StoreUnavailable, St
 
 LONGEST_PAUSE = timedelta(minutes=1)
 """How long the probes of a target wait for what one of them waits for."""
+SOON = timedelta(seconds=5)
+"""When a delivery is tried again that had not in time what it lacks."""
 LAST_WORDS = timedelta(seconds=2)
 """At an end, how long the record of interrupted attempts may take."""
 
@@ -95,6 +97,9 @@ class Owner(Protocol):
     def interrupted(self, at: datetime) -> None:
         """An attempt came to nothing by a fault of ours."""
 
+    async def cleared(self, claim: Claim) -> Outcome | None:
+        """What was prepared is about to be sent: None where it may be, else why it must not be sent now."""
+
     def learned(self, settled: Settled) -> None:
         """An attempt was recorded; the target's health is what it has left."""
 
@@ -130,6 +135,7 @@ class Carrier:
         self._now = now
         self._rng = rng
         self._owner = owner
+        self._preparing: set[str] = set()
         self._alive: Counter[int] = Counter()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._cut: set[asyncio.Task[Any]] = set()
@@ -140,6 +146,11 @@ class Carrier:
     def alive(self) -> frozenset[int]:
         """The tokens of the claims that are held."""
         return frozenset(+self._alive)
+
+    @property
+    def preparing(self) -> int:
+        """Attempts under way that are still to be cleared before they are sent."""
+        return len(self._preparing)
 
     @property
     def busy(self) -> int:
@@ -153,6 +164,8 @@ class Carrier:
     def begin(self, claim: Claim) -> None:
         """Begin an attempt."""
         self.under_way += 1
+        if claim.course:
+            self._preparing.add(claim.delivery_id)
         self.arrival_under_way = self.arrival_under_way or claim.turn is Turn.ARRIVAL
         self._start(self._attempt(claim), f"attempt {claim.delivery_id}", self._over)
 
@@ -250,6 +263,7 @@ class Carrier:
             self._owner.interrupted(at + min(outcome.retry_after, LONGEST_PAUSE))
 
     def _let_go(self, claim: Claim) -> None:
+        self._preparing.discard(claim.delivery_id)
         self._alive[claim.token] -= 1
         if self._alive[claim.token] <= 0:
             del self._alive[claim.token]
@@ -263,7 +277,7 @@ class Carrier:
             body = await self._store.body(claim.event.id) if claim.body_deferred else claim.event.body
             if not claim.course:
                 return await sender.send(claim, body)
-            data = await prepared(claim, body, self._brings)
+            data = await self._prepared(claim, body)
             return Sent(data) if isinstance(data, Outcome) else await sender.send(claim, body, data)
         except asyncio.CancelledError:
             if asyncio.current_task() not in self._cut:
@@ -272,6 +286,19 @@ class Carrier:
         except (StoreUnavailable, StoreUnusable) as error:
             is_short = isinstance(error, StoreUnavailable)
             return Sent(Outcome(OutcomeKind.INTERRUPTED if is_short else OutcomeKind.UNPREPARED, reason=str(error)))
+
+    async def _prepared(self, claim: Claim, body: bytes) -> Any | Outcome:
+        """What was fetched for a claim that may be sent now, or the outcome where nothing is to be sent."""
+        try:
+            async with asyncio.timeout(LONGEST.total_seconds()):
+                data = await prepared(claim, body, self._brings)
+        except TimeoutError:
+            return Outcome(OutcomeKind.INTERRUPTED, reason="waiting: the fetch is not over", retry_after=SOON)
+        if isinstance(data, Outcome):
+            return data
+        hindrance = await self._owner.cleared(claim)
+        self._preparing.discard(claim.delivery_id)
+        return data if hindrance is None else hindrance
 
     def _rule(
         self, claim: Claim, outcome: Outcome, began_at: datetime, sent_to: Target

@@ -3,7 +3,8 @@
 Law: the due query is the truth and a wake-up is only a hint; what may begin is asked of `permit` each time, on the
 health that the last settlement has stored. Claims are made ahead while a target is well, so that neither claiming nor
 settling holds up a slot, and are given back unused as soon as it is not; never further ahead than the target's rate
-allows, and never at an ordered target. An attempt takes the token of its rate when it begins, and at no other time.
+allows, and never at an ordered target. An attempt takes the token of its rate when it begins, or, where something has
+to be fetched first, when it is about to be sent; and at no other time.
 """
 
 import asyncio
@@ -13,15 +14,17 @@ from datetime import datetime, timedelta
 from random import Random
 
 from relay.delivery.carrying import LAST_WORDS, Carrier, Observer, SendsOne
-from relay.delivery.limits import Share
-from relay.delivery.preparing import Brings
+from relay.delivery.limits import NAP, Share, Turnstile
+from relay.delivery.preparing import LONGEST, Brings
 from relay.delivery.sender import Sent
-from relay.model import Claim, Target, TargetHealth, TargetState, Turn
+from relay.model import Claim, Outcome, OutcomeKind, Target, TargetHealth, TargetState, Turn
 from relay.rules.health import Go, Permit, permit
 from relay.store import Settled, Store, StoreUnavailable
 
 LEASE_MARGIN = timedelta(seconds=10)
 """A lease outlasts the longest attempt by this."""
+QUEUED = timedelta(seconds=20)
+"""How long an attempt that was prepared may wait for the token of its rate."""
 AHEAD = timedelta(seconds=20)
 """How long a claim may wait for its slot; one that waited longer is given back."""
 WINDOW = 256
@@ -32,8 +35,6 @@ SPAN_AHEAD = timedelta(seconds=10)
 """Claims are made no sooner before their rate lets them begin: well within `AHEAD`, so that they do not go stale."""
 FIRST_AHEAD = timedelta(milliseconds=250)
 """The same for the one claim of an ordered target: an earlier event that is replayed meanwhile comes before it."""
-NAP = timedelta(milliseconds=5)
-"""Who waits for the rate sleeps so long at least; what comes free meanwhile is not lost."""
 LOOK_AGAIN = timedelta(seconds=10)
 """However quiet it is, the store is asked so often."""
 BREATH = timedelta(seconds=1)
@@ -66,6 +67,7 @@ class Lane:
         )
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
+        self._turnstile = Turnstile(share, now=now, called=self._changed.set)
         self._ready: deque[Claim] = deque()
         self._fetch: asyncio.Task[None] | None = None
         self._used = 0
@@ -130,7 +132,7 @@ class Lane:
         self._carrier.change(target, sender)
         self._carrier.health = health
         self._step_aside(self._now())
-        self._share = share
+        self._share = self._turnstile.share = share
         self._draining = False
         self.wake()
 
@@ -201,14 +203,14 @@ class Lane:
         return min([LOOK_AGAIN, *waits])
 
     def _begin_ready(self, allowed: Go, now: datetime) -> None:
-        latest = now + self.target.timeout + LEASE_MARGIN
+        latest = now + self._longest()
         count = allowed.count
         stale: list[Claim] = []
         while self._ready and count > 0 and self._ready[0].turn is allowed.turn:
             if self._ready[0].lease_until < latest:
                 stale.append(self._ready.popleft())
                 continue
-            if not self._has_token(now):
+            if not self._ready[0].course and not self._has_token(now):
                 break
             self._begin(self._ready.popleft())
             count -= 1
@@ -216,11 +218,29 @@ class Lane:
             self._carrier.give_back(stale)
             self._due_at = now
 
+    def _longest(self) -> timedelta:
+        """How long an attempt may take, from its beginning to its record."""
+        return LONGEST + QUEUED + self.target.timeout + LEASE_MARGIN
+
     def _has_token(self, now: datetime) -> bool:
-        """Take the token of an attempt that begins at once, or a place in the queue for it."""
-        wait = None if self._share is None else self._share.take(now, self._changed.set)
+        """Take the token of an attempt that begins at once, or a place in the queue for it. What was prepared comes
+        first."""
+        if self._share is None:
+            return True
+        wait = self._share.wait(now) if self._turnstile.waiting else self._share.take(now, self._turnstile.call)
         self._rate_at = None if wait is None else now + wait
         return wait is None
+
+    async def cleared(self, claim: Claim) -> Outcome | None:
+        """Take the token of an attempt that was prepared: None where it may be sent, else why it must not be. What its
+        target has said meanwhile counts."""
+        now, health = self._now(), self._carrier.health
+        if health.throttled_until is not None and now < health.throttled_until:
+            return _waits("the target has asked for a pause", health.throttled_until - now)
+        if health.state is TargetState.DISABLED and claim.turn is Turn.DUE:
+            return _waits("the target was disabled", timedelta(0))
+        wait = await self._turnstile.token(by=now + QUEUED)
+        return None if wait is None else _waits("the target's rate lets others go first", wait)
 
     def _span_ahead(self) -> timedelta:
         return FIRST_AHEAD if self.target.ordered else SPAN_AHEAD
@@ -237,13 +257,13 @@ class Lane:
         wait = self._share.wait(now)
         if wait <= span:
             return self._share.ahead(now, span)
-        self._share.join(now, self._changed.set)
+        self._share.join(now, self._turnstile.call)
         self._rate_at = now + wait - span
         return 0
 
     def _step_aside(self, now: datetime) -> None:
         """Nothing is to begin now: the others of the group need not wait for this target."""
-        if self._share is not None:
+        if self._share is not None and not self._turnstile.waiting:
             self._share.leave(now)
 
     def _is_due(self, now: datetime) -> bool:
@@ -263,7 +283,7 @@ class Lane:
         self._at_once = self._at_once and is_due
         if not is_due and now - self._asked_at <= LOOK_AGAIN:
             return
-        limit = min(limit, self._affordable(now) - len(self._ready))
+        limit = min(limit, self._affordable(now) - len(self._ready) - self._carrier.preparing)
         if limit > 0:
             self._asked_at = now
             self._ahead, self._used = min(WINDOW, 3 * self._used // 2), 0
@@ -278,7 +298,7 @@ class Lane:
                 limit=limit,
                 turn=turn,
                 now=now,
-                lease=AHEAD + self.target.timeout + LEASE_MARGIN,
+                lease=AHEAD + self._longest(),
                 since=self._carrier.health.since,
             )
         except StoreUnavailable:
@@ -358,3 +378,8 @@ class Lane:
             at = self._now()
         if at is not None:
             self._due_at = at if self._due_at is None else min(self._due_at, at)
+
+
+def _waits(reason: str, wait: timedelta) -> Outcome:
+    """Nothing is sent now, and nobody is at fault."""
+    return Outcome(OutcomeKind.INTERRUPTED, reason=f"waiting: {reason}", retry_after=wait)

@@ -7,13 +7,17 @@ targets of a group take turns, however much one of them has to send. A place who
 A bucket is as old as the process: a start may spend one burst, at most a second's worth.
 """
 
+import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timedelta
 from weakref import WeakValueDictionary
 
 from relay.model import Rate, Target
 from relay.rules.rate import Bucket, had_within, overdrawn, refilled, take, until
 
+NAP = timedelta(milliseconds=5)
+"""Who waits for the rate sleeps so long at least; what comes free meanwhile is not lost."""
 GRACE = timedelta(milliseconds=250)
 """How long the first in the queue may leave its token unused before the next is served."""
 
@@ -130,6 +134,46 @@ class Share:
     def overdraw(self, now: datetime) -> None:
         """Take the token of a request that does not wait."""
         self._limit.overdraw(now)
+
+
+class Turnstile:
+    """Where attempts of one target wait that are prepared first and take the token of their rate when they are about
+    to be sent: one after the other."""
+
+    def __init__(self, share: Share | None, *, now: Callable[[], datetime], called: Callable[[], None]) -> None:
+        """`called` is called with `call`."""
+        self.share = share
+        self.waiting = 0
+        self._now = now
+        self._forward = called
+        self._called = asyncio.Event()
+        self._one_by_one = asyncio.Lock()
+
+    def call(self) -> None:
+        """It is this target's turn to ask for a token."""
+        self._called.set()
+        self._forward()
+
+    async def token(self, *, by: datetime) -> timedelta | None:
+        """Wait for a token and take it: None where it was had, else how long it is still away, which is later than
+        `by`."""
+        self.waiting += 1
+        wait: timedelta | None = NAP
+        try:
+            async with self._one_by_one:
+                while (wait := self._take()) is not None and self._now() + wait <= by:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(max(NAP, wait).total_seconds()):
+                            await self._called.wait()
+        finally:
+            self.waiting -= 1
+            if wait is not None and not self.waiting and self.share is not None:
+                self.share.leave(self._now())
+        return wait
+
+    def _take(self) -> timedelta | None:
+        self._called.clear()
+        return None if self.share is None else self.share.take(self._now(), self.call)
 
 
 class Limits:

@@ -5,12 +5,16 @@ its reason; a fetch that fails says nothing at all: then the delivery waits, it 
 """
 
 import asyncio
+from datetime import timedelta
 from typing import Any, Protocol
 
 from relay.delivery.enrichment import Enriched
 from relay.model import Claim, Event, Fetched, Outcome, OutcomeKind, Way
 from relay.rules.expressions import view_of
 from relay.rules.routing import barred_because
+
+LONGEST = timedelta(seconds=60)
+"""How long it may take to have what a claim lacks; a fetch that is not over goes on for the next try."""
 
 
 class Brings(Protocol):

@@ -18,7 +18,8 @@ from random import Random
 from relay.delivery.carrying import Attempted
 from relay.delivery.dispatcher import Dispatcher
 from relay.delivery.lane import LEASE_MARGIN
-from relay.model import DisabledBy, Event, OutcomeKind, Target, TargetHealth, TargetState, Turn
+from relay.delivery.preparing import Brings
+from relay.model import Course, DisabledBy, Event, OutcomeKind, Target, TargetHealth, TargetState, Turn, Way
 from relay.store.sqlite import SqliteStore
 from tests.support.enrichers import NoEnrichers
 from tests.support.virtual_time import Request, Script, ScriptedTarget, virtual_loop
@@ -58,13 +59,18 @@ class Row:
 class Gateway:
     """Dispatcher and store of one relay, through restarts and crashes."""
 
-    def __init__(self, home: Path, targets: Mapping[Target, Script], *, seed: int = 1) -> None:
+    def __init__(
+        self, home: Path, targets: Mapping[Target, Script], *, seed: int = 1, brings: Brings | None = None
+    ) -> None:
+        """`brings` fetches for every event; without it nothing is fetched."""
         self.requests: list[Request] = []
         self.notices: list[Notice] = []
         self.violations: list[str] = []
         self.commits = 0
         self._scripts = dict(targets)
         self._rng = Random(seed)
+        self._brings = brings or NoEnrichers()
+        self._course: Course = () if brings is None else (Way("orders", "stock", ()),)
         self._loop = virtual_loop()
         self._lives = 0
         self._numbers = 0
@@ -89,7 +95,7 @@ class Gateway:
             list(self._scripts),
             self.store,
             sender=lambda target: self._far_side(target, life),
-            brings=NoEnrichers(),
+            brings=self._brings,
             observer=self,
             supervisor=self,
             now=self._loop.now,
@@ -155,7 +161,8 @@ class Gateway:
         while life != self._lives:
             await self._up.wait()
             life = self._lives
-            await asyncio.gather(*(self.store.accept(event, targets) for event in events))
+            courses = dict.fromkeys(targets, self._course)
+            await asyncio.gather(*(self.store.accept(event, targets, courses) for event in events))
         self.dispatcher.wake(targets)
         return [event.id for event in events]
 
@@ -324,9 +331,11 @@ class Gateway:
 
 
 @contextlib.asynccontextmanager
-async def gateway(home: Path, targets: Mapping[Target, Script], *, seed: int = 1) -> AsyncIterator[Gateway]:
+async def gateway(
+    home: Path, targets: Mapping[Target, Script], *, seed: int = 1, brings: Brings | None = None
+) -> AsyncIterator[Gateway]:
     """A running gateway, stopped at the end whatever happens."""
-    one = Gateway(home, targets, seed=seed)
+    one = Gateway(home, targets, seed=seed, brings=brings)
     await one.start()
     try:
         yield one

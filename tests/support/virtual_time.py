@@ -154,7 +154,7 @@ class ScriptedTarget:
         self._open = 0
         self.closed = False
 
-    async def send(self, claim: Claim, body: bytes) -> Sent:
+    async def send(self, claim: Claim, body: bytes, data: Any = None) -> Sent:
         """Make one request for a claim, as the script has it."""
         request = Request(
             claim.event.id, claim.target, claim.attempt, claim.step, claim.turn, claim.lease_until, self._now()
