@@ -18,6 +18,8 @@ class _All(Enum):
     """Every element of a list; those of lists within it too."""
     VALUES = auto()
     """Every member of an object."""
+    MERGED = auto()
+    """What a projection has found, lists in it merged: their elements, and as it is what is no list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +39,12 @@ def steps(text: str) -> tuple[_Step, ...]:
     Raises:
         NoExpression: it is no JMESPath, or computes something that stands nowhere in the document.
     """
-    found = tuple(_steps(compiled(text).parsed))
+    found = list(_steps(compiled(text).parsed))
+    while found and found[-1] is _All.MERGED:
+        found.pop()  # whatever is merged goes with what holds it
     if not found:
         raise NoExpression("finds the whole document; name what is to be removed from it")
-    return found
+    return tuple(found)
 
 
 def _steps(node: Any) -> Iterator[_Step]:
@@ -62,7 +66,7 @@ def _steps(node: Any) -> Iterator[_Step]:
             yield from _steps(children[1])
         case "flatten":
             yield from _steps(children[0])
-            yield _All.ITEMS
+            yield _All.MERGED if children[0]["type"].endswith("projection") else _All.ITEMS
         case _:
             raise NoExpression("is not a path: only names, [0], [*], .* and [?…] can be removed")
 
@@ -100,10 +104,12 @@ def _behind(step: _Step, value: Any) -> Iterator[Any]:
             yield value[step]
         elif step is _All.VALUES:
             yield from value.values()
+        elif step is _All.MERGED:
+            yield value
     elif isinstance(value, list):
         if isinstance(step, int) and -len(value) <= step < len(value):
             yield value[step]
-        elif step is _All.ITEMS:
+        elif step is _All.ITEMS or step is _All.MERGED:
             for element in value:
                 yield element
                 yield from element if isinstance(element, list) else ()

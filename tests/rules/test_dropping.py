@@ -33,6 +33,8 @@ ORDER = {
         (("billing.*.phone",), {**ORDER, "billing": {"contact": {"email": "a@b.c"}}}),
         (("billing.*",), {**ORDER, "billing": {}}),
         (("rows[].pin",), {**ORDER, "rows": [[{}], {}]}),
+        (("vouchers[*][].pin",), {**ORDER, "vouchers": [{"voucherCode": "SECRET", "amount": 5}, ORDER["vouchers"][1]]}),
+        (("vouchers[].pin[]",), {**ORDER, "vouchers": [{"voucherCode": "SECRET", "amount": 5}, ORDER["vouchers"][1]]}),
         (("nothing.there", "id.x", "vouchers[9]", "billing[0]", "id[*].x"), ORDER),
     ],
     ids=str,
