@@ -99,7 +99,8 @@ def route(
     """
     whole = loaded(config)
     dry = _routed(whole, _event(whole, source, type_, headers, data or b""), enriched)
-    shown = partial(blotted, secrets=frozenset(log_secrets(whole.sources, whole.targets, whole.admin.token)))
+    parties = (*whole.targets, *(one.as_target for one in whole.enrichers))
+    shown = partial(blotted, secrets=frozenset(log_secrets(whole.sources, parties, whole.admin.token)))
     if output == "json":
         click.echo(shown(json.dumps(_plain(dry))))
     else:

@@ -115,9 +115,7 @@ def _tls(section: ServerSection, report: Report) -> TlsFiles | None:
     files = TlsFiles(Path(section.tls.cert), Path(section.tls.key))
     report.files |= {file: fingerprint_of(file) for file in (files.cert, files.key)}
     try:
-        certificates.checked(
-            files.cert, files.key, warn=lambda message: report.warn(("server", "tls", "cert"), message)
-        )
+        certificates.checked(files.cert, files.key, warn=report.warner(("server", "tls", "cert")))
     except Refused as refused:
         report.refuse(("server", "tls"), str(refused))
     return files

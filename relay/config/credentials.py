@@ -6,7 +6,7 @@ the same header. What opens a hole (`insecure: true`) has to be written, and war
 
 import hashlib
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from relay.config import certificates, hmacs, keys, urls
@@ -92,7 +92,7 @@ def _secret(section: AuthSection, key: str, path: KeyPath, report: Report) -> Se
     in_header = key == "token" or (key == "value" and section.query is None)
     try:
         if key == "secret":
-            return keys.source_secret(text, scheme="hmac", provider=None, warn=_warner(report, (*path, key)))
+            return keys.source_secret(text, scheme="hmac", provider=None, warn=report.warner((*path, key)))
         return keys.own_secret(text, in_header=in_header)
     except Refused as refused:
         report.refuse((*path, key), str(refused))
@@ -130,7 +130,7 @@ def _check_token_url(text: str, path: KeyPath, egress: EgressPolicy, listen: Add
     except Refused as refused:
         report.refuse(path, str(refused))
         return
-    urls.warn_doubtful(url, listen, _warner(report, path))
+    urls.warn_doubtful(url, listen, report.warner(path))
 
 
 def signing(section: SignSection, path: KeyPath, report: Report) -> StandardWebhooksCheck | None:
@@ -138,16 +138,8 @@ def signing(section: SignSection, path: KeyPath, report: Report) -> StandardWebh
     path = (*path, "secrets")
     if not section.secrets and not report.is_broken(path):
         report.refuse(path, "needs at least one secret")
-    found: list[Secret] = []
-    for index, text in enumerate(section.secrets):
-        if text is None:
-            continue
-        warn = _warner(report, (*path, index))
-        try:
-            found.append(keys.source_secret(text, scheme="standard_webhooks", provider=None, warn=warn))
-        except Refused as refused:
-            report.refuse((*path, index), str(refused))
-    return StandardWebhooksCheck(secrets=tuple(found)) if found else None
+    found = keys.source_secrets(section.secrets, path, scheme="standard_webhooks", provider=None, report=report)
+    return StandardWebhooksCheck(secrets=found) if found else None
 
 
 def set_headers(auth: Auth | None, sign: StandardWebhooksCheck | None) -> Iterator[tuple[str, str]]:
@@ -197,13 +189,13 @@ def client_tls(section: ClientTlsSection, path: KeyPath, *, scheme: str, report:
 def _check_files(section: ClientTlsSection, path: KeyPath, report: Report) -> None:
     try:
         if section.ca is not None:
-            certificates.checked_authority(Path(section.ca), warn=_warner(report, (*path, "ca")))
+            certificates.checked_authority(Path(section.ca), warn=report.warner((*path, "ca")))
     except Refused as refused:
         report.refuse((*path, "ca"), str(refused))
     if section.cert is None or section.key is None:
         return
     try:
-        certificates.checked(Path(section.cert), Path(section.key), warn=_warner(report, (*path, "cert")))
+        certificates.checked(Path(section.cert), Path(section.key), warn=report.warner((*path, "cert")))
     except Refused as refused:
         report.refuse((*path, "cert"), str(refused))
         return
@@ -264,7 +256,3 @@ def is_readable_by_all(path: Path) -> bool:
         return bool(path.stat().st_mode & stat.S_IROTH)
     except OSError:
         return False  # the file went away after it was read
-
-
-def _warner(report: Report, path: KeyPath) -> Callable[[str], None]:
-    return lambda message: report.warn(path, message)

@@ -6,19 +6,16 @@ an API demands cannot be forgotten.
 
 from collections.abc import Iterator, Mapping
 
-from relay.config import credentials, keys, templates, urls
+from relay.config import credentials, headers, keys, templates, urls
 from relay.config.downstream import LOOKED_UP, EnricherSection
 from relay.config.problems import KeyPath, Refused, Report, quoted, suggestion
 from relay.config.settings import Address
-from relay.config.templates import Written
 from relay.config.urls import TargetUrl
-from relay.config.values import HEADER_NAME
 from relay.model import Auth, BearerCheck, Enricher, Lookup
 from relay.providers import PROVIDERS
 from relay.rules.dropping import steps
 from relay.rules.egress import EgressPolicy
 from relay.rules.expressions import NoExpression
-from relay.rules.forwarding import HOP_BY_HOP
 
 _OF_PROVIDERS = ("token", "base_url", "include")
 _OF_TEMPLATES = ("method", "body", "take")
@@ -33,7 +30,7 @@ def enricher(
     provider = None if section.provider is None else PROVIDERS[section.provider]
     lookup = None if provider is None else provider.lookup
     _check_keys(section, path, report)
-    _check_headers(section.headers, path, report)
+    headers.check(section.headers, (*path, "headers"), report)
     auth = _auth(section, "its API" if provider is None else provider.title, path, egress, listen, report)
     _check_drop(section, path, report)
     _check_include(section, lookup, path, report)
@@ -41,9 +38,7 @@ def enricher(
     if found is None:
         return None
     url, template = found
-    urls.warn_doubtful(
-        url, listen, lambda warning: report.warn((*path, "url" if lookup is None else "base_url"), warning)
-    )
+    urls.warn_doubtful(url, listen, report.warner((*path, "url" if lookup is None else "base_url")))
     return Enricher(
         name=name,
         url=url.url,
@@ -78,14 +73,6 @@ def _check_keys(section: EnricherSection, path: KeyPath, report: Report) -> None
         report.refuse((*path, "body"), "a GET has none; write method: POST")
 
 
-def _check_headers(given: Mapping[str, Written], path: KeyPath, report: Report) -> None:
-    for name in given:
-        if not HEADER_NAME.fullmatch(name):
-            report.refuse((*path, "headers", name), "not a valid header name")
-        elif name.lower() in HOP_BY_HOP:
-            report.refuse((*path, "headers", name), "set by the connection itself; it cannot be configured")
-
-
 def _auth(
     section: EnricherSection, title: str, path: KeyPath, egress: EgressPolicy, listen: Address, report: Report
 ) -> Auth | None:
@@ -103,6 +90,8 @@ def _auth(
     elif section.provider is not None and not {"authorization"} & named and not _is_broken(path, report):
         report.refuse((*path, "token"), f"missing; the API of {title} wants one")
     for header, key in credentials.set_headers(auth, None):
+        if reason := headers.reserved(header):
+            report.refuse((*path, key), f"{header}: {reason}")
         if header in named:
             report.refuse((*path, "headers"), f"{header} is set by {'token' if section.token else key} as well")
     return auth

@@ -6,9 +6,9 @@ Law: no message, warning or exception here holds a secret or a part of one; leng
 import base64
 import binascii
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from relay.config.problems import Refused
+from relay.config.problems import KeyPath, Refused, Report
 from relay.config.values import SecretText
 from relay.model import Provider, Secret
 
@@ -64,6 +64,22 @@ def source_secret(secret: SecretText, *, scheme: str, provider: Provider | None,
     elif len(key) < SAFE:
         warn(f"secret is short ({_bytes(len(key))}; {SAFE} or more are safe)")
     return Secret(key)
+
+
+def source_secrets(
+    given: Sequence[SecretText | None], path: KeyPath, *, scheme: str, provider: Provider | None, report: Report
+) -> tuple[Secret, ...]:
+    """The secrets of a list as key bytes, without those that are refused; all that is wrong is reported."""
+    found: list[Secret] = []
+    for index, secret in enumerate(given):
+        if secret is None:
+            continue
+        warn = report.warner((*path, index))
+        try:
+            found.append(source_secret(secret, scheme=scheme, provider=provider, warn=warn))
+        except Refused as refused:
+            report.refuse((*path, index), str(refused))
+    return tuple(found)
 
 
 def own_secret(secret: SecretText, *, in_header: bool) -> Secret:

@@ -91,6 +91,10 @@ class Report:
         """Add a warning."""
         self._warnings.append(self._problem(path, message))
 
+    def warner(self, path: KeyPath) -> Callable[[str], None]:
+        """What warns of the value at `path`."""
+        return lambda message: self.warn(path, message)
+
     def mark_broken(self, path: KeyPath) -> None:
         """Take `path` as refused, because the problem is told elsewhere."""
         self._refused.add(path)

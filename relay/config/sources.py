@@ -6,7 +6,6 @@ nothing) has to be written, and warns at each start.
 
 import dataclasses
 import re
-from collections.abc import Callable
 
 from relay.config import hmacs, keys, naming
 from relay.config.problems import KeyPath, Refused, Report
@@ -177,20 +176,7 @@ def _secrets(
         return ()
     if scheme and not section.secrets and not report.is_broken(path):
         report.refuse(path, "needs at least one secret")
-    secrets: list[Secret] = []
-    for index, secret in enumerate(section.secrets):
-        if secret is None:
-            continue
-        warn = _warner(report, (*path, index))
-        try:
-            secrets.append(keys.source_secret(secret, scheme=scheme, provider=provider, warn=warn))
-        except Refused as refused:
-            report.refuse((*path, index), str(refused))
-    return tuple(secrets)
-
-
-def _warner(report: Report, path: KeyPath) -> Callable[[str], None]:
-    return lambda message: report.warn(path, message)
+    return keys.source_secrets(section.secrets, path, scheme=scheme, provider=provider, report=report)
 
 
 def _namers(

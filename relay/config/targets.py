@@ -1,18 +1,15 @@
 """Targets out of their sections, with every check that one of them alone needs."""
 
-from collections.abc import Mapping
 from datetime import timedelta
 
-from relay.config import credentials, templates, urls, values
+from relay.config import credentials, headers, templates, urls, values
 from relay.config.downstream import TargetSection
 from relay.config.expressions import expression
 from relay.config.problems import KeyPath, Refused, Report
 from relay.config.settings import Address
-from relay.config.templates import Written
 from relay.config.values import duration_text
 from relay.model import Auth, Body, PresetBody, RawBody, StandardWebhooksCheck, Target
 from relay.rules.egress import EgressPolicy
-from relay.rules.forwarding import HOP_BY_HOP
 
 _NEVER_USED = timedelta(minutes=15)
 """The longest wait between probes of a target that is never probed."""
@@ -23,7 +20,7 @@ def target(
 ) -> Target | None:
     """The target, None when its URL is refused; all that is wrong is reported."""
     path: KeyPath = ("targets", name)
-    _check_headers(section.headers, (*path, "headers"), report)
+    headers.check(section.headers, (*path, "headers"), report)
     _check_header_lists(section, path, report)
     _check_statuses(section, path, report)
     _check_manners(section, path, report)
@@ -40,7 +37,7 @@ def target(
     except Refused as refused:
         report.refuse((*path, "url"), str(refused))
         return None
-    urls.warn_doubtful(url, listen, lambda warning: report.warn((*path, "url"), warning))
+    urls.warn_doubtful(url, listen, report.warner((*path, "url")))
     tls = None
     if section.tls is not None:
         tls = credentials.client_tls(section.tls, (*path, "tls"), scheme=url.scheme, report=report)
@@ -122,7 +119,7 @@ def _credentials(
     forwarded = {name.lower(): index for index, name in enumerate(section.forward_headers)}
     setters: dict[str, str] = {}
     for name, key in credentials.set_headers(auth, sign):
-        if reason := _reserved(name):
+        if reason := headers.reserved(name):
             report.refuse((*path, key), f"{name}: {reason}")
         if name in own:
             report.refuse((*path, "headers", own[name]), f"set by {key} as well; remove one of the two")
@@ -142,30 +139,9 @@ def _check_success_when(section: TargetSection, path: KeyPath, report: Report) -
         report.refuse((*path, "success_when"), str(refused))
 
 
-def _check_headers(given: Mapping[str, Written], path: KeyPath, report: Report) -> None:
-    seen: dict[str, str] = {}
-    for name in given:
-        lower = name.lower()
-        if not values.HEADER_NAME.fullmatch(name):
-            report.refuse((*path, name), "not a valid header name")
-        elif reason := _reserved(lower):
-            report.refuse((*path, name), reason)
-        elif lower in seen:
-            report.refuse((*path, name), f"the same header as {seen[lower]}")
-        seen[lower] = name
-
-
-def _reserved(lower: str) -> str | None:
-    if lower in HOP_BY_HOP or lower.startswith("proxy-"):
-        return "set by the connection itself; it cannot be configured"
-    if lower.startswith("relay-"):
-        return "relay- headers are the relay's own"
-    return None
-
-
 def _check_header_lists(section: TargetSection, path: KeyPath, report: Report) -> None:
     for index, name in enumerate(section.forward_headers):
-        if reason := _reserved(name.lower()):
+        if reason := headers.reserved(name.lower()):
             report.refuse((*path, "forward_headers", index), f"{name} is never forwarded: {reason}")
     forwarded = {name.lower() for name in section.forward_headers}
     for index, name in enumerate(section.strip_headers):

@@ -8,12 +8,12 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from relay.config import urls, values
+from relay.config import expressions, urls, values
 from relay.config.expansion import Expanded
 from relay.config.fields import Parsed, Section, one_of, setting
 from relay.config.problems import Refused, kind, quoted, suggestion
 from relay.model import Body, BodyFormat, PickBody, PresetBody, PresetName, TemplateBody
-from relay.rules.expressions import VIEWED, NoExpression, compiled
+from relay.rules.expressions import VIEWED
 from relay.rules.templating import NoTemplate, assembled, filler, literal, skeleton, unknown_names
 
 PRESETS: tuple[PresetName, ...] = ("slack", "teams", "cloudevents")
@@ -82,11 +82,7 @@ def expression(value: Any) -> str:
     """A JMESPath expression of the file itself."""
     if isinstance(value, Expanded):
         raise Refused("must stand in the file itself, not in a variable")
-    try:
-        compiled(values.text(value))
-    except NoExpression as error:
-        hint = "; it is JMESPath: data.total, or {id: data.id}" if error.is_syntax else ""
-        raise Refused(f"{error}{hint}") from None
+    expressions.expression(values.text(value), instead="; it is JMESPath: data.total, or {id: data.id}")
     return str(value)
 
 

@@ -73,7 +73,7 @@ KINDS = "must be raw, or one of {template: …}, {pick: …}, {preset: …}"
         ),
         (
             {"body": {"pick": "a."}},
-            "body.pick: is not a JMESPath expression; it is JMESPath: data.total, or {id: data.id}",
+            'body.pick: "a." is not a JMESPath expression; it is JMESPath: data.total, or {id: data.id}',
         ),
         ({"body": {"pick": "lenght(a)"}}, 'body.pick: unknown JMESPath function "lenght"'),
         ({"body": {"preset": "slak"}}, 'body.preset: unknown preset "slak"; did you mean "slack"?'),
