@@ -63,17 +63,10 @@ class _Fetched:
 
 
 @click.command()
-@click.option("--data", metavar="@FILE|-|TEXT", callback=webhooks.data, help="The body, byte for byte.")
+@webhooks.data_option
 @click.option("--source", metavar="NAME", help="Whose it is; needed where the config has several.")
 @click.option("--type", "type_", metavar="TYPE", help="Its type. Else as the source names it.")
-@click.option(
-    "--header",
-    "headers",
-    metavar="'NAME: VALUE'",
-    multiple=True,
-    callback=webhooks.headers,
-    help="A header as it was sent; once for each.",
-)
+@webhooks.headers_option
 @click.option(
     "--enriched", metavar="@FILE|-|TEXT", callback=_fetched, help="JSON that an enricher would bring, as `data`."
 )

@@ -51,15 +51,8 @@ def _at(_ctx: click.Context, _parameter: click.Parameter, given: str | None) -> 
 
 @click.command()
 @click.argument("source")
-@click.option(
-    "--header",
-    "headers",
-    metavar="'NAME: VALUE'",
-    multiple=True,
-    callback=webhooks.headers,
-    help="A header as it was sent; once for each.",
-)
-@click.option("--data", metavar="@FILE|-|TEXT", callback=webhooks.data, help="The body, byte for byte.")
+@webhooks.headers_option
+@webhooks.data_option
 @click.option("--remote", metavar="IP", callback=_remote, help="Who connected; behind a proxy, the proxy.")
 @click.option("--at", metavar="TIME", callback=_at, help="Judge it as of then, such as 2026-09-20T10:15:31Z. Else now.")
 @click.option("--output", type=click.Choice(["table", "json"]), default="table", help="json: one object, for programs.")

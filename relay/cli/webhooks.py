@@ -43,6 +43,17 @@ def data(_ctx: click.Context, _parameter: click.Parameter, given: str | None) ->
         raise click.BadParameter(f"cannot read {safe(given[1:])}: {error.strerror}") from None
 
 
+data_option = click.option("--data", metavar="@FILE|-|TEXT", callback=data, help="The body, byte for byte.")
+headers_option = click.option(
+    "--header",
+    "headers",
+    metavar="'NAME: VALUE'",
+    multiple=True,
+    callback=headers,
+    help="A header as it was sent; once for each.",
+)
+
+
 def source_named(name: str, sources: Iterable[Source]) -> Source:
     """The source of that name.
 

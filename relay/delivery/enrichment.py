@@ -19,7 +19,7 @@ from yarl import URL
 
 from relay.delivery.credentials import Credentials, Heard, NoToken, Request
 from relay.delivery.faults import FAULTS, fault, is_our_shortage
-from relay.delivery.sessions import open_session
+from relay.delivery.sessions import open_session, whole
 from relay.delivery.tokens import Tokens
 from relay.model import Enricher, Event, Outcome, OutcomeKind
 from relay.rules.answers import parse_retry_after
@@ -303,13 +303,10 @@ class _Client:
             data=ready.body if has_body else None,
             allow_redirects=False,
         ) as answer:
-            body = bytearray()
-            while not answer.content.at_eof() and len(body) <= LARGEST_ANSWER:
-                body += await answer.content.readany()
-            is_whole = len(body) <= LARGEST_ANSWER
-            if not is_whole:
+            body = await whole(answer.content, cap=LARGEST_ANSWER)
+            if body is None:
                 answer.close()
-            return answer.status, bytes(body) if is_whole else None, answer.headers.get("Retry-After")
+            return answer.status, body, answer.headers.get("Retry-After")
 
     async def close(self) -> None:
         """Let go of the connections, after the last request over them."""

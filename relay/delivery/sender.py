@@ -19,7 +19,7 @@ from yarl import URL
 from relay.delivery.credentials import REFUSED_AGAIN, TRIED_AGAIN, Credentials, Heard, NoToken, Request
 from relay.delivery.deadlines import Deadlines
 from relay.delivery.faults import FAULTS, fault, fault_behind_proxy, is_our_shortage, words
-from relay.delivery.sessions import headers_for_proxy, in_use, open_session
+from relay.delivery.sessions import in_use, open_session, post
 from relay.delivery.tokens import Tokens
 from relay.delivery.wire import LARGEST_BODY, Answer, Wire, fits
 from relay.model import Claim, Fetched, Headers, Outcome, OutcomeKind, Shaped, Target, Unshaped
@@ -194,20 +194,8 @@ class Sender:
         if self._wire is not None and len(request.body) <= LARGEST_BODY:
             path = None if is_usual else URL(request.url, encoded=True).raw_path_qs
             return await self._wire.post(request.headers, request.body, path)
-        url, proxy = URL(request.url, encoded=True), self._target.proxy
-        headers = _one_spelling(request.headers)
-        if proxy is None:
-            return await self._session.post(url, data=request.body, headers=headers, allow_redirects=False)
-        proof = headers_for_proxy(proxy)
-        is_tunnelled = url.scheme == "https"
-        return await self._session.post(
-            url,
-            data=request.body,
-            headers=headers if is_tunnelled else headers + proof,
-            allow_redirects=False,
-            proxy=proxy.url,
-            proxy_headers=dict(proof) if is_tunnelled else None,
-        )
+        url, headers = URL(request.url, encoded=True), _one_spelling(request.headers)
+        return await post(self._session, url, headers=headers, body=request.body, proxy=self._target.proxy)
 
     def _broken(self, error: Exception) -> Outcome:
         """The outcome where no whole answer was had."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
+from yarl import URL
 
 from relay.delivery.egress import guarded_connector
 from relay.model import ClientTls, Headers, Proxy
@@ -111,7 +112,39 @@ def client_context(tls: ClientTls) -> ssl.SSLContext:
     return context
 
 
-def headers_for_proxy(proxy: Proxy) -> Headers:
+async def post(
+    session: aiohttp.ClientSession, url: URL, *, headers: Headers, body: bytes, proxy: Proxy | None
+) -> aiohttp.ClientResponse:
+    """POST once, through the proxy where there is one, to this URL and to no other.
+
+    Raises:
+        aiohttp.ClientError, OSError, ValueError: as `ClientSession.post` does.
+    """
+    if proxy is None:
+        return await session.post(url, data=body, headers=headers, allow_redirects=False)
+    proof = _proof_for(proxy)
+    is_tunnelled = url.scheme == "https"
+    return await session.post(
+        url,
+        data=body,
+        headers=headers if is_tunnelled else headers + proof,
+        allow_redirects=False,
+        proxy=proxy.url,
+        proxy_headers=dict(proof) if is_tunnelled else None,
+    )
+
+
+async def whole(content: aiohttp.StreamReader, *, cap: int) -> bytes | None:
+    """The body of an answer, None where it is longer than `cap` bytes."""
+    text = bytearray()
+    while not content.at_eof():
+        text += await content.readany()
+        if len(text) > cap:
+            return None
+    return bytes(text)
+
+
+def _proof_for(proxy: Proxy) -> Headers:
     """What proves us to a proxy; before each tunnel, or with each request where there is none."""
     if proxy.password is None:
         return ()

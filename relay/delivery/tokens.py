@@ -22,8 +22,8 @@ from yarl import URL
 
 from relay.delivery.egress import refused_by_egress
 from relay.delivery.faults import FAULTS, fault, fault_behind_proxy, is_our_shortage
-from relay.delivery.sessions import headers_for_proxy, open_session
-from relay.model import OAuth2Client, Proxy
+from relay.delivery.sessions import open_session, post, whole
+from relay.model import Headers, OAuth2Client, Proxy
 from relay.rules.egress import EgressPolicy
 from relay.rules.signing import form_basic, wire_text
 
@@ -189,45 +189,30 @@ class Tokens:
 
     async def _ask(self, client: OAuth2Client, proxy: Proxy | None) -> tuple[str, float]:
         """One request: the token, and the seconds that it is good."""
-        headers = {
-            "Accept": "application/json",
-            "Content-Type": "application/x-www-form-urlencoded",
-            "User-Agent": self._user_agent,
-        }
+        headers: Headers = (
+            ("Accept", "application/json"),
+            ("Content-Type", "application/x-www-form-urlencoded"),
+            ("User-Agent", self._user_agent),
+        )
         form = {"grant_type": "client_credentials", "scope": client.scope, "audience": client.audience}
         if client.in_body:
             form |= {"client_id": client.client_id, "client_secret": wire_text(client.client_secret.value)}
         else:
-            headers["Authorization"] = f"Basic {form_basic(client.client_id, client.client_secret)}"
+            headers += (("Authorization", f"Basic {form_basic(client.client_id, client.client_secret)}"),)
         url = URL(client.token_url, encoded=True)
-        through: dict[str, Any] = {}
-        if proxy is not None:
-            through = {"proxy": proxy.url}
-            proof = dict(headers_for_proxy(proxy))
-            if url.scheme == "https":
-                through["proxy_headers"] = proof
-            else:
-                headers |= proof
         body = urlencode({name: value for name, value in form.items() if value}).encode()
         async with open_session(self._egress(), limit=1, connect_timeout=CONNECT_TIMEOUT) as session:
-            answer = await session.post(url, data=body, headers=headers, allow_redirects=False, **through)
+            answer = await post(session, url, headers=headers, body=body, proxy=proxy)
             try:
-                return _read(answer.status, await _bounded(answer.content))
+                return _read(answer.status, await whole(answer.content, cap=ANSWER_CAP))
             finally:
                 answer.close()
 
 
-async def _bounded(content: aiohttp.StreamReader) -> bytes:
-    text = bytearray()
-    while not content.at_eof():
-        text += await content.readany()
-        if len(text) > ANSWER_CAP:
-            raise NoToken(f"no token: the token endpoint's answer is longer than {ANSWER_CAP // 1024} KiB")
-    return bytes(text)
-
-
-def _read(status: int, body: bytes) -> tuple[str, float]:
-    """What an answer says (RFC 6749, sections 5.1 and 5.2)."""
+def _read(status: int, body: bytes | None) -> tuple[str, float]:
+    """What an answer says (RFC 6749, sections 5.1 and 5.2); None is one that is too long."""
+    if body is None:
+        raise NoToken(f"no token: the token endpoint's answer is longer than {ANSWER_CAP // 1024} KiB")
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):
