@@ -293,7 +293,8 @@ class Carrier:
             async with asyncio.timeout(LONGEST.total_seconds()):
                 data = await prepared(claim, body, self._brings)
         except TimeoutError:
-            return Outcome(OutcomeKind.INTERRUPTED, reason="waiting: the fetch is not over", retry_after=SOON)
+            reason = "waiting: the fetch is not over"
+            return Outcome(OutcomeKind.INTERRUPTED, reason=reason, retry_after=SOON, is_wait=True)
         if isinstance(data, Outcome):
             return data
         hindrance = await self._owner.cleared(claim)

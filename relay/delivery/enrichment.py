@@ -183,12 +183,12 @@ class Enrichment:
                 await client.slots.acquire()
         except TimeoutError:
             reason = f"waiting: enricher {client.enricher.name} is busy"
-            return Outcome(OutcomeKind.INTERRUPTED, reason=reason, retry_after=WAITS[0])
+            return _waits(reason, WAITS[0])
         try:
             began_at = self._now()
             wait = client.wait(began_at)
             if wait is not None:
-                return Outcome(OutcomeKind.INTERRUPTED, reason=f"waiting: {client.pace.reason}", retry_after=wait)
+                return _waits(f"waiting: {client.pace.reason}", wait)
             client.under_way += 1
             try:
                 answer = await client.ask(wanted, event)
@@ -217,7 +217,7 @@ class Enrichment:
             case Refused(reason=reason):
                 return Outcome(OutcomeKind.UNPREPARED, reason=reason)
         wait = client.pace.wait(now) or WAITS[0]
-        return Outcome(OutcomeKind.INTERRUPTED, reason=answer.reason, retry_after=wait)
+        return _waits(answer.reason, wait)
 
     async def close(self) -> None:
         """Fetch no more."""
@@ -227,6 +227,11 @@ class Enrichment:
         await asyncio.gather(*tasks, *self._closing, return_exceptions=True)
         for client in self._clients.values():
             await client.close()
+
+
+def _waits(reason: str, wait: timedelta) -> Outcome:
+    """Nobody is asked now, or whoever was has not answered: the delivery comes again."""
+    return Outcome(OutcomeKind.INTERRUPTED, reason=reason, retry_after=wait, is_wait=True)
 
 
 def _known(stored: bytes) -> Enriched | None:
@@ -263,9 +268,11 @@ class _Client:
         return (self.enricher, self._egress) == (enricher, egress)
 
     def wait(self, now: datetime) -> timedelta | None:
-        """How long nobody may ask; one that has failed is asked by one at a time."""
+        """How long nobody may ask; one that has failed is asked by one at a time, who is waited for."""
         wait = self.pace.wait(now)
-        return WAITS[0] if wait is None and self.pace.failures and self.under_way else wait
+        if wait is None and self.pace.failures and self.under_way:
+            return max(WAITS[0], self.enricher.timeout)
+        return wait
 
     async def ask(self, wanted: Ask, event: Event) -> Answer | Outcome:
         """Ask once; a token that is refused is fetched anew, once. An outcome where the fault is ours."""

@@ -382,4 +382,4 @@ class Lane:
 
 def _waits(reason: str, wait: timedelta) -> Outcome:
     """Nothing is sent now, and nobody is at fault."""
-    return Outcome(OutcomeKind.INTERRUPTED, reason=f"waiting: {reason}", retry_after=wait)
+    return Outcome(OutcomeKind.INTERRUPTED, reason=f"waiting: {reason}", retry_after=wait, is_wait=True)

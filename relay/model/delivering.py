@@ -173,6 +173,8 @@ class Outcome:
     reason: str = ""
     retry_after: timedelta | None = None
     excerpt: str = ""
+    is_wait: bool = False
+    """Nothing was begun: the delivery waits for what it lacks, or for its turn."""
 
 
 class Turn(StrEnum):

@@ -54,6 +54,16 @@ def jittered(wait: timedelta, rng: Random) -> timedelta:
     return wait * rng.uniform(1 - JITTER, 1 + JITTER)
 
 
+def is_recorded(claim: Claim, outcome: Outcome) -> bool:
+    """Whether what came of a claim is kept, counted and told as an attempt. One that was skipped is none; and of a
+    delivery that waits the first wait is, for it says what is waited for, but not each time that it looks again: an
+    enricher that is away for a day must not fill the store. Of a disabled target every try is, because those that were
+    not tried yet go first."""
+    if outcome.kind is OutcomeKind.SKIPPED:
+        return False
+    return not outcome.is_wait or claim.attempt == 1 or claim.turn in (Turn.PROBE, Turn.ARRIVAL)
+
+
 def decide(
     outcome: Outcome,
     claim: Claim,

@@ -15,6 +15,7 @@ from relay.model import Claim, DisabledBy, Event, GiveUp, Outcome, OutcomeKind, 
 from relay.rules.enriching import Answer, Brought, Failing, Refused, Throttled
 from relay.rules.forwarding import rfc3339
 from relay.rules.rate import written
+from relay.rules.retry import is_recorded
 from relay.store.replays import JobState, ReplayedEvent, ReplayJob
 from relay.telemetry.lines import compact_traceback
 from relay.telemetry.metrics import Metrics
@@ -43,6 +44,7 @@ class Reporter:
         claim, outcome, ruling = attempt.claim, attempt.sent.outcome, attempt.settled.ruling
         if outcome.kind is OutcomeKind.SKIPPED:
             self._skipped(claim, outcome)
+        if not is_recorded(claim, outcome):
             return
         seconds = (attempt.ended_at - attempt.began_at).total_seconds()
         self._metrics.attempted(claim.target, outcome.kind, seconds)

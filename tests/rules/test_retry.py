@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.model import OUTCOMES, Claim, Done, Event, GiveUp, Outcome, OutcomeKind, RetryAt, Skip, Turn
-from relay.rules.retry import RETRY_AFTER_CAP, base_wait, decide, is_spent, jittered, throttle_wait
+from relay.rules.retry import RETRY_AFTER_CAP, base_wait, decide, is_recorded, is_spent, jittered, throttle_wait
 
 NOW = datetime(2031, 1, 1, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -244,3 +244,13 @@ def test_the_first_in_order_spends_steps_whatever_its_target_is(step: int) -> No
 def test_a_single_try_in_order_is_a_single_try(kind: OutcomeKind) -> None:
     """`schedule: []` ends with whatever came of it."""
     assert decided(kind, claim(turn=Turn.FIRST), ()) == GiveUp("single try failed: why")
+
+
+@pytest.mark.parametrize("turn", Turn)
+def test_of_many_waits_the_first_is_recorded(turn: Turn) -> None:
+    """But each at a disabled target, whose probes go round by what was tried; a skipped delivery is no attempt."""
+    wait = Outcome(OutcomeKind.INTERRUPTED, reason="waiting", is_wait=True)
+    assert is_recorded(claim(0, turn=turn), wait)
+    assert is_recorded(claim(1, turn=turn), wait) is (turn in (Turn.PROBE, Turn.ARRIVAL))
+    assert is_recorded(claim(1, turn=turn), Outcome(OutcomeKind.INTERRUPTED, reason="the relay is stopping"))
+    assert not is_recorded(claim(0, turn=turn), Outcome(OutcomeKind.SKIPPED, reason="no"))

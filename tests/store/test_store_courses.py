@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from relay.model import Course, Event, Rate, RetryAt, Route, Way
+from relay.model import Course, Event, Outcome, OutcomeKind, Rate, RetryAt, Route, Way
 from relay.store.replays import Replayable, ReplayFilter, ReplayJob
 from relay.store.sqlite import SqliteStore
 from tests.support.store_backends import SqliteBackend
@@ -203,3 +203,18 @@ async def test_failed_conditions_are_kept_with_their_event(store: SqliteStore, b
     assert record is not None
     assert record.failed_conditions == ()
     await store.close()
+
+
+async def test_a_delivery_that_waits_for_long_fills_no_table(store: SqliteStore) -> None:
+    """Its reason is kept up to date; an attempt of it is the first wait alone, and its number does not run away."""
+    event = await led(store, "crm")
+    for number in range(5):
+        claim = await one(store)
+        assert claim.attempt == min(number, 1) + 1
+        wait = Outcome(OutcomeKind.INTERRUPTED, reason=f"waiting: {number}", is_wait=True)
+        await store.settle(replace(settlement(claim, RetryAt(NOW, 0)), outcome=wait))
+    record = await store.archive.event(event.id)
+    assert record is not None
+    assert [(kept.number, kept.reason) for kept in record.attempts] == [(1, "waiting: 0")]
+    (delivery,) = record.event.deliveries
+    assert (delivery.attempts, delivery.reason) == (1, "waiting: 4")

@@ -27,6 +27,7 @@ from relay.model import (
     TargetState,
     Turn,
 )
+from relay.rules.retry import is_recorded
 from relay.store import Accepted, Ruling, Settled, Settlement
 from relay.store.sqlite.ledger import INLINE_BODY
 from relay.store.sqlite.releasing import release_held
@@ -119,7 +120,7 @@ def settle(tx: Transaction, settlements: Sequence[Settlement]) -> list[Settled]:
             tx.changes.health[claim.target] = ruling.health
         state, *row = _delivery_row(settlement, ruling)
         tx.changes.moved(claim.target, _IN_FLIGHT, state)
-        is_attempt = not isinstance(ruling.decision, Skip)
+        is_attempt = is_recorded(claim, settlement.outcome)
         if is_attempt:
             attempts.append(_attempt_row(seq, settlement))
             tx.changes.tell("target", claim.target, settlement.outcome.kind.value, settlement.ended_at)
