@@ -182,6 +182,27 @@ async def test_410_on_a_templated_url_does_not_disable_the_target(start: Start, 
     assert gateway.app is not None
 
 
+async def test_a_proof_of_any_name_stays_behind_a_changed_body(start: Start, target: Target) -> None:
+    """What the YAML calls a source's proof proves its bytes alone; so does that of a source which a reload brings."""
+    stamped = SHOP["shop"] | {"verify": SIGNED | {"header": "X-Stamp"}}
+    crm = {"crm": {"url": "${TARGET}", "body": {"template": "{{ source }}"}}}
+
+    def to_crm(source: str) -> dict[str, Any]:
+        return {"targets": crm, "routes": [{"name": "all", "from": [source], "to": ["crm"]}]}
+
+    gateway = await start({"shop": stamped}, **to_crm("shop"))
+    headers = {"X-Stamp": signature(EVENT)["X-Signature"], "X-Other": "1"}
+    assert (await gateway.post("/hooks/shop", EVENT, headers)).status == 200
+    await target.next()
+    assert (await gateway.reload(document({"mart": stamped}, **to_crm("mart")))).status == 200
+    assert (await gateway.post("/hooks/mart", EVENT, headers)).status == 200
+    await target.next(2)
+    assert [(one.body, one["x-stamp"], one["x-other"]) for one in target.arrivals] == [
+        (b"shop", None, "1"),
+        (b"mart", None, "1"),
+    ]
+
+
 async def test_many_paths_of_one_origin_share_its_connections(tmp_path: Path) -> None:
     """A templated URL costs no connection for each path, and a value cannot leave its segment."""
     values = ["a/b", "../../admin", "x?y=z", "h#f", "a b", "ä", "%2e%2e", "@evil.example", "\\", "{{ id }}"]
