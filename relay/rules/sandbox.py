@@ -10,18 +10,24 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import StrictUndefined, Undefined
+from jinja2 import StrictUndefined, Undefined, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.filters import do_batch, do_center, do_indent, do_round, sync_do_join, sync_do_slice
 from jinja2.nodes import EvalContext
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import pass_eval_context
+from jinja2.utils import pass_context, pass_eval_context
 
 from relay.rules.exactness import ascii_json
 from relay.rules.expressions import as_text
 
 LONGEST_TEXT = 4 * 1024 * 1024
 """Characters that a template may make."""
+MOST_STEPS = 100_000
+"""What the loops, filters and searches of a template may do in all while it is filled: an event may name how long each
+of them is, and one within another multiplies."""
+STEPS = "steps left"
+"""Under this name a template finds them; no name of its own holds a space."""
 LONGEST_POWER = 1000
 WIDEST = 1000
 """What a width, an indent or a precision may be: an event may name it."""
@@ -40,6 +46,7 @@ _COUNTING: Mapping[str, Callable[..., Any]] = {
 }
 
 Finish = Callable[[Any], Any]
+_LOOPED, _SEARCHED = "looped over", "searched"
 
 
 class Unfilled(Exception):
@@ -66,7 +73,7 @@ def _in_teams(value: Any) -> str:
     return _LINE_BREAKS.sub("\n\n", _TEAMS_MARKUP.sub(r"\\\1", as_text(value)))
 
 
-class _Environment(ImmutableSandboxedEnvironment):
+class Environment(ImmutableSandboxedEnvironment):
     """One environment for each kind of text: what is filled in is finished as the text demands."""
 
     intercepted_binops = frozenset({"*", "**", "%"})
@@ -80,7 +87,22 @@ class _Environment(ImmutableSandboxedEnvironment):
         )
         self.filters |= {name: partial(_counted, original) for name, original in _COUNTING.items()}
         self.filters |= {"tojson": _to_json, "replace": _replaced, "join": _joined, "format": _formatted}
+        self.filters |= {_LOOPED: _looped, _SEARCHED: _searched}
         self.globals.pop("lipsum", None)
+
+    def limit(self, tree: nodes.Template) -> None:
+        """Have each loop, filter and search of a parsed template take the steps that it needs before it begins."""
+        loops, filters = list(tree.find_all(nodes.For)), list(tree.find_all(nodes.Filter))
+        for loop in loops:
+            loop.iter = self._first(_LOOPED, loop.iter)
+        for one in filters:
+            one.node = None if one.node is None else self._first(_SEARCHED, one.node)
+        for operand in tree.find_all(nodes.Operand):
+            if operand.op in {"in", "notin"}:
+                operand.expr = self._first(_SEARCHED, operand.expr)
+
+    def _first(self, name: str, expression: Any) -> nodes.Filter:
+        return nodes.Filter(expression, name, [], [], None, None, lineno=expression.lineno, environment=self)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         """`data.items` is the member of that name, where there is one, and not what Python calls so."""
@@ -100,6 +122,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Refuse a method of a text that makes one beyond all bounds."""
         owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
+        _searched(context, owner)
         if isinstance(owner, str):
             if name in _PADDING:
                 _check_counts((*args, *kwargs.values()))
@@ -124,6 +147,31 @@ def _known(value: Any) -> Any:
         return None
     if isinstance(value, Undefined):
         str(value)
+    return value
+
+
+def _take(context: Context, steps: int) -> None:
+    left: Any = context.resolve(STEPS)
+    left[0] -= steps
+    if left[0] < 0:
+        raise Unfilled(f"it takes more than {MOST_STEPS} steps on this event")
+
+
+@pass_context
+def _looped(context: Context, items: Any) -> list[Any]:
+    """What a loop goes over; one within another takes its steps each time anew."""
+    listed = list(items)
+    _take(context, 1 + len(listed))
+    return listed
+
+
+@pass_context
+def _searched(context: Context, value: Any) -> Any:
+    """What is looked through in one go, which is so much faster than a loop."""
+    if isinstance(value, list | tuple | dict):
+        _take(context, 1 + len(value) // 20)
+    elif isinstance(value, str):
+        _take(context, 1 + len(value) // 1000)
     return value
 
 
@@ -176,4 +224,4 @@ def _to_json(value: Any) -> str:
     return ascii_json(_known(value))
 
 
-TEXT, URL, SLACK, TEAMS = (_Environment(finish) for finish in (as_text, _in_url, _in_slack, _in_teams))
+TEXT, URL, SLACK, TEAMS = (Environment(finish) for finish in (as_text, _in_url, _in_slack, _in_teams))

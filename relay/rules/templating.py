@@ -2,7 +2,7 @@
 
 Law: pure and total. Whoever wrote the template is trusted with its text, whoever sent the event with nothing: a value
 is never read as a template, cannot leave the part of a URL that it stands in, and cannot make a text grow beyond a
-bound. What a template lacks is `Unfilled` with a reason that holds nothing of the event.
+bound or work without end. What a template lacks is `Unfilled` with a reason that holds nothing of the event.
 """
 
 import re
@@ -14,10 +14,9 @@ from typing import Any
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError, UndefinedError, meta, nodes
 from jinja2.exceptions import SecurityError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from relay.rules.expressions import VIEWED
-from relay.rules.sandbox import LONGEST_TEXT, SLACK, TEAMS, TEXT, URL, Unfilled
+from relay.rules.sandbox import LONGEST_TEXT, MOST_STEPS, SLACK, STEPS, TEAMS, TEXT, URL, Environment, Unfilled
 
 __all__ = [
     "SLACK",
@@ -137,12 +136,12 @@ class Filler:
         """The text.
 
         Raises:
-            Unfilled: a value is missing, or the text is too long, or something else of the template failed.
+            Unfilled: a value is missing, or the text or the work is too long, or something else of the template failed.
         """
         parts: list[str] = []
         size = 0
         try:
-            for part in self.template.generate(view):
+            for part in self.template.generate({**view, STEPS: [MOST_STEPS]}):
                 size += len(part)
                 if size > LONGEST_TEXT:
                     raise Unfilled(f"it makes more than {LONGEST_TEXT} characters")
@@ -165,7 +164,7 @@ class Filler:
 
 
 @lru_cache(maxsize=1024)
-def filler(text: str, environment: ImmutableSandboxedEnvironment = TEXT) -> Filler:
+def filler(text: str, environment: Environment = TEXT) -> Filler:
     """A template of one kind.
 
     Raises:
@@ -177,6 +176,7 @@ def filler(text: str, environment: ImmutableSandboxedEnvironment = TEXT) -> Fill
         tree = environment.parse(text)
         if any(True for _ in tree.find_all(_OTHERS)):
             raise NoTemplate("is not a template: it names another one, and there is no place for them")
+        environment.limit(tree)
         return Filler(environment.from_string(tree), text)
     except NoTemplate:
         raise

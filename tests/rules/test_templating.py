@@ -171,6 +171,35 @@ def test_no_value_makes_a_text_grow_beyond_its_bound(template: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in l %}{% for j in l %}{% if i == j %}{% endif %}{% endfor %}{% endfor %}",
+        "{% for i in range(n) %}{% for j in range(n) %}{% endfor %}{% endfor %}",
+        "{% for i in l %}{% for j in l if i == j %}{% endfor %}{% endfor %}",
+        "{% for i in l %}{% if i in l %}{% endif %}{% endfor %}",
+        "{% for i in l %}{% if i not in l %}{% endif %}{% endfor %}",
+        "{% for i in l %}{% if l | select('eq', i) | first %}{% endif %}{% endfor %}",
+        "{% for i in l %}{% if l.count(i) > n %}{% endif %}{% endfor %}",
+        "{% macro m(l) %}{% for i in l %}{% for j in l %}{% endfor %}{% endfor %}{% endmacro %}{{ m(l) }}",
+    ],
+)
+def test_no_event_makes_a_template_work_without_end(template: str) -> None:
+    """Lists of twenty thousand, each for each: nobody else could be served meanwhile."""
+    with pytest.raises(Unfilled, match="it takes more than 100000 steps on this event"):
+        filled(template, l=list(range(20_000)), n=20_000)
+
+
+def test_a_template_may_go_over_much_again_and_again() -> None:
+    """Three hundred by three hundred, and filters over each of ten thousand."""
+    square = "{% for i in l %}{% for j in l %}{% if i == j %}{{ loop.index }},{% endif %}{% endfor %}{% endfor %}"
+    assert filled(square, l=list(range(300))).count(",") == 300
+    each = "{% for i in l %}{{ (i.s | upper).strip() | default('x') }}{{ loop.last }}{% else %}none{% endfor %}"
+    assert filled(each, l=[{"s": "a"}] * 10_000).startswith("Afalse")
+    assert filled(each, l=[]) == "none"
+    assert filled("{% for k, v in d.items() %}{{ k }}{{ v }}{% endfor %}", d={"a": 1}) == "a1"
+
+
+@pytest.mark.parametrize(
     ("template", "reason"),
     [
         ("{{ body.name }}", "it needs 'name', which this event has not"),
