@@ -12,7 +12,8 @@ from jmespath.functions import Functions
 from relay.config import values
 from relay.config.expansion import Expanded
 from relay.config.problems import Refused, kind, quoted, suggestion
-from relay.rules.expressions import VIEWED, WHOLE, NoExpression, compiled, reads
+from relay.rules.expressions import VIEWED, WHOLE, NoExpression, compiled, header_names, reads
+from relay.rules.forwarding import NEVER_KEPT
 
 _LITERALS = frozenset({"true", "false", "null"})
 
@@ -39,10 +40,21 @@ def condition(value: Any) -> str:
     if not value.strip():
         raise Refused("must not be empty")
     expression(value)
-    strangers = sorted(reads(value) - {*VIEWED, WHOLE})
-    if strangers:
-        raise Refused(_strange(value, strangers[0]))
+    check_names(value)
     return str(value)
+
+
+def check_names(text: str) -> None:
+    """Refuse an expression on an event that reads what no event has."""
+    strangers = sorted(reads(text) - {*VIEWED, WHOLE})
+    if strangers:
+        raise Refused(_strange(text, strangers[0]))
+    for name in sorted(header_names(text)):
+        shown = "a header's name in the expanded value" if isinstance(text, Expanded) else quoted(name)
+        if name.lower() in NEVER_KEPT:
+            raise Refused(f"{shown} is a credential, which is not kept of an event")
+        if name != name.lower():
+            raise Refused(f"{shown} must stand in lower case, as all names of headers do here")
 
 
 def _strange(text: str, name: str) -> str:

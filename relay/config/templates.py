@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from relay.config import expressions, urls, values
 from relay.config.expansion import Expanded
+from relay.config.expressions import check_names
 from relay.config.fields import Parsed, Section, one_of, setting
 from relay.config.problems import Refused, kind, quoted, suggestion
 from relay.model import Body, BodyFormat, PickBody, PresetBody, PresetName, TemplateBody
@@ -86,6 +87,12 @@ def expression(value: Any) -> str:
     return str(value)
 
 
+def selection(value: Any) -> str:
+    """A JMESPath expression on an event."""
+    check_names(expression(value))
+    return str(value)
+
+
 def format_of(value: Any) -> BodyFormat:
     """`json` or `form`."""
     return BodyFormat(values.choice(value, tuple(BodyFormat), what="format"))
@@ -114,7 +121,7 @@ class BodySection(Section):
     template: Annotated[Written | None, Parsed(template_of)] = setting(
         default=None, validate_default=False, description="Jinja2, filled with the event"
     )
-    pick: Annotated[str | None, Parsed(expression)] = setting(
+    pick: Annotated[str | None, Parsed(selection)] = setting(
         default=None, validate_default=False, description="JMESPath; what it finds is sent as JSON"
     )
     preset: Annotated[PresetName | None, Parsed(preset_of, _ONE_OF_PRESETS)] = setting(

@@ -33,6 +33,11 @@ VIEWED = ("id", "type", "source", "received_at", "headers", "body", "form", "dat
 WHOLE = "@"
 """Stands for the view as such."""
 
+_HEADERS = {"type": "field", "value": "headers", "children": []}
+_PROJECTIONS = frozenset({"index_expression", "projection", "value_projection", "filter_projection", "flatten"})
+_BEHIND_THE_FIRST = _PROJECTIONS | {"subexpression", "pipe"}
+"""Nodes whose later parts are evaluated on what their first one has found."""
+
 View = Mapping[str, Any]
 """`id`, `type`, `source`, `received_at`, `headers` in lower case, `body` (parsed JSON, or null), `form` (the fields of
 a form, or null) and `data`."""
@@ -169,7 +174,11 @@ def _words(error: Exception) -> str:
         return "the document is nested too deeply"
     kind = type(error).__name__.removesuffix("Error")
     function = getattr(error, "function_name", None)
-    return f"{function}() was given what it does not take" if function else f"failed on this event ({kind})"
+    if function:
+        return f"{function}() was given what it does not take"
+    if isinstance(error, TypeError) and "not supported between" in str(error):
+        return "a text and a number cannot be compared; to_number(…) makes a number of a text"
+    return f"failed on this event ({kind})"
 
 
 def reads_data(text: str) -> bool:
@@ -197,12 +206,25 @@ def _reads(node: Mapping[str, Any]) -> frozenset[str]:
         case "literal" | "expref":
             return frozenset()
         case "subexpression" | "pipe":
-            # what stands behind the first part is evaluated on what that has found
             first, *rest = children
             return _reads(rest[0]) if first["type"] == "current" and rest else _reads(first)
-        case "index_expression" | "projection" | "value_projection" | "filter_projection" | "flatten":
+        case _ if kind in _PROJECTIONS:
             return _reads(children[0])
     return frozenset[str]().union(*map(_reads, children))
+
+
+def header_names(text: str) -> frozenset[str]:
+    """The names of headers that an expression on the view looks for, as it writes them."""
+    names: set[str] = set()
+    pending: list[Any] = [_expression(text).parsed]
+    while pending:
+        node = pending.pop()
+        children = [one for one in node.get("children", ()) if isinstance(one, dict)]
+        is_on_headers = node["type"] == "subexpression" and children[0] == _HEADERS
+        if is_on_headers and children[1]["type"] == "field":
+            names.add(children[1]["value"])
+        pending.extend(children[:1] if node["type"] in _BEHIND_THE_FIRST else children)
+    return frozenset(names)
 
 
 def as_text(value: Any) -> str:

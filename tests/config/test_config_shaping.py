@@ -52,7 +52,7 @@ KINDS = "must be raw, or one of {template: …}, {pick: …}, {preset: …}"
         ({"body": 5}, f"body: {KINDS}; found integer"),
         ({"body": {}}, "body: needs one of template, pick, preset; found none"),
         (
-            {"body": {"template": "x", "pick": "y"}},
+            {"body": {"template": "x", "pick": "id"}},
             "body: needs one of template, pick, preset; found template and pick",
         ),
         ({"body": {"text": "x"}}, "body: needs one of template, pick, preset; found none"),
@@ -75,6 +75,8 @@ KINDS = "must be raw, or one of {template: …}, {pick: …}, {preset: …}"
             {"body": {"pick": "a."}},
             'body.pick: "a." is not a JMESPath expression; it is JMESPath: data.total, or {id: data.id}',
         ),
+        ({"body": {"pick": "{order: boddy.id}"}}, 'body.pick: "boddy" is nothing that an event has'),
+        ({"body": {"pick": "headers.Cookie"}}, 'body.pick: "Cookie" is a credential, which is not kept of an event'),
         ({"body": {"pick": "lenght(a)"}}, 'body.pick: unknown JMESPath function "lenght"'),
         ({"body": {"preset": "slak"}}, 'body.preset: unknown preset "slak"; did you mean "slack"?'),
         ({"body": {"preset": "irc"}}, 'body.preset: unknown preset "irc"; known: slack, teams, cloudevents'),

@@ -30,6 +30,7 @@ LIVE = "body.mode == 'live'"
 PAID = "data.status == 'paid'"
 FAILING = "abs(body.mode)"
 OTHER = "its match.headers wants another value of X-Env"
+UNLIKE = "a text and a number cannot be compared; to_number(…) makes a number of a text"
 WHY_FAILING = "abs() was given what it does not take"
 
 
@@ -96,6 +97,7 @@ def test_all_headers_must_say_just_that(wanted: Headers, headers: Headers, why: 
         ("headers.\"X-Env\" == 'live'", "its `when` says no"),
         ("data.status", "its `when` says no"),
         (FAILING, f"its `when` failed: {WHY_FAILING}"),
+        ("body.mode > `5`", f"its `when` failed: {UNLIKE}"),
         ("sort_by(body, &n)", "its `when` failed: sort_by() was given what it does not take"),
     ],
 )
