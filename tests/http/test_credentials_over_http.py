@@ -9,7 +9,8 @@ from relay.model import BearerCheck, HmacCheck, OAuth2Client, Proxy, Secret, Sta
 from relay.model.credentials import ClientTls
 from relay.reloading import digests
 from tests.http.configs import SOURCES, document
-from tests.http.gateway import AUTH, Start, until
+from tests.http.gateway import AUTH, TARGETS, Start, until
+from tests.http.gateway import Target as Receiver
 from tests.support.certificates import Authority
 from tests.support.scripted_target import scripted, status
 from tests.support.token_endpoint import CLIENT_ID, CLIENT_SECRET, token_endpoint
@@ -44,6 +45,24 @@ async def test_the_credential_of_a_reload_is_worth_a_probe_at_once(start: Start)
         assert answer.json["targets"]["changed"] == ["crm"]
         assert (await gateway.told("target.enabled"))["target"] == "crm"
         assert "the-right-token" not in gateway.log_text()
+
+
+async def test_what_an_attempt_with_the_old_credential_came_to_is_no_news_of_the_new(
+    start: Start, target: Receiver
+) -> None:
+    """It ends with what it began with, and the target as it is now is not disabled for it."""
+    crm = {"url": "${TARGET}", "retry": {"schedule": ["1h"]}, "disable_after": 1}
+    gateway = await start(OPEN, targets={"crm": crm | bearer("the-wrong-token")})
+    target.status = 401
+    target.gate.clear()
+    await gateway.post("/hooks/open")
+    assert (await target.next())["authorization"] == "Bearer the-wrong-token"
+    answer = await gateway.reload(document(OPEN, targets={"crm": crm | bearer("the-right-token")}))
+    assert answer.json["targets"]["changed"] == ["crm"]
+    target.gate.set()
+    assert (await gateway.told("delivery.attempted"))["status"] == 401
+    (view,) = (await gateway.call(TARGETS, headers=AUTH)).json["targets"]
+    assert (view["state"], view["failures"]) == ("active", 0)
 
 
 def test_every_part_of_a_credential_is_in_the_digest() -> None:

@@ -330,7 +330,8 @@ async def test_a_fault_of_ours_in_a_reload_changes_nothing(gateway: Gateway) -> 
 
 
 async def test_a_change_of_egress_concerns_every_target(start: Start) -> None:
-    """A target that has not changed is dialled anew, under the new policy; idle connections of before are closed."""
+    """A target that has not changed is dialled anew, under the new policy; idle connections of before are closed.
+    Tokens are fetched under the new one as well."""
     gateway = await start(OPEN)
     before = gateway.app._dispatcher._lanes["crm"]._carrier._sender
     await gateway.post("/hooks/open")
@@ -340,6 +341,7 @@ async def test_a_change_of_egress_concerns_every_target(start: Start) -> None:
     assert isinstance(before, Sender)
     assert isinstance(after, Sender)
     assert after._session.connector._egress.deny == (ip_network("10.0.0.0/8"),)  # type: ignore[union-attr]
+    assert gateway.app._outbound._tokens._egress() == after._session.connector._egress  # type: ignore[union-attr]
     await until(lambda: before._session.closed)
     await gateway.post("/hooks/open")
     await gateway.target.next(2)
