@@ -515,6 +515,7 @@ def test_what_fails_at_a_disabled_target_changes_nothing_but_the_probes() -> Non
     assert tried(DOWN, FAILED, 49, 70) == Keep(DOWN)
     assert tried(HAND, FAILED, 49, 70, turn=Turn.PROBE) == Keep(HAND)
     assert tried(DOWN, INTERRUPTED, 120, turn=Turn.PROBE) == Keep(DOWN), "our own stop is no answer: probed again"
+    assert tried(DOWN, OutcomeKind.SKIPPED, 120, turn=Turn.PROBE) == Keep(DOWN), "nothing was sent: another is probed"
     assert tried(DOWN, UNPREPARED, 120, turn=Turn.PROBE).health.probe_wait == 2 * MINUTE
 
 
