@@ -1,7 +1,9 @@
 """The calls that answer "where is my webhook?": events, refused requests, totals."""
 
+import asyncio
 import base64
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -127,12 +129,11 @@ class EventCalls:
         asking = any(not route.is_plain for route in meant(event.source, event.type, routes))
         view = await self._view(record) if asking else DAMAGED
         subject = Subject(event.source, event.type, headers=lambda: record.headers, view=lambda: view)
-        verdicts = [judged(route, subject) for route in routes]
+        verdicts = await asyncio.to_thread(lambda: [judged(route, subject) for route in routes])
         if isinstance(view, Failed) or not any(one.is_open for verdict in verdicts for one in verdict.targets):
             return verdicts
         data = {one.enricher: await self._store.brought(event.id, one.enricher) for one in record.fetches}
-        brought = {enricher: read(found) for enricher, found in data.items() if found is not None}
-        return [decided(verdict, view, brought) for verdict in verdicts]
+        return await asyncio.to_thread(_decided, verdicts, view, data)
 
     async def _view(self, record: EventRecord) -> View | Failed:
         """What conditions see of a stored event."""
@@ -169,6 +170,15 @@ class EventCalls:
         tally = await self._archive.tally(self._now())
         names = [source.name for source in self._sources()]
         return shown(tally_view(tally, names, tuple(self._dispatcher.targets)))
+
+
+def _decided(verdicts: Sequence[Verdict], view: View, data: Mapping[str, bytes | None]) -> list[Verdict]:
+    """What was left open decided on what was fetched; what of it is damaged decides nothing."""
+    brought: dict[str, Any] = {}
+    for enricher, found in data.items():
+        with suppress(ValueError, RecursionError):
+            brought |= {} if found is None else {enricher: read(found)}
+    return [decided(verdict, view, brought) for verdict in verdicts]
 
 
 def _delivery_state(state: str | None) -> DeliveryState | None:

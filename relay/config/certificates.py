@@ -4,7 +4,9 @@ Law: what is wrong is named by file. The expiry is read by serving the certifica
 public way the standard library has to look into a certificate that is not a CA.
 """
 
+import os
 import ssl
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,9 @@ from pathlib import Path
 from relay.config.problems import Refused
 
 _NOT_YET_VALID = 9
+_LARGEST = 4 * 1024 * 1024
+"""Bytes; more than any file of certificates."""
+
 _EXPIRED = 10
 """OpenSSL's verify codes X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
 
@@ -59,7 +64,11 @@ def _no_password() -> str:
 
 def _pem(path: Path, what: str, mark: str) -> str:
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        # without O_NONBLOCK a named pipe would be waited for, and a device may have no end
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            text = (
+                file.read(_LARGEST).decode("utf-8", "replace") if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else ""
+            )
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a usable path"
         raise Refused(f"cannot read {what} {path}: {reason}") from None

@@ -73,6 +73,11 @@ def _in_teams(value: Any) -> str:
     return _LINE_BREAKS.sub("\n\n", _TEAMS_MARKUP.sub(r"\\\1", as_text(value)))
 
 
+def _as_text(value: Any) -> str:
+    """As it stands in a text: null is nothing, and true is not Python's True."""
+    return as_text(_known(value))
+
+
 class Environment(ImmutableSandboxedEnvironment):
     """One environment for each kind of text: what is filled in is finished as the text demands."""
 
@@ -87,7 +92,7 @@ class Environment(ImmutableSandboxedEnvironment):
         )
         self.filters |= {name: partial(_counted, original) for name, original in _COUNTING.items()}
         self.filters |= {"tojson": _to_json, "replace": _replaced, "join": _joined, "format": _formatted}
-        self.filters |= {_LOOPED: _looped, _SEARCHED: _searched}
+        self.filters |= {"safe": _known, "string": _as_text, _LOOPED: _looped, _SEARCHED: _searched}
         self.globals.pop("lipsum", None)
 
     def limit(self, tree: nodes.Template) -> None:

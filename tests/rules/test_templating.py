@@ -328,3 +328,12 @@ def test_a_brace_beside_a_variable_opens_nothing(value: str) -> None:
     assert made is not None
     assert filled(made, id="I") == "I{" + value + "}"
     assert assembled([("{", False), (value, True), ("}", False)]) is None
+
+
+@pytest.mark.parametrize("name", ["safe", "string"])
+def test_no_filter_makes_pythons_words_of_json(name: str) -> None:
+    """Null is nothing and true is true, also where a filter has passed it on; in a URL nothing is refused."""
+    view = {"body": {"nothing": None, "yes": True}}
+    assert filler(f"[{{{{ body.nothing | {name} }}}}{{{{ body.yes | {name} }}}}]").filled(view) == "[true]"
+    with pytest.raises(Unfilled):
+        filler(f"https://h.example/{{{{ body.nothing | {name} }}}}", URL).filled(view)
