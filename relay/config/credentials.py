@@ -139,6 +139,10 @@ def signing(section: SignSection, path: KeyPath, report: Report) -> StandardWebh
     if not section.secrets and not report.is_broken(path):
         report.refuse(path, "needs at least one secret")
     found = keys.source_secrets(section.secrets, path, scheme="standard_webhooks", provider=None, report=report)
+    for index, secret in enumerate(section.secrets):
+        if secret is not None and keys.is_bare_base64(secret):
+            message = "is base64 without whsec_: its text itself is the key here, where others decode it; write whsec_…"
+            report.warn((*path, index), message)
     return StandardWebhooksCheck(secrets=found) if found else None
 
 

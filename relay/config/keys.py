@@ -18,6 +18,9 @@ SAFE = 16
 """Bytes; fewer are warned about, and refused for the admin token."""
 
 STANDARD_PREFIX = "whsec_"
+_SHORTEST_BASE64 = 32
+"""Characters of 24 bytes, the least that the standard recommends."""
+_BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 
 _PLACEHOLDER = re.compile(
     r"(change|replace)[-_ ]?(me|this)[-_ ]?[0-9!]*|(your|my)[-_ ]?(api[-_ ]?|webhook[-_ ]?)?(secret|key|token|password)"
@@ -105,6 +108,13 @@ def _standard_key(text: str) -> bytes:
         return base64.b64decode(encoded if len(encoded) % 4 == 0 else "=", validate=True)
     except (binascii.Error, ValueError):
         raise Refused("not valid base64 after `whsec_`") from None
+
+
+def is_bare_base64(secret: SecretText) -> bool:
+    """Whether a Standard Webhooks key may have lost its prefix: its libraries decode what ours takes as it stands."""
+    text = secret.text
+    is_decoded = text.startswith(STANDARD_PREFIX) or len(text) < _SHORTEST_BASE64 or len(text) % 4 != 0
+    return not is_decoded and _BASE64.fullmatch(text) is not None
 
 
 def admin_token(secret: SecretText | None) -> Secret | None:

@@ -48,8 +48,8 @@ LONGEST_QUEUE = timedelta(seconds=20)
 """How long a fetch may wait for its turn at a busy enricher; then its delivery comes again."""
 LARGEST_ON_THE_LOOP = 32 * 1024
 """Bytes that are parsed on the loop; more would hold up the targets."""
-REMEMBERED_BYTES = 8 * 1024 * 1024
-"""Of what was fetched last; its other targets follow in a moment."""
+REMEMBERED_BYTES = 2 * 1024 * 1024
+"""Of the JSON that was fetched last; its other targets follow in a moment. Parsed, it takes many times as much."""
 
 
 _Result = TypeVar("_Result")

@@ -238,3 +238,12 @@ def test_secrets_of_targets_in_a_readable_file_are_warned_about(read: Loader, tm
     (warning,) = load(path, {"S": KEY}).warnings
     assert warning.key == "targets.crm.auth.token"
     assert "every user of this machine" in warning.message
+
+
+def test_a_signing_key_that_lost_its_prefix_is_told(warned: Refuser) -> None:
+    """The standard's libraries decode it, so nobody could verify what is signed with its text."""
+    lines = warned(target={"sign": {"secrets": [WHSEC.removeprefix("whsec_")]}})
+    assert any("targets.crm.sign.secrets[0]: is base64 without whsec_" in line for line in lines)
+    assert not any(
+        "base64" in line for line in warned(target={"sign": {"secrets": [WHSEC, "a text that is the key!"]}})
+    )
