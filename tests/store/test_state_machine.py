@@ -440,5 +440,5 @@ def test_whatever_happens_no_promise_is_broken() -> None:
 @pytest.mark.row("B3", "B57", "B65", "B71", "F36")
 def test_whatever_happens_for_long_no_promise_is_broken() -> None:
     """The same, in longer stories and more of them."""
-    deep = settings(max_examples=120, stateful_step_count=70, deadline=None, suppress_health_check=QUIET)
+    deep = settings(max_examples=90, stateful_step_count=70, deadline=None, suppress_health_check=QUIET)
     run_state_machine_as_test(StoreMachine, settings=deep)
