@@ -18,7 +18,7 @@ from relay.delivery.preparing import LONGEST, Brings, prepared
 from relay.delivery.sender import Sent
 from relay.model import Claim, DisabledBy, Fetched, Outcome, OutcomeKind, Target, TargetHealth, TargetState, Turn
 from relay.rules.health import Enable, Keep, judge
-from relay.rules.retry import decide
+from relay.rules.retry import decide, waiting
 from relay.store import Ruling, Settled, Settlement, Store, StoreUnavailable, StoreUnusable
 
 LONGEST_PAUSE = timedelta(minutes=1)
@@ -293,8 +293,7 @@ class Carrier:
             async with asyncio.timeout(LONGEST.total_seconds()):
                 data = await prepared(claim, body, self._brings)
         except TimeoutError:
-            reason = "waiting: the fetch is not over"
-            return Outcome(OutcomeKind.INTERRUPTED, reason=reason, retry_after=SOON, is_wait=True)
+            return waiting("the fetch is not over", SOON)
         if isinstance(data, Outcome):
             return data
         hindrance = await self._owner.cleared(claim)

@@ -37,6 +37,7 @@ from relay.rules.enriching import (
     paced,
 )
 from relay.rules.exactness import read
+from relay.rules.retry import waiting
 from relay.store import Store
 
 AT_A_TIME = 8
@@ -182,13 +183,12 @@ class Enrichment:
             async with asyncio.timeout(LONGEST_QUEUE.total_seconds()):
                 await client.slots.acquire()
         except TimeoutError:
-            reason = f"waiting: enricher {client.enricher.name} is busy"
-            return _waits(reason, WAITS[0])
+            return waiting(f"enricher {client.enricher.name} is busy", WAITS[0])
         try:
             began_at = self._now()
             wait = client.wait(began_at)
             if wait is not None:
-                return _waits(f"waiting: {client.pace.reason}", wait)
+                return waiting(client.pace.reason, wait)
             client.under_way += 1
             try:
                 answer = await client.ask(wanted, event)
@@ -217,7 +217,7 @@ class Enrichment:
             case Refused(reason=reason):
                 return Outcome(OutcomeKind.UNPREPARED, reason=reason)
         wait = client.pace.wait(now) or WAITS[0]
-        return _waits(answer.reason, wait)
+        return waiting(answer.reason, wait)
 
     async def close(self) -> None:
         """Fetch no more."""
@@ -227,11 +227,6 @@ class Enrichment:
         await asyncio.gather(*tasks, *self._closing, return_exceptions=True)
         for client in self._clients.values():
             await client.close()
-
-
-def _waits(reason: str, wait: timedelta) -> Outcome:
-    """Nobody is asked now, or whoever was has not answered: the delivery comes again."""
-    return Outcome(OutcomeKind.INTERRUPTED, reason=reason, retry_after=wait, is_wait=True)
 
 
 def _known(stored: bytes) -> Enriched | None:

@@ -17,8 +17,9 @@ from relay.delivery.carrying import LAST_WORDS, Carrier, Observer, SendsOne
 from relay.delivery.limits import NAP, Share, Turnstile
 from relay.delivery.preparing import LONGEST, Brings
 from relay.delivery.sender import Sent
-from relay.model import Claim, Outcome, OutcomeKind, Target, TargetHealth, TargetState, Turn
+from relay.model import Claim, Outcome, Target, TargetHealth, TargetState, Turn
 from relay.rules.health import Go, Permit, permit
+from relay.rules.retry import waiting
 from relay.store import Settled, Store, StoreUnavailable
 
 LEASE_MARGIN = timedelta(seconds=10)
@@ -236,11 +237,11 @@ class Lane:
         target has said meanwhile counts."""
         now, health = self._now(), self._carrier.health
         if health.throttled_until is not None and now < health.throttled_until:
-            return _waits("the target has asked for a pause", health.throttled_until - now)
+            return waiting("the target has asked for a pause", health.throttled_until - now)
         if health.state is TargetState.DISABLED and claim.turn is Turn.DUE:
-            return _waits("the target was disabled", timedelta(0))
+            return waiting("the target was disabled", timedelta(0))
         wait = await self._turnstile.token(by=now + QUEUED)
-        return None if wait is None else _waits("the target's rate lets others go first", wait)
+        return None if wait is None else waiting("the target's rate lets others go first", wait)
 
     def _span_ahead(self) -> timedelta:
         return FIRST_AHEAD if self.target.ordered else SPAN_AHEAD
@@ -378,8 +379,3 @@ class Lane:
             at = self._now()
         if at is not None:
             self._due_at = at if self._due_at is None else min(self._due_at, at)
-
-
-def _waits(reason: str, wait: timedelta) -> Outcome:
-    """Nothing is sent now, and nobody is at fault."""
-    return Outcome(OutcomeKind.INTERRUPTED, reason=f"waiting: {reason}", retry_after=wait, is_wait=True)

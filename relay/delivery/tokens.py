@@ -12,7 +12,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
@@ -24,6 +24,7 @@ from relay.delivery.egress import refused_by_egress
 from relay.delivery.faults import FAULTS, fault, fault_behind_proxy, is_our_shortage
 from relay.delivery.sessions import open_session, post, whole
 from relay.model import Headers, OAuth2Client, Proxy
+from relay.rules.answers import parse_retry_after
 from relay.rules.egress import EgressPolicy
 from relay.rules.signing import form_basic, wire_text
 
@@ -72,6 +73,14 @@ class NoToken(Exception):
     """This process or machine has run out of something; the endpoint is not to blame."""
 
 
+class _Paused(NoToken):
+    """The endpoint asks not to be asked for so long."""
+
+    def __init__(self, message: str, wait: timedelta) -> None:
+        super().__init__(message)
+        self.wait = wait
+
+
 class _Passing(OSError):
     """The endpoint said that it may do better the next time."""
 
@@ -92,6 +101,9 @@ class _Held:
 
     token: Token | None = None
     fetching: "asyncio.Task[Token] | None" = None
+    pause: str = ""
+    """What to say to who asks before `paused_until`, on the clock of `Tokens`."""
+    paused_until: float = 0.0
 
 
 Way = tuple[OAuth2Client, Proxy | None]
@@ -129,6 +141,8 @@ class Tokens:
         held = self._held((client, proxy))
         if held.token is not None and self._clock() < held.token.renew_at:
             return held.token
+        if self._clock() < held.paused_until:
+            raise NoToken(held.pause)
         if held.fetching is None:
             held.fetching = asyncio.create_task(self._fetch(client, proxy, held), name="token fetch")
             self._fetches.add(held.fetching)
@@ -170,6 +184,9 @@ class Tokens:
         try:
             async with asyncio.timeout(self._patience.total_seconds()):
                 found: tuple[str, float] = await _TRIES.copy()(self._ask, client, proxy)
+        except _Paused as pause:
+            held.pause, held.paused_until = str(pause), self._clock() + pause.wait.total_seconds()
+            raise
         except NoToken:
             raise
         except FAULTS as error:
@@ -204,6 +221,9 @@ class Tokens:
         async with open_session(self._egress(), limit=1, connect_timeout=CONNECT_TIMEOUT) as session:
             answer = await post(session, url, headers=headers, body=body, proxy=proxy)
             try:
+                wait = parse_retry_after(answer.headers.get("Retry-After"), datetime.now(UTC))
+                if wait and answer.status in (429, 503):
+                    raise _Paused(f"no token: the token endpoint answered {answer.status} and asks for a pause", wait)
                 return _read(answer.status, await whole(answer.content, cap=ANSWER_CAP))
             finally:
                 answer.close()

@@ -54,6 +54,11 @@ def jittered(wait: timedelta, rng: Random) -> timedelta:
     return wait * rng.uniform(1 - JITTER, 1 + JITTER)
 
 
+def waiting(reason: str, wait: timedelta) -> Outcome:
+    """Nothing is sent now and nobody is at fault: the delivery comes again after the wait, and spends no step."""
+    return Outcome(OutcomeKind.INTERRUPTED, reason=f"waiting: {reason}", retry_after=wait, is_wait=True)
+
+
 def is_recorded(claim: Claim, outcome: Outcome) -> bool:
     """Whether what came of a claim is kept, counted and told as an attempt. One that was skipped is none; and of a
     delivery that waits the first wait is, for it says what is waited for, but not each time that it looks again: an

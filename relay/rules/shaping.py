@@ -67,7 +67,9 @@ def shaped(target: Target, event: Event, body: bytes, data: Any = Fetched.NOTHIN
     if not is_shaped(target, data):
         return Shaped(body)
     try:
-        view = view_of(event, body, None if data is Fetched.NOTHING else data)
+        view: View = {}
+        if target.body is not None or target.url_template is not None or target.header_templates:
+            view = view_of(event, body, None if data is Fetched.NOTHING else data)  # which parses the body
         url = None if target.url_template is None else filled_url(target.url_template, view)
         headers = tuple((name, filled_header(name, text, view)) for name, text in target.header_templates)
         return _with_body(target, event, body, data, view, url=url, headers=headers)

@@ -227,6 +227,24 @@ async def test_a_fault_that_may_pass_is_tried_again_at_once(endpoint: TokenEndpo
     assert len(endpoint.requests) == 3
 
 
+@pytest.mark.parametrize("code", [429, 503])
+async def test_a_pause_that_is_asked_for_is_kept(endpoint: TokenEndpoint, make: MakeTokens, code: int) -> None:
+    """`Retry-After` of the endpoint: nobody asks it until then, and whoever needs a token is told why."""
+    endpoint.answer = lambda _: status(code, "Retry-After: 60")
+    clock = Clock()
+    tokens = make(clock=clock)
+    for _ in range(3):
+        told = await reason(tokens, endpoint.client())
+        assert told == f"no token: the token endpoint answered {code} and asks for a pause"
+    assert len(endpoint.requests) == 1
+    endpoint.answer = token_answer()
+    clock.now += 59.0
+    await reason(tokens, endpoint.client())
+    assert len(endpoint.requests) == 1
+    clock.now += 2.0
+    assert (await tokens.get(endpoint.client())).value in endpoint.good
+
+
 async def test_a_fault_that_lasts_is_told(endpoint: TokenEndpoint, make: MakeTokens) -> None:
     """Three tries, and then the reason."""
     endpoint.answer = refusal(503)
