@@ -161,6 +161,8 @@ def _syntax_problem(error: yaml.MarkedYAMLError, text: str) -> Problem:
     message = str(error.problem or "not valid YAML")
     if _is_tab(message, text, place):
         message = "YAML does not allow tabs for indentation"
+    elif "nesting depth" in message:  # newer parsers have a bound of their own, and may meet it before ours
+        message = f"nested deeper than {DEEPEST} levels"
     elif "tag" in message:
         message = 'a YAML tag is not allowed; quote a value that begins with "!"'
     elif _LOADER is yaml.SafeLoader:
