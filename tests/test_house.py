@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.breaking.__main__ import broken
+from tests.breaking.lines import LINES, Break
+
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted((ROOT / "relay").rglob("*.py"))
 README = (ROOT / "README.md").read_text()
@@ -102,3 +105,9 @@ def test_the_top_level_is_as_the_user_fixed_it() -> None:
     allowed = {"relay", "config.example.yaml", "tests", "pyproject.toml", "Dockerfile", "README.md", "LICENSE"}
     found = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
     assert found - {"build", "config.yaml"} - {n for n in found if n.endswith((".egg-info", ".db"))} <= allowed
+
+
+@pytest.mark.parametrize("one", LINES, ids=lambda one: one.name)
+def test_a_line_that_carries_a_promise_is_where_the_breaks_look_for_it(one: Break) -> None:
+    """What `tests.breaking` would break is there, once, and breaking it leaves Python that can be read."""
+    ast.parse(broken(one, ROOT))

@@ -1,0 +1,250 @@
+"""The lines that carry the promises, and what each is replaced with to break it.
+
+Each break is small and reads as if somebody had meant well: those are the ones that a review lets through.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Break:
+    """One change of one file."""
+
+    name: str
+    file: str
+    """Below the root of the project."""
+    old: str
+    """Occurs exactly once."""
+    new: str
+    seen_by: tuple[str, ...] = ()
+    """Test files or tests that are asked first; where none of them turns red, the whole suite is."""
+
+
+LINES = (
+    Break(
+        "the answer comes after the commit",
+        "relay/ingress.py",
+        "accepted = await self._store.accept(event, found.targets, found.courses)",
+        "asyncio.ensure_future(self._store.accept(event, found.targets, found.courses))\n"
+        "        accepted = Accepted(event.id, duplicate=False)",
+        ("tests/http/test_commit_before_answer.py",),
+    ),
+    Break(
+        "a batch is committed",
+        "relay/store/sqlite/operations.py",
+        'db.execute("COMMIT")',
+        'db.execute("ROLLBACK")',
+        ("tests/store/test_store_accepting.py",),
+    ),
+    Break(
+        "a commit is synced",
+        "relay/store/sqlite/connection.py",
+        '"synchronous=FULL"',
+        '"synchronous=NORMAL"',
+        ("tests/store/test_sqlite_opening.py", "tests/store/test_sqlite_guards.py"),
+    ),
+    Break(
+        "what fails the check is turned away",
+        "relay/ingress.py",
+        "if isinstance(verified, Refusal):",
+        "if isinstance(verified, Refusal) and not body:",
+        ("tests/http/test_proofs_over_http.py",),
+    ),
+    Break(
+        "the whole proof is compared",
+        "relay/rules/verification.py",
+        "hmac.compare_digest(proof, wanted)",
+        "hmac.compare_digest(proof[:16], wanted[:16])",
+        ("tests/rules/test_verification.py",),
+    ),
+    Break(
+        "an old request is turned away",
+        "relay/rules/verification.py",
+        "if abs(ahead) > tolerance.total_seconds():",
+        "if ahead > tolerance.total_seconds():",
+        ("tests/rules/test_verification.py",),
+    ),
+    Break(
+        "a known dedupe key stores nothing",
+        "relay/store/sqlite/batch.py",
+        "known = _known_events(tx.db, [key for key in keys if key])",
+        "known: dict[bytes, tuple[str, bytes]] = {}",
+        ("tests/store/test_store_accepting.py",),
+    ),
+    Break(
+        "a forwarded address counts from trusted proxies alone",
+        "relay/rules/addresses.py",
+        "if not forwarded_for or not _in_any(address, trusted):",
+        "if not forwarded_for:",
+        ("tests/rules/test_addresses.py",),
+    ),
+    Break(
+        "the fence: a lost claim settles nothing",
+        "relay/store/sqlite/batch.py",
+        "seq = held.pop((claim.event.id, claim.target, claim.token), None)",
+        "seq = next((s for (e, t, _), s in held.items() if (e, t) == (claim.event.id, claim.target)), None)",
+        ("tests/store/test_store_settling.py", "tests/store/test_store_claiming.py"),
+    ),
+    Break(
+        "the number of an attempt is stored before it is sent",
+        "relay/store/sqlite/claiming.py",
+        "attempts = attempts + 1, claim = ?",
+        "attempts = attempts + 0, claim = ?",
+        ("tests/store/test_store_claiming.py",),
+    ),
+    Break(
+        "a start takes back the claims of the process before",
+        "relay/store/sqlite/__init__.py",
+        "batch.reclaim(tx, lease_before=None, alive=frozenset())",
+        "batch.reclaim(tx, lease_before=datetime.fromtimestamp(0, UTC), alive=frozenset())",
+        ("tests/store/test_store_claiming.py", "tests/store/test_store_courses.py", "tests/program/test_kill.py"),
+    ),
+    Break(
+        "an outcome outlives an outage of the store",
+        "relay/store/sqlite/writer.py",
+        "kept = [operation for part in unwritten for operation in part.settlements]",
+        "kept = [operation for part in unwritten for operation in part.settlements if operation.future.done()]",
+        ("tests/store/test_sqlite_outages.py",),
+    ),
+    Break(
+        "nothing is claimed while nothing can be written",
+        "relay/store/sqlite/writer.py",
+        "        self._refuse_in_outage()\n        return self._queue(self._claims, wish)",
+        "        return self._queue(self._claims, wish)",
+        ("tests/store/test_sqlite_outages.py",),
+    ),
+    Break(
+        "three counted failures disable a target, not four",
+        "relay/rules/health.py",
+        "failures < target.disable_after:",
+        "failures <= target.disable_after:",
+        ("tests/rules/test_health.py",),
+    ),
+    Break(
+        "failures that happen together are one",
+        "relay/rules/health.py",
+        "if any(at is not None and began_at <= at for at in news):",
+        "if any(at is not None and began_at <= at for at in news[:1]):",
+        ("tests/rules/test_health.py",),
+    ),
+    Break(
+        "a success sets the count to 0",
+        "relay/rules/health.py",
+        "better = replace(\n        health,\n        failures=0,",
+        "better = replace(\n        health,",
+        ("tests/rules/test_health.py",),
+    ),
+    Break(
+        "what a disabled target should get is held",
+        "relay/rules/health.py",
+        "if health.state is TargetState.DISABLED:\n        return _probe_permit(",
+        "if health.state is TargetState.DISABLED and health.disabled_by is not DisabledBy.HAND:\n"
+        "        return _probe_permit(",
+        ("tests/rules/test_health.py",),
+    ),
+    Break(
+        "an outage alone ends no delivery",
+        "relay/rules/retry.py",
+        "claim.took_at is not None and claim.took_at > first_try_at",
+        "claim.took_at is not None",
+        ("tests/rules/test_retry.py",),
+    ),
+    Break(
+        "a pause that the target asks for is kept",
+        "relay/rules/retry.py",
+        "return max(asked, own)",
+        "return min(asked, own) if asked else own",
+        ("tests/rules/test_retry.py",),
+    ),
+    Break(
+        "a redirect is no success",
+        "relay/rules/answers.py",
+        "if target.success is None and 200 <= status < 300:",
+        "if target.success is None and 200 <= status < 400:",
+        ("tests/rules/test_answers.py",),
+    ),
+    Break(
+        "the address that is dialled is judged",
+        "relay/delivery/egress.py",
+        "if reason := refusal(address, self._egress):",
+        "if (reason := refusal(address, self._egress)) and address in self._egress.deny:",
+        ("tests/delivery/test_egress.py",),
+    ),
+    Break(
+        "an answer of DNS is judged",
+        "relay/delivery/egress.py",
+        'verdicts = [(answer, refusal(answer["host"], self._egress)) for answer in answers]',
+        "verdicts: list[tuple[ResolveResult, str | None]] = [(answer, None) for answer in answers]",
+        ("tests/delivery/test_egress.py",),
+    ),
+    Break(
+        "a body arrives byte for byte",
+        "relay/ingress.py",
+        "body=request.body,",
+        "body=request.body.rstrip(),",
+        ("tests/http/test_opaque_content.py",),
+    ),
+    Break(
+        "a body is sent byte for byte",
+        "relay/delivery/sender.py",
+        "url, body = (self._target.url, body) if shape is None",
+        'url, body = (self._target.url, body.removeprefix(b"\\xef\\xbb\\xbf")) if shape is None',
+        ("tests/http/test_opaque_content.py", "tests/delivery/test_sender.py"),
+    ),
+    Break(
+        "a damaged body is never sent",
+        "relay/store/sqlite/__init__.py",
+        "if hashlib.sha256(body).digest() != sha256:",
+        "if not body:",
+        ("tests/store/test_sqlite_damage.py",),
+    ),
+    Break(
+        "retention deletes nothing that is pending",
+        "relay/store/sqlite/erasing.py",
+        "OPEN = (DeliveryState.PENDING, DeliveryState.IN_FLIGHT)",
+        "OPEN = (DeliveryState.IN_FLIGHT,)",
+        ("tests/store/test_store_pruning.py",),
+    ),
+    Break(
+        "a store that vanished is not made anew",
+        "relay/store/sqlite/file.py",
+        "if remembered or side_file:",
+        "if side_file:",
+        ("tests/store/test_sqlite_guards.py",),
+    ),
+    Break(
+        "two processes cannot have one store",
+        "relay/store/sqlite/file.py",
+        "fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)\n        except BlockingIOError:",
+        "fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)\n        except BlockingIOError:",
+        ("tests/store/test_sqlite_guards.py", "tests/store/test_sqlite_opening.py"),
+    ),
+    Break(
+        "what a target echoes of our credentials is blotted out",
+        "relay/delivery/sender.py",
+        'return blotted(answer.decode("utf-8", "replace"), self._secrets | sent.secrets)[:EXCERPT]',
+        'return blotted(answer.decode("utf-8", "replace")[:EXCERPT], self._secrets | sent.secrets)',
+        ("tests/delivery/test_credentials_sent.py",),
+    ),
+    Break(
+        "an outage of ours is never a 4xx",
+        "relay/ingress.py",
+        'answer = Turned(503, "store_unavailable", str(error), RETRY_SOON)',
+        'answer = Turned(429, "store_unavailable", str(error), RETRY_SOON)',
+        ("tests/http/test_commit_before_answer.py",),
+    ),
+    Break(
+        "our own stop is no failure of a target",
+        "relay/rules/health.py",
+        "_TELLS_NOTHING = frozenset({OutcomeKind.INTERRUPTED, OutcomeKind.SKIPPED})",
+        "_TELLS_NOTHING = frozenset({OutcomeKind.SKIPPED})",
+        ("tests/rules/test_health.py",),
+    ),
+    Break(
+        "a log line never waits for its reader",
+        "relay/telemetry/pipe.py",
+        "if len(self._queue) >= self._limit or self._closing.is_set():",
+        "if self._closing.is_set():",
+        ("tests/telemetry/test_pipe.py",),
+    ),
+)
