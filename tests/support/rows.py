@@ -1,11 +1,12 @@
 """The table of faults: what is thrown at the relay, by the names that tests carry as `@pytest.mark.row(...)`.
 
 T are threats, F faults, C bad configs, H bad requests, B bugs that other gateways had. A house test holds that each row
-has a test, or a reason in `LEFT_OUT`; the README's chapter on security is made from this and from the markers.
+has a test, or a reason in `LEFT_OUT`. `python -m tests.support.rows` prints the table of the README's chapter on
+security, which is made from this and from the markers; `pytest --row F2` runs what meets a row.
 """
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -334,10 +335,27 @@ def rows() -> dict[str, str]:
     return {row: words for theme in THEMES.values() for row, words in theme.items()}
 
 
-def marked() -> Iterator[tuple[str, Path]]:
-    """Each row that a marker names, with the file of the test; markers in parameters count too."""
-    for path in sorted(TESTS.rglob("*.py")):
+def met() -> dict[str, set[Path]]:
+    """The files of the tests that name each row in a marker, also in one of a parameter."""
+    found: dict[str, set[Path]] = {}
+    for path in sorted(TESTS.rglob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.row":
                 for name in node.args:
-                    yield str(ast.literal_eval(name)), path
+                    found.setdefault(str(ast.literal_eval(name)), set()).add(path)
+    return found
+
+
+def table() -> str:
+    """The themes, their rows and where the tests stand, as the README has them."""
+    found = met()
+    lines = ["| what is thrown at it | rows | tests |", "| --- | --- | --- |"]
+    for theme, members in THEMES.items():
+        files = sorted({str(path.relative_to(TESTS)) for row in members for path in found.get(row, ())})
+        names = ", ".join(f"`{file.removesuffix('.py')}`" for file in files)
+        lines.append(f"| {theme} | {' '.join(members)} | {names} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())

@@ -1,0 +1,25 @@
+"""Options of the tests: `--row NAME` runs what meets a row of the table of faults, the longer tests included."""
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Make the option known."""
+    parser.addoption("--row", action="append", default=[], help="Only tests that meet this row; repeatable.")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Asked for by name, a longer test is wanted."""
+    if config.getoption("--row"):
+        config.option.markexpr = "not soak"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what does not meet one of the rows."""
+    wanted = set(config.getoption("--row"))
+    if not wanted:
+        return
+    kept = [item for item in items if any(wanted & set(mark.args) for mark in item.iter_markers("row"))]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
