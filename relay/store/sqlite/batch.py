@@ -128,7 +128,7 @@ def settle(tx: Transaction, settlements: Sequence[Settlement]) -> list[Settled]:
             tx.changes.tell("target", claim.target, state.value, settlement.ended_at)
         elif state is not _PENDING:
             tx.changes.done.add(seq)
-        updates.append((state.value, *row, claim.attempt - (not is_attempt), seq, claim.target, claim.token))
+        updates.append((state.value, *row, claim.attempt - (not is_attempt), seq, claim.target))
         results.append(Settled(ruling, was_disabled=before.state is TargetState.DISABLED))
         if ruling.releases_held:  # what this batch settled before is held too, what follows is not
             tx.write(_SETTLE, updates)
@@ -142,19 +142,19 @@ def settle(tx: Transaction, settlements: Sequence[Settlement]) -> list[Settled]:
 
 
 _SETTLE = """WITH
-        settled (state, due_at, step, settled_at, outcome, status, reason, first_try_at, attempts, event_seq, target,
-            claim)
+        settled (state, due_at, step, settled_at, outcome, status, reason, first_try_at, attempts, event_seq, target)
         AS (VALUES {rows})
     UPDATE delivery SET state = s.state, due_at = s.due_at, step = s.step, settled_at = s.settled_at,
         outcome = s.outcome, status = s.status, reason = s.reason,
         first_try_at = coalesce(delivery.first_try_at, s.first_try_at), attempts = s.attempts, claim = NULL,
         lease_until = NULL
     FROM settled s
-    WHERE delivery.event_seq = s.event_seq AND delivery.target = s.target AND delivery.claim = s.claim"""
+    WHERE delivery.event_seq = s.event_seq AND delivery.target = s.target"""
 
 
 def _held(db: sqlite3.Connection, settlements: Sequence[Settlement]) -> dict[tuple[str, str, int], int]:
-    """The sequence numbers of the deliveries whose claims still hold; each is given out once."""
+    """The sequence numbers of the deliveries whose claims still hold; each is given out once. This is the fence: nobody
+    else writes before the transaction ends, so what holds here holds to its end."""
     held: dict[tuple[str, str, int], int] = {}
     ids = list({settlement.claim.event.id for settlement in settlements})
     for part in slices(ids):
@@ -226,8 +226,8 @@ def reclaim(tx: Transaction, *, lease_before: datetime | None, alive: frozenset[
     lost = [row for row in tx.db.execute(query) if row[2] not in alive]
     tx.db.executemany(
         "UPDATE delivery SET state = 'pending', claim = NULL, lease_until = NULL "
-        "WHERE event_seq = ? AND target = ? AND claim = ?",
-        lost,
+        "WHERE event_seq = ? AND target = ?",
+        [row[:2] for row in lost],
     )
     for _, target, _ in lost:
         tx.changes.moved(target, _IN_FLIGHT, _PENDING)

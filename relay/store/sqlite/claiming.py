@@ -134,8 +134,8 @@ def _bury(tx: Transaction, wish: ClaimWish, seq: int, reason: str) -> None:
     tx.db.execute(
         """UPDATE delivery SET state = 'dead', settled_at = ?, outcome = ?, status = NULL, reason = ?, claim = NULL,
             lease_until = NULL
-        WHERE event_seq = ? AND target = ? AND claim = ?""",
-        (millis(wish.now), OutcomeKind.UNPREPARED.value, reason, seq, wish.target, wish.token),
+        WHERE event_seq = ? AND target = ?""",
+        (millis(wish.now), OutcomeKind.UNPREPARED.value, reason, seq, wish.target),
     )
     tx.changes.moved(wish.target, DeliveryState.IN_FLIGHT, DeliveryState.DEAD)
 
