@@ -170,8 +170,10 @@ class Enrichment:
             if not isinstance(answer, Brought):
                 return answer
             stored = answer.data
+            fetched = await _aside(len(stored), _known, stored)
+            if fetched is None:  # how deep may be read depends on who reads
+                return Outcome(OutcomeKind.UNPREPARED, reason=f"enricher {name}: its answer is nested too deeply")
             await self._store.keep_brought(event.id, name, stored, now=self._now())
-            fetched = Enriched(await _aside(len(stored), read, stored))
         self._recent.keep((event.id, name), fetched, len(stored))
         return fetched
 
@@ -230,7 +232,7 @@ class Enrichment:
 
 
 def _known(stored: bytes) -> Enriched | None:
-    """What was fetched before; None where the disk has damaged it, and it is fetched again."""
+    """What was fetched; None where it cannot be read, as where the disk has damaged it: it is fetched again."""
     try:
         return Enriched(read(stored))
     except (ValueError, RecursionError):

@@ -91,6 +91,22 @@ async def test_a_large_answer_is_the_same_beside_the_loop(tmp_path: Path) -> Non
         assert len(api.received) == 1
 
 
+@pytest.mark.row("B21")
+async def test_an_answer_as_deep_as_it_can_just_be_read_ends_no_loop(tmp_path: Path) -> None:
+    """How deep may be read depends on where it is read: what one reader takes and the next does not is the event's own
+    misfortune, told with a reason, and nothing of it is kept."""
+    padding = b" " * LARGEST_ON_THE_LOOP  # so that the answer is read in a thread, and what is kept of it on the loop
+    for depth in range(900, 1000, 3):
+        body, event = padding + b"[" * depth + b"]" * depth, an_event()
+        answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+        async with scripted(raw(answer)) as api, enriching(tmp_path / "relay.db", stock(api.port)) as (one, store):
+            await store.accept(event, ["crm"])
+            found = await one.bring("stock", event, event.body)
+            if isinstance(found, Outcome):
+                assert found.kind is OutcomeKind.UNPREPARED
+                assert await store.brought(event.id, "stock") is None
+
+
 @pytest.mark.slow
 async def test_who_waits_too_long_for_a_busy_enricher_comes_again(tmp_path: Path) -> None:
     """Nobody holds a target's slot for long: it waits without a step, and those before it are served."""
