@@ -11,7 +11,7 @@ from datetime import timedelta
 from aiohttp import HttpVersion10, HttpVersion11, web
 from aiohttp.client_exceptions import ClientError
 
-from relay.listener import invite_body, peer_of
+from relay.listener import invite_body, is_plainly_framed, peer_of
 from relay.model import IPNetwork, Source
 from relay.rules.addresses import AddressRefusal, allowed, client_address, looks_like_a_proxy
 
@@ -79,8 +79,7 @@ class Intake:
 
     def check_room(self, request: web.BaseRequest) -> Turned | None:
         """Whether the body may come: its coding, its declared length, our memory."""
-        coding = request.headers.get("Transfer-Encoding")
-        if coding is not None and coding.strip().lower() != "chunked":
+        if not is_plainly_framed(request):
             return Turned(400, "transfer_encoding", closes=True)
         length = request.content_length or 0
         if length > self.limits.max_body:

@@ -53,8 +53,10 @@ class PlainAnswers(RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Send an answer; the last one to a client that sends no more ends the connection."""
-        if self._is_half_closed and not self._messages:
+        """Send an answer; the last one to a client that sends no more ends the connection, and so does one to a request
+        whose end may be seen elsewhere."""
+        is_last = self._is_half_closed and not self._messages
+        if is_last or not is_plainly_framed(request):  # where a proxy sees another end of the body than aiohttp does
             resp.force_close()
         self._under_way = None
         return await super().finish_response(request, resp, start_time)
@@ -207,6 +209,12 @@ def plain_answer(status: int, body: bytes) -> web.Response:
 
 def _refuse_plainly(status: int) -> web.Response:
     return json_answer(status, MALFORMED) if status < 500 else json_answer(503, UNAVAILABLE, retry_after=1)
+
+
+def is_plainly_framed(request: web.BaseRequest) -> bool:
+    """Whether a body comes in no transfer coding but `chunked`; aiohttp would hand out what another has made of it."""
+    coding = request.headers.get("Transfer-Encoding")
+    return coding is None or coding.strip().lower() == "chunked"
 
 
 async def invite_body(request: web.BaseRequest) -> bool:

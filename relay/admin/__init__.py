@@ -109,17 +109,19 @@ class Admin:
 
     def _admit(self, request: web.BaseRequest) -> None:
         """Let through who has the token; without one, only what no foreign page can send."""
-        origin = request.headers.get("Origin")
         host = request.headers.get("Host", "")
-        if origin is not None and origin.partition("://")[2] != host:
+        if _is_of_another_page(request, host):
             raise Problem(403, "calls from another origin are refused")
         if self._token is None:
             if host.rsplit(":", 1)[0].lower() not in self._hosts and host.lower() not in self._hosts:
                 raise Problem(421, "this host name is not served here")
             return
-        scheme, _, sent = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(
-            sent.strip().encode("utf-8", "surrogateescape"), self._token.value
+        lines = request.headers.getall("Authorization", [""])
+        scheme, _, sent = lines[0].partition(" ")
+        if (
+            len(lines) > 1
+            or scheme.lower() != "bearer"
+            or not hmac.compare_digest(sent.strip().encode("utf-8", "surrogateescape"), self._token.value)
         ):
             self._tell_denied(request)
             raise Problem(401, "send the admin token as Authorization: Bearer TOKEN")
@@ -146,6 +148,17 @@ class Admin:
         backlog = await self._store.backlog([*self._dispatcher.targets, *self._targets.gone()])
         text = self._render_metrics(backlog)
         return web.Response(body=text, headers=SAFE | {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+
+def _is_of_another_page(request: web.BaseRequest, host: str) -> bool:
+    """Whether a browser says that a page of another origin sends this. A link that somebody follows is no such page's
+    doing; an image or a form is."""
+    origins = request.headers.getall("Origin", ())
+    if any(origin.partition("://")[2] != host for origin in origins):
+        return True
+    if request.headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin"):
+        return False
+    return request.method not in ("GET", "HEAD") or request.headers.get("Sec-Fetch-Mode") != "navigate"
 
 
 def refuse(status: int) -> web.Response:

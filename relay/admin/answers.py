@@ -13,14 +13,19 @@ from typing import Any
 from aiohttp import web
 from aiohttp.client_exceptions import ClientError
 
-from relay.listener import SERVER, invite_body
+from relay.listener import SERVER, invite_body, is_plainly_framed
 
 JSON_LIMIT = 64 * 1024
 BODY_TIMEOUT = 10.0
 """Seconds for the body of a call."""
 
-SAFE = {"Server": SERVER, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-"""Headers of every answer."""
+SAFE = {
+    "Server": SERVER,
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+"""Headers of every answer: no browser keeps, sniffs, frames or runs any of it, whatever an event holds."""
 
 
 class Problem(Exception):
@@ -71,8 +76,12 @@ async def json_body(request: web.BaseRequest, *known: str) -> dict[str, Any]:
     """
     if not request.body_exists:
         return {}
-    if request.content_type != "application/json":
+    # aiohttp's own reading of this header is the standard library's for mail, which recurses as deep as it is told to
+    declared = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if declared != "application/json":
         raise Problem(415, "send application/json")
+    if not is_plainly_framed(request):
+        raise Problem(400, "send no transfer coding but chunked")
     try:
         async with asyncio.timeout(BODY_TIMEOUT):
             raw = await _raw_body(request)
@@ -82,24 +91,16 @@ async def json_body(request: web.BaseRequest, *known: str) -> dict[str, Any]:
         raise Problem(400, "the body is broken") from None
     try:
         found = json.loads(raw or b"{}")
+        json.dumps(found, ensure_ascii=False).encode()  # as deep as it was read, and nothing but text
+    except UnicodeEncodeError:  # JSON allows half a surrogate pair
+        raise Problem(422, "the body holds an escape that is half a character") from None
     except (ValueError, RecursionError):
         raise Problem(400, "the body is not JSON") from None
-    if not _is_text(found):
-        raise Problem(422, "the body holds an escape that is half a character")
     if not isinstance(found, dict):
         raise Problem(422, "the body must be a JSON object")
     if set(found) - set(known):
         raise Problem(422, f"unknown key; known: {', '.join(known) or 'none'}")
     return found
-
-
-def _is_text(found: object) -> bool:
-    """Whether all text in a JSON value can be written as UTF-8; JSON allows half a surrogate pair."""
-    try:
-        json.dumps(found, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 async def _raw_body(request: web.BaseRequest) -> bytes:

@@ -18,6 +18,7 @@ LONGEST = 256
 _SPAN = re.compile(r"([0-9]{1,9})(s|m|h|d)")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+_LIMIT = re.compile(r"[0-9]{1,9}")
 _MARK = re.compile(r"[0-9]{1,18}")
 
 _FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
@@ -61,14 +62,14 @@ class Query:
         value = self.text("limit")
         if value is None:
             return default
-        if not value.isascii() or not value.isdigit() or not 1 <= int(value[:9]) <= LARGEST_PAGE:
+        if not _LIMIT.fullmatch(value) or not 1 <= int(value) <= LARGEST_PAGE:
             raise Problem(400, f"limit must be 1 to {LARGEST_PAGE}")
         return int(value)
 
     def mark(self, name: str = "cursor") -> int | None:
         """Where a page begins, as the page before has said."""
         value = self.text(name)
-        if value is not None and not (value.isascii() and _MARK.fullmatch(value)):
+        if value is not None and not _MARK.fullmatch(value):
             raise Problem(400, f"{name} must be the next_cursor of the page before")
         return None if value is None else int(value)
 
