@@ -43,6 +43,16 @@ class PlainAnswers(RequestHandler):
     """The body of the request that is under way, from its head to its answer."""
     _is_half_closed = False
 
+    def data_received(self, data: bytes) -> None:
+        """Whoever waits for a body hears at once that the rest of it is malformed; aiohttp would let them wait for it
+        until their deadline."""
+        super().data_received(data)
+        if not self._messages or isinstance(self._messages[-1][0], http_parser.RawRequestMessage):
+            return
+        for body in (self._under_way, *(body for _, body in self._messages)):
+            if body is not None and not body.is_eof() and body.exception() is None:
+                body.set_exception(web.RequestPayloadError("malformed"))
+
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's own always closes
         """The client will send no more. What has come whole is still answered: True keeps the connection for that."""
         last = self._messages[-1][1] if self._messages else self._under_way
@@ -54,9 +64,9 @@ class PlainAnswers(RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Send an answer; the last one to a client that sends no more ends the connection, and so does one to a request
-        whose end may be seen elsewhere."""
+        behind which nothing can be read for sure."""
         is_last = self._is_half_closed and not self._messages
-        if is_last or not is_plainly_framed(request):  # where a proxy sees another end of the body than aiohttp does
+        if is_last or not _ends_plainly(request):
             resp.force_close()
         self._under_way = None
         return await super().finish_response(request, resp, start_time)
@@ -215,6 +225,13 @@ def is_plainly_framed(request: web.BaseRequest) -> bool:
     """Whether a body comes in no transfer coding but `chunked`; aiohttp would hand out what another has made of it."""
     coding = request.headers.get("Transfer-Encoding")
     return coding is None or coding.strip().lower() == "chunked"
+
+
+def _ends_plainly(request: web.BaseRequest) -> bool:
+    """Whether everybody sees the same end of a request, and what follows it. A proxy may see another than aiohttp does
+    behind an odd coding; and of what came with a request that offers another protocol aiohttp drops all that follows,
+    so that the answer to a later request would be taken for that of a dropped one."""
+    return is_plainly_framed(request) and "Upgrade" not in request.headers and request.method != "CONNECT"
 
 
 async def invite_body(request: web.BaseRequest) -> bool:

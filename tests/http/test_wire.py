@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import resource
+import time
 
 import pytest
 
@@ -250,13 +251,46 @@ async def test_a_sender_of_http_1_0_is_not_asked(gateway: Gateway) -> None:
 @pytest.mark.parametrize("upgrade", ["websocket", "h2c", "TLS/1.2"])
 @pytest.mark.row("T13")
 async def test_an_upgrade_is_not_taken_up_and_its_body_is_whole(gateway: Gateway, upgrade: str) -> None:
-    """Java's client offers h2c with every request."""
+    """Java's client offers h2c. What follows on the connection is not answered at all: some of it may be lost on its
+    way through the parser, and an answer to the rest would be taken for that of what was lost."""
     headers = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": upgrade, "HTTP2-Settings": "AAMAAABk"}
+    offer, behind = request("/hooks/open", b"first", headers), request("/hooks/open", b"behind")
+    for parts in ([offer], [offer + behind + behind], [offer[:-3], offer[-3:] + behind]):
+        async with wired(gateway.hooks) as wire:
+            for part in parts:
+                await wire.send(part)
+            answer = await wire.answer()
+            assert (answer.status, answer["connection"]) == (200, "close")
+            assert await wire.rest() == b""
+    assert [row[2] for row in gateway.stored()] == [b"first"] * 3
+
+
+@pytest.mark.row("T13")
+async def test_a_tunnel_is_not_opened_and_nothing_behind_it_is_read(gateway: Gateway) -> None:
+    """Neither to elsewhere nor to ourselves."""
+    for place in (b"a:80", b"/hooks/open", b"127.0.0.1:1"):
+        async with wired(gateway.hooks) as wire:
+            await wire.send(b"CONNECT %b HTTP/1.1\r\nHost: a\r\n\r\n" % place + request("/hooks/open"))
+            answer = await wire.answer()
+            assert answer.status in {404, 405}
+            assert answer["connection"] == "close"
+            assert await wire.rest() == b""
+    assert gateway.stored() == []
+
+
+@pytest.mark.row("H25", "T13")
+async def test_a_body_that_breaks_on_its_way_is_400_at_once(gateway: Gateway) -> None:
+    """Also where its head had come before, and though its deadline is far; it is told and counted once."""
     async with wired(gateway.hooks) as wire:
-        for body in (b"first", b"second"):
-            await wire.send(request("/hooks/open", body, headers))
-            assert (await wire.answer()).status == 200
-    assert [row[2] for row in gateway.stored()] == [b"first", b"second"]
+        await wire.send(framed(b"Transfer-Encoding: chunked", body=b"5\r\nhello\r\n"))
+        await until(lambda: gateway.app._hooks._server._is_busy())
+        began = time.monotonic()
+        await wire.send(b"zz\r\n")
+        answer = await wire.answer()
+        assert time.monotonic() - began < 5
+        assert answer["connection"] == "close"
+        await gateway.turned_away(answer, 400, "broken_body", source="open")
+        assert await wire.rest() == b""
 
 
 @pytest.mark.row("H44")
