@@ -17,8 +17,8 @@ import structlog
 from aiohttp import web
 
 from relay.ids import fresh_id
-from relay.intake import RETRY_SOON, Intake, Limits, Turned, speaks_http_1
-from relay.listener import REFUSALS, json_answer, peer_of, plain_answer
+from relay.intake import RETRY_SOON, Intake, Limits, Turned
+from relay.listener import REFUSALS, json_answer, peer_of, plain_answer, speaks_http_1
 from relay.model import NO_TYPE, Content, Event, Headers, ReceivedRequest, Route, Source, VerifiedRequest
 from relay.rules.expressions import view_from
 from relay.rules.forwarding import MOST_HOPS, incoming_hops, storable_headers

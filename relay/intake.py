@@ -8,10 +8,10 @@ import asyncio
 from dataclasses import dataclass
 from datetime import timedelta
 
-from aiohttp import HttpVersion10, HttpVersion11, web
+from aiohttp import web
 from aiohttp.client_exceptions import ClientError
 
-from relay.listener import invite_body, is_plainly_framed, peer_of
+from relay.listener import invite_body, is_plainly_framed, peer_of, speaks_http_1
 from relay.model import IPNetwork, Source
 from relay.rules.addresses import AddressRefusal, allowed, client_address, looks_like_a_proxy
 
@@ -116,11 +116,6 @@ class Intake:
         finally:
             self._in_hand -= size
         return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def speaks_http_1(request: web.BaseRequest) -> bool:
-    """Whether the request came in a version that is spoken here."""
-    return request.version in (HttpVersion10, HttpVersion11)
 
 
 def _too_large(limits: Limits) -> Turned:

@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from aiohttp import HttpVersion11, http_parser, web
+from aiohttp import HttpVersion10, HttpVersion11, http_parser, web
 from aiohttp.web_protocol import RequestHandler
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -25,6 +25,9 @@ LONGEST_LINE = 8190
 """Bytes of a request line or of one header field."""
 FINISHING = 3.0
 """Seconds that requests under way get when a listener closes: as long as a commit may take."""
+SPOKEN = (HttpVersion10, HttpVersion11)
+OTHER_VERSION = web.RequestKey("other_version", bool)
+"""Marks a request that came in another version."""
 SERVER = "relay"
 """The `Server` header: aiohttp's own names its version and Python's."""
 
@@ -136,7 +139,12 @@ class PlainServer(web.Server):
 
     def _make_request(self, message: Any, payload: Any, protocol: Any, *rest: Any) -> web.BaseRequest:
         protocol._under_way = payload  # noqa: SLF001 - our own connection
-        return super()._make_request(message, payload, protocol, *rest)
+        if message.version in SPOKEN:
+            return super()._make_request(message, payload, protocol, *rest)
+        # the answer says that it is of the version of its request
+        request = super()._make_request(message._replace(version=HttpVersion11), payload, protocol, *rest)
+        request[OTHER_VERSION] = True
+        return request
 
     def _is_busy(self) -> bool:
         return any(isinstance(one, PlainAnswers) and one.busy for one in self.connections)
@@ -221,6 +229,11 @@ def _refuse_plainly(status: int) -> web.Response:
     return json_answer(status, MALFORMED) if status < 500 else json_answer(503, UNAVAILABLE, retry_after=1)
 
 
+def speaks_http_1(request: web.BaseRequest) -> bool:
+    """Whether the request came in a version that is spoken here."""
+    return OTHER_VERSION not in request
+
+
 def is_plainly_framed(request: web.BaseRequest) -> bool:
     """Whether a body comes in no transfer coding but `chunked`; aiohttp would hand out what another has made of it."""
     coding = request.headers.get("Transfer-Encoding")
@@ -231,7 +244,8 @@ def _ends_plainly(request: web.BaseRequest) -> bool:
     """Whether everybody sees the same end of a request, and what follows it. A proxy may see another than aiohttp does
     behind an odd coding; and of what came with a request that offers another protocol aiohttp drops all that follows,
     so that the answer to a later request would be taken for that of a dropped one."""
-    return is_plainly_framed(request) and "Upgrade" not in request.headers and request.method != "CONNECT"
+    is_plain = speaks_http_1(request) and is_plainly_framed(request)
+    return is_plain and "Upgrade" not in request.headers and request.method != "CONNECT"
 
 
 async def invite_body(request: web.BaseRequest) -> bool:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 
 import structlog
-from aiohttp import HttpVersion10, HttpVersion11, web
+from aiohttp import web
 
 from relay.admin.answers import SAFE, Problem, shown
 from relay.admin.calls import Call, Calls
@@ -22,6 +22,7 @@ from relay.admin.status import status_calls
 from relay.admin.stream import StreamCalls
 from relay.admin.targets import TargetCalls
 from relay.delivery.dispatcher import Dispatcher, UnknownTarget
+from relay.listener import speaks_http_1
 from relay.model import Secret
 from relay.store import Backlog, Store, StoreUnavailable
 
@@ -97,7 +98,7 @@ class Admin:
             return Problem(503, f"the store cannot take it now: {error}", retry_after=2).answer()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        if request.version not in (HttpVersion10, HttpVersion11):
+        if not speaks_http_1(request):
             raise Problem(505, "speak HTTP/1.1")
         path = request.rel_url.raw_path
         if path in self._open:

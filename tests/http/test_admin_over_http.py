@@ -277,4 +277,6 @@ async def test_what_is_no_http_is_a_problem_too(gateway: Gateway, data: bytes) -
 @pytest.mark.row("H40", "T14")
 async def test_other_versions_of_http_are_505(gateway: Gateway) -> None:
     """As on the public listener."""
-    assert_problem(await gateway.raw(b"GET /healthz HTTP/2.0\r\nHost: a\r\n\r\n", at=gateway.admin), 505)
+    answer = await gateway.raw(b"GET /healthz HTTP/2.0\r\nHost: a\r\n\r\n", at=gateway.admin)
+    assert_problem(answer, 505)
+    assert answer.head.startswith(b"HTTP/1.1 505 ")

@@ -116,10 +116,12 @@ async def test_a_flood_of_what_is_no_http_is_told_once_a_second(gateway: Gateway
 )
 @pytest.mark.row("H40", "T14")
 async def test_other_versions_of_http_are_505(gateway: Gateway, data: bytes) -> None:
-    """aiohttp would serve them."""
+    """aiohttp would serve them, and answer in the version that was asked for."""
     async with wired(gateway.hooks) as wire:
         await wire.send(data)
-        assert (await wire.answer()).status == 505
+        answer = await wire.answer()
+        assert answer.status == 505
+        assert answer.head.startswith(b"HTTP/1.1 505 ")
         assert await wire.rest() == b""
 
 
