@@ -1,6 +1,6 @@
 """Whose request it is: forwarded addresses are believed from the right, and only from a trusted peer."""
 
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 import pytest
 from hypothesis import given
@@ -102,3 +102,36 @@ def test_whatever_is_forwarded_becomes_an_address_or_a_refusal(peer: str | None,
     everyone = (ip_network("0.0.0.0/0"), ip_network("::/0"))
     for result in (client_address(peer, lines, everyone), client_address("10.0.0.1", lines, everyone)):
         assert isinstance(result, AddressRefusal) or allowed(result, everyone)
+
+
+V4 = st.ip_addresses(v=4).map(str) | st.sampled_from(["10.0.0.1", "10.9.9.9", "198.51.100.7"])
+V6 = st.ip_addresses(v=6).filter(lambda address: address.ipv4_mapped is None).map(str)  # type: ignore[union-attr]
+WRITTEN = st.one_of(
+    V4.map(lambda text: (text, text)),
+    V4.map(lambda text: (text, f"{text}:4711")),
+    V4.map(lambda text: (text, f"::ffff:{text}")),
+    V4.map(lambda text: (text, f" [::FFFF:{text}]:443 ")),
+    V6.map(lambda text: (text, text.upper())),
+    V6.map(lambda text: (text, f"[{text}]:1")),
+    V6.map(lambda text: (text, f"\t{text}%eth0")),
+    st.just(("10.0.0.1", "10.0.0.1")),
+)
+
+
+@pytest.mark.row("T10", "T11", "H18", "H21")
+@given(hops=st.lists(WRITTEN, max_size=8), peer=WRITTEN, lines=st.integers(1, 3), forged=st.lists(st.text(max_size=9)))
+def test_the_client_is_who_a_plain_reading_says(
+    hops: list[tuple[str, str]], peer: tuple[str, str], lines: int, forged: list[str]
+) -> None:
+    """However addresses are written and spread over lines, and whatever the client wrote itself before them: the walk
+    goes from the peer to the left as long as it meets trusted proxies, and never beyond the first stranger."""
+    walk = [ip_address(text) for text, _ in [*hops, peer]]
+    trusted = [any(one in network for network in TRUSTED if network.version == one.version) for one in walk]
+    wanted = next((one for one, is_ours in zip(reversed(walk), reversed(trusted), strict=True) if not is_ours), walk[0])
+    written = [text for _, text in hops]
+    size = len(written) // lines + 1
+    headers = [",".join(written[start : start + size]) for start in range(0, len(written), size)]
+    assert client_address(peer[1], headers, TRUSTED) == str(wanted)
+    if not all(trusted):
+        before = [text.replace(",", "") for text in forged]
+        assert client_address(peer[1], [",".join(before), *headers], TRUSTED) == str(wanted)
