@@ -96,7 +96,7 @@ async def test_an_answer_as_deep_as_it_can_just_be_read_ends_no_loop(tmp_path: P
     """How deep may be read depends on where it is read: what one reader takes and the next does not is the event's own
     misfortune, told with a reason, and nothing of it is kept."""
     padding = b" " * LARGEST_ON_THE_LOOP  # so that the answer is read in a thread, and what is kept of it on the loop
-    for depth in range(900, 1000, 3):
+    for depth in range(900, 1000, 7):
         body, event = padding + b"[" * depth + b"]" * depth, an_event()
         answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
         async with scripted(raw(answer)) as api, enriching(tmp_path / "relay.db", stock(api.port)) as (one, store):

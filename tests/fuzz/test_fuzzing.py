@@ -36,7 +36,7 @@ def test_no_bytes_break_a_parser(name: str) -> None:
     """Noise, and genuine samples with something wrong in them: the thing, or a named refusal, and its laws hold."""
     seeds, parse = targets.seeds(name), getattr(targets, name)
 
-    @settings(max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(st.binary(max_size=80) | st.builds(mutated, st.sampled_from(seeds), st.randoms(use_true_random=False)))
     def example(data: bytes) -> None:
         parse(data)
