@@ -37,7 +37,7 @@ from relay.store.sqlite import batch
 from relay.store.sqlite.archive import SqliteArchive
 from relay.store.sqlite.batch import AcceptWish
 from relay.store.sqlite.claiming import ClaimWish
-from relay.store.sqlite.connection import in_words, open_reader, open_writer
+from relay.store.sqlite.connection import in_words, open_reader, open_writer, undo_cut_short
 from relay.store.sqlite.copying import Copying, remove_copies
 from relay.store.sqlite.file import Guard, durability_warning, set_aside, sync_directory
 from relay.store.sqlite.following import Commits, SqliteFollowing
@@ -92,6 +92,7 @@ class SqliteStore:
         guard = Guard.acquire(path)
         try:
             aside = set_aside(path, guard) if afresh else None
+            await undo_cut_short(path)
             guard.check(path)
             missing = guard.misses_log(path)
             connection = await open_writer(path)

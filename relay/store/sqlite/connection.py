@@ -16,6 +16,7 @@ from typing import TypeVar
 import aiosqlite
 
 from relay.store import StoreError, StoreInUse, StoreUnusable
+from relay.store.sqlite.file import sync_directory
 from relay.store.sqlite.schema import APPLICATION_ID, MIGRATIONS
 
 Result = TypeVar("Result")
@@ -31,6 +32,9 @@ _PRAGMAS = (
     "cache_size=-16384",
     "secure_delete=FAST",  # builds differ: what is deleted is overwritten where that costs no further write
 )
+
+_JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
+"""A rollback journal begins so; bytes 16 to 20 are the pages that the file had before (sqlite.org/fileformat2.html)."""
 
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _HELD = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
@@ -123,6 +127,33 @@ async def open_writer(database: Path) -> StoreConnection:
     return connection
 
 
+async def undo_cut_short(database: Path) -> None:
+    """Let SQLite undo what a cut has left half done in a rollback journal: the one transaction that has such a journal
+    makes a file, or a copy that is put in its place, one with a log. It can be undone only by who may write.
+
+    Raises:
+        StoreError: it cannot be undone.
+    """
+    try:
+        with database.open("rb") as file, database.with_name(database.name + "-journal").open("rb") as journal:
+            header, undoes = file.read(100), journal.read(20)
+    except OSError:
+        return  # one of them is not there, or is for the others to refuse
+    is_creation = undoes.startswith(_JOURNAL_MAGIC) and undoes[16:20] == bytes(4)
+    is_ours = header[68:72] == APPLICATION_ID.to_bytes(4, "big")
+    if not header or not undoes or not (is_creation or is_ours):
+        return
+    try:
+        connect = partial(sqlite3.connect, database, isolation_level=None, timeout=BUSY_TIMEOUT_S)
+        connection = StoreConnection(connect)
+        await _opened(connection)
+    except sqlite3.Error as error:
+        raise in_words(database, error) from None
+    async with _closed_on_failure(connection, database):
+        await value(connection, "PRAGMA schema_version")
+    await connection.close()
+
+
 async def open_reader(database: Path) -> StoreConnection:
     """A connection for views, which cannot write and so never holds up an answer.
 
@@ -176,7 +207,7 @@ async def _closed_on_failure(connection: aiosqlite.Connection, database: Path) -
         yield
     except BaseException as error:
         await connection.close()
-        if isinstance(error, sqlite3.Error):
+        if isinstance(error, sqlite3.Error | OSError):
             raise in_words(database, error) from None
         raise
 
@@ -222,6 +253,7 @@ async def _check_sound(connection: aiosqlite.Connection, database: Path) -> None
 
 async def _prepare(connection: aiosqlite.Connection, database: Path) -> None:
     journal = await value(connection, "PRAGMA journal_mode=WAL")
+    sync_directory(database)  # a journal that came back after a cut would undo the file from under its log
     for pragma in _PRAGMAS:
         await connection.execute(f"PRAGMA {pragma}")
     synchronous = await value(connection, "PRAGMA synchronous")

@@ -168,6 +168,7 @@ class Guard:
     def forget(self) -> None:
         """Remember nothing of the file: it was set aside."""
         os.ftruncate(self._fd, 0)
+        os.fsync(self._fd)
         self._let_go_of_file()
 
     def release(self) -> None:
@@ -222,12 +223,13 @@ def set_aside(database: Path, guard: Guard) -> Path | None:
     Raises:
         StoreUnusable: it cannot be moved.
     """
-    files = [(end, database.with_name(database.name + end)) for end in _SIDE_FILES]
+    files = [(end, database.with_name(database.name + end)) for end in (*_SIDE_FILES, "-journal")]
     present = [(end, file) for end, file in files if file.exists()]
     moved = _free_name(database)
     try:
         for end, file in present:
             file.rename(moved.with_name(moved.name + end))
+            sync_directory(database)  # one by one: no power cut leaves a database without its log
     except OSError as error:
         raise StoreUnusable(f"{database}: cannot be set aside: {error.strerror}") from None
     guard.forget()
