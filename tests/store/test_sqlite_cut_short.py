@@ -1,14 +1,17 @@
 """What a power cut or a kill leaves at delicate moments needs no hand; every moment of a run is cut in
 `tests/program/test_power_cut.py`."""
 
+import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from relay.store import StoreUnusable
 from relay.store.sqlite import SqliteStore
-from tests.support.store_files import refused, strange, used
+from relay.store.sqlite.file import renew_log
+from tests.support.store_files import abandoned, refused, strange, used
 from tests.support.store_parts import Watch, stored, taken
 
 PAGE = 4096
@@ -83,3 +86,27 @@ async def test_a_journal_of_another_program_is_left_alone(file: Path) -> None:
     content = file.read_bytes()
     file.with_name("relay.db-journal").write_bytes(journal(content[:PAGE], before=len(content) // PAGE))
     await refused(file)
+
+
+@pytest.mark.row("F2", "F3")
+async def test_a_log_that_was_left_behind_is_written_anew_as_it_was(file: Path, tmp_path: Path) -> None:
+    """Byte for byte, or not at all where there is none; that it saves what a failed fsync has not brought to the disk
+    is shown by the power cuts."""
+    killed = await abandoned(file, tmp_path / "killed")
+    log = killed.with_name("relay.db-wal")
+    before = log.read_bytes()
+    os.utime(log, (0, 0))
+    renew_log(killed)
+    assert log.read_bytes() == before
+    assert log.stat().st_mtime > 0
+    renew_log(tmp_path / "none.db")
+    assert not (tmp_path / "none.db-wal").exists()
+
+
+@pytest.mark.row("F3")
+async def test_a_log_that_cannot_be_written_anew_is_told_in_words(file: Path) -> None:
+    """A disk that does not take it is no disk to promise on."""
+    await used(file)
+    file.with_name("relay.db-wal").mkdir()
+    with pytest.raises(StoreUnusable, match="Is a directory"):
+        await SqliteStore.open(file, Watch())

@@ -39,7 +39,7 @@ from relay.store.sqlite.batch import AcceptWish
 from relay.store.sqlite.claiming import ClaimWish
 from relay.store.sqlite.connection import in_words, open_reader, open_writer, undo_cut_short
 from relay.store.sqlite.copying import Copying, remove_copies
-from relay.store.sqlite.file import Guard, durability_warning, set_aside, sync_directory
+from relay.store.sqlite.file import Guard, durability_warning, renew_log, set_aside, sync_directory
 from relay.store.sqlite.following import Commits, SqliteFollowing
 from relay.store.sqlite.ledger import COUNTED, Ledger
 from relay.store.sqlite.pruning import Pruning
@@ -95,7 +95,11 @@ class SqliteStore:
             await undo_cut_short(path)
             guard.check(path)
             missing = guard.misses_log(path)
+            renew_log(path)
             connection = await open_writer(path)
+        except OSError as error:
+            guard.release()
+            raise StoreUnusable(f"{path}: {error.strerror}") from None
         except BaseException:
             guard.release()
             raise

@@ -1,7 +1,7 @@
 """Guards around the database file: one process a file, and no silent loss of a store that was in use.
 
-Law: nothing here writes to the database. A file that is not what it was when it was last used is refused, named and
-left untouched; only `set_aside`, asked for by the user, moves it, and it never deletes.
+Law: nothing here changes the database or its log. A file that is not what it was when it was last used is refused,
+named and left untouched; only `set_aside`, asked for by the user, moves it, and it never deletes.
 
 Beside `relay.db` stands `relay.db.guard`: it holds the lock, and remembers that the store was in use, how large it had
 grown, and whether its last events stand in the log `relay.db-wal`. SQLite itself opens an emptied file as a new
@@ -28,6 +28,7 @@ _LOG_HEADER = 32
 """Bytes before the first frame of a log (sqlite.org/fileformat2.html, section 4.1)."""
 _NOTE_BYTES = 64
 """The guard's note always has this length: a kill while it is written leaves no tail of the one before."""
+_PART = 1024 * 1024
 _VOLATILE = frozenset({"tmpfs", "ramfs", "nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p"})
 _START_AFRESH = "restore it from a backup, or start afresh on purpose with: relay run --new-store"
 
@@ -246,6 +247,29 @@ def _free_name(database: Path) -> Path:
         for name in names
         if not any(database.with_name(name + end).exists() for end in _SIDE_FILES)
     )
+
+
+def renew_log(database: Path) -> None:
+    """Write the log that was left behind anew, byte for byte, and sync it.
+
+    A process before may have ended after an fsync that failed. What it had written is still read, and counts, but the
+    kernel has marked it clean: no later fsync brings it to the disk, and all that were added to the log behind it would
+    be lost with it in a power cut.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    try:
+        fd = os.open(database.with_name(database.name + "-wal"), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        done = 0
+        while part := os.pread(fd, _PART, done):
+            done += os.pwrite(fd, part, done)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def sync_directory(database: Path) -> None:
