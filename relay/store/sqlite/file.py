@@ -158,7 +158,10 @@ class Guard:
 
     def remember(self, database: Path, *, is_open: bool) -> None:
         """Note that the store is in use by this process, its size, and whether its log is needed; one that is gone is
-        remembered as it was."""
+        remembered as it was. The size is noted once it is durable: a process before may have been killed while it moved
+        the log home, and a power cut would make the file smaller than was remembered."""
+        if self._file is not None:
+            os.fsync(self._file)
         size = database.stat().st_size if database.exists() else int(_read(self._fd).get("bytes", 0))
         log = database.with_name(database.name + "-wal")
         needs_log = is_open or (log.exists() and log.stat().st_size > 0)
