@@ -2,6 +2,7 @@
 `tests/program/test_power_cut.py`."""
 
 import os
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -110,3 +111,22 @@ async def test_a_log_that_cannot_be_written_anew_is_told_in_words(file: Path) ->
     file.with_name("relay.db-wal").mkdir()
     with pytest.raises(StoreUnusable, match="Is a directory"):
         await SqliteStore.open(file, Watch())
+
+
+@pytest.mark.row("F2", "F1")
+async def test_a_kill_after_an_erasure_is_no_loss(file: Path, tmp_path: Path) -> None:
+    """To erase empties the log; what then stands in it shows the next start that it was not lost."""
+    store = await SqliteStore.open(file, Watch())
+    event = await stored(store, "crm")
+    kept = await stored(store, "crm")
+    assert await store.erase(event.id) == 1
+    copy = tmp_path / "killed"
+    copy.mkdir()
+    for one in file.parent.glob("relay.db*"):
+        if one.is_file():
+            shutil.copy(one, copy)
+    await store.close()
+    again = await SqliteStore.open(copy / file.name, Watch())
+    assert again.missing is None
+    assert [claim.event.id for claim in await taken(again, limit=9)] == [kept.id]
+    await again.close()

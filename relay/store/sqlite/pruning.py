@@ -6,17 +6,20 @@ round; that for room goes back only to what has been delivered since, so that wh
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 from relay.model import DeliveryState
-from relay.store import Outlived, Retention
+from relay.store import Outlived, Retention, StoreUnavailable
 from relay.store.sqlite.archive import forget_outlived
 from relay.store.sqlite.erasing import KEPT_AGAINST_SIZE, OPEN, erase_ended, erase_event
 from relay.store.sqlite.reading import Reading
 from relay.store.sqlite.rows import millis
+from relay.store.sqlite.schema import MIGRATIONS
+from relay.store.sqlite.transaction import Transaction
 from relay.store.sqlite.writer import Writer
 
 PRUNE_BATCH = 250
@@ -140,8 +143,9 @@ class Pruning:
     async def erase(self, event_id: str) -> int | None:
         """See `Store.erase`."""
         number: int | None = await self._writer.work(lambda tx: erase_event(tx, event_id))
-        if number is not None:
-            await self.empty_log()
+        if number is not None and await self.empty_log():
+            with contextlib.suppress(StoreUnavailable):
+                await self._writer.work(_begin_log)
         return number
 
     async def empty_log(self) -> bool:
@@ -149,6 +153,11 @@ class Pruning:
         emptied = self._writer.empty_log()
         await asyncio.wait({emptied}, timeout=EMPTYING_S)
         return emptied.done()
+
+
+def _begin_log(tx: Transaction) -> None:
+    """Write something that changes nothing: a log that a kill leaves empty is not to be told from one that was lost."""
+    tx.db.execute(f"PRAGMA user_version={len(MIGRATIONS)}")
 
 
 def _ages(retention: Retention, now: datetime) -> dict[str, Any]:
