@@ -118,6 +118,8 @@ class Gateway:
         assert self.process.stdout is not None
         assert self.process.stderr is not None
         async for raw in self.process.stdout:
+            if not raw.endswith(b"\n"):
+                break  # cut short by a kill
             line = json.loads(raw)
             self.lines.append(line)
             if line["event"] == "relay.started":

@@ -36,10 +36,10 @@ async def hold(path: Path) -> None:
     await store.close()
 
 
-async def only_open(path: Path) -> None:
+async def only_open(path: Path, *, afresh: bool = False) -> None:
     """Try to open, say what came of it and which threads are left."""
     try:
-        store = await SqliteStore.open(path, Watch())
+        store = await SqliteStore.open(path, Watch(), afresh=afresh)
     except StoreError as error:
         say(refused=type(error).__name__, words=str(error))
     else:
@@ -49,6 +49,11 @@ async def only_open(path: Path) -> None:
     for thread in others:
         thread.join(5)
     say(threads=sum(thread.is_alive() for thread in others))
+
+
+async def begin_afresh(path: Path) -> None:
+    """The same, and whatever is there is set aside."""
+    await only_open(path, afresh=True)
 
 
 async def unprivileged(path: Path) -> None:
@@ -147,7 +152,16 @@ async def accept_for_ever(path: Path) -> None:
 
 VERBS: dict[str, Callable[[Path], Awaitable[None]]] = {
     verb.__name__: verb
-    for verb in (hold, only_open, unprivileged, small_files, full_disk, killed_in_a_migration, accept_for_ever)
+    for verb in (
+        hold,
+        only_open,
+        begin_afresh,
+        unprivileged,
+        small_files,
+        full_disk,
+        killed_in_a_migration,
+        accept_for_ever,
+    )
 }
 
 
