@@ -15,6 +15,7 @@ from relay.cli.terminal import plural
 from relay.config import Config, ConfigRefused, find, json_schema, load
 from relay.config.document import Entry, Table, read
 from relay.config.expansion import TooLarge, plain_values
+from relay.config.places import tellable
 from relay.config.problems import Refused, Report
 
 REFUSED = 78
@@ -59,7 +60,7 @@ def admin_value(path: Path, key: str, parse: Callable[[Any], Parsed]) -> Parsed 
     Raises:
         Unfit: the file is no YAML mapping, or this value is refused.
     """
-    document = read(path)
+    document = read(path, tellable=tellable)
     if not isinstance(document.root, Table):
         loaded(path)
         return None
@@ -68,7 +69,7 @@ def admin_value(path: Path, key: str, parse: Callable[[Any], Parsed]) -> Parsed 
         return None
     wanted = Table(section.node.place, {key: section.node.entries[key]})
     root = Table(document.root.place, {"admin": Entry(section.key_place, wanted)})
-    report = Report(document.locate)
+    report = Report(document.locate, tellable)
     try:
         plain = plain_values(root, os.environ, report)
         if not report.problems:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import core_schema
 
-from relay.config.fields import Flag, OneOrMore, SecretValue, Section, Text, one_of, setting
+from relay.config.fields import Flag, Marked, OneOrMore, SecretValue, Section, Text, one_of, setting
 from relay.config.hmacs import HmacKeys
 
 AUTH_SCHEMES = ("bearer", "basic", "api_key", "hmac", "oauth2")
@@ -43,9 +43,9 @@ class SignSection(Section):
 class ClientTlsSection(Section):
     """Whom we trust at the target, and the certificate that we show."""
 
-    ca: Text | None = setting(default=None, description="PEM file; its certificates alone are trusted")
-    cert: Text | None = setting(default=None, description="PEM file with our certificate and its chain")
-    key: Text | None = setting(default=None, description="PEM file with its private key, unencrypted")
+    ca: Marked | None = setting(default=None, description="PEM file; its certificates alone are trusted")
+    cert: Marked | None = setting(default=None, description="PEM file with our certificate and its chain")
+    key: Marked | None = setting(default=None, description="PEM file with its private key, unencrypted")
     insecure: Flag = setting(default=False, description="true: believe whoever answers; warned about at each start")
 
 

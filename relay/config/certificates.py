@@ -9,9 +9,12 @@ import ssl
 import stat
 import time
 from collections.abc import Callable
-from pathlib import Path
 
+from relay.config.expansion import Expanded
 from relay.config.problems import Refused
+
+_LONGEST_PATH = 200
+"""Characters of a path that a message shows; a key in base64 has more."""
 
 _NOT_YET_VALID = 9
 _LARGEST = 4 * 1024 * 1024
@@ -25,7 +28,7 @@ class _Encrypted(Exception):
     """The key asks for a password."""
 
 
-def checked(cert: Path, key: Path, *, warn: Callable[[str], None]) -> None:
+def checked(cert: str, key: str, *, warn: Callable[[str], None]) -> None:
     """Raises `Refused` when the pair cannot be shown; `warn` is told when the other side will not accept its dates."""
     certificate = _pem(cert, "certificate", "CERTIFICATE-----")
     _pem(key, "key", "PRIVATE KEY-----")
@@ -33,18 +36,18 @@ def checked(cert: Path, key: Path, *, warn: Callable[[str], None]) -> None:
     try:
         context.load_cert_chain(cert, key, password=_no_password)
     except _Encrypted:
-        raise Refused(f"key {key} is encrypted; store it without a password") from None
+        raise Refused(f"key {_named(key)} is encrypted; store it without a password") from None
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
-            raise Refused(f"key {key} does not belong to certificate {cert}") from None
-        raise Refused(f"certificate {cert} and key {key} cannot be used: {error.reason}") from None
+            raise Refused(f"key {_named(key)} does not belong to certificate {_named(cert)}") from None
+        raise Refused(f"certificate {_named(cert)} and key {_named(key)} cannot be used: {error.reason}") from None
     except OSError as error:
         raise Refused(f"cannot read certificate or key: {error.strerror}") from None
     if doubt := _date_doubt(context, certificate):
-        warn(f"certificate {cert} {doubt}")
+        warn(f"certificate {_named(cert)} {doubt}")
 
 
-def checked_authority(path: Path, *, warn: Callable[[str], None]) -> None:
+def checked_authority(path: str, *, warn: Callable[[str], None]) -> None:
     """Raises `Refused` when nobody can be trusted by this file; `warn` is told when all of it has expired."""
     text = _pem(path, "CA certificate", "CERTIFICATE-----")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -52,17 +55,24 @@ def checked_authority(path: Path, *, warn: Callable[[str], None]) -> None:
         context.load_verify_locations(cadata=text)
     except (ssl.SSLError, ValueError) as error:
         reason = getattr(error, "reason", None) or "not a certificate"
-        raise Refused(f"CA certificate {path} cannot be used: {reason}") from None
+        raise Refused(f"CA certificate {_named(path)} cannot be used: {reason}") from None
     ends = [ssl.cert_time_to_seconds(str(found["notAfter"])) for found in context.get_ca_certs()]
     if ends and max(ends) < time.time():
-        warn(f"CA certificate {path} has expired")
+        warn(f"CA certificate {_named(path)} has expired")
+
+
+def _named(path: str) -> str:
+    """A path as a message may show it; what is no path may be the key itself, which was meant to be in a file."""
+    if isinstance(path, Expanded):
+        return "(the expanded value)"
+    return str(path) if len(path) <= _LONGEST_PATH and "-----" not in path else "(which is no path of a file)"
 
 
 def _no_password() -> str:
     raise _Encrypted
 
 
-def _pem(path: Path, what: str, mark: str) -> str:
+def _pem(path: str, what: str, mark: str) -> str:
     try:
         # without O_NONBLOCK a named pipe would be waited for, and a device may have no end
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
@@ -71,9 +81,9 @@ def _pem(path: Path, what: str, mark: str) -> str:
             )
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a usable path"
-        raise Refused(f"cannot read {what} {path}: {reason}") from None
+        raise Refused(f"cannot read {what} {_named(path)}: {reason}") from None
     if mark not in text:
-        raise Refused(f"{what} {path} is not PEM: it has no line that ends in {mark}")
+        raise Refused(f"{what} {_named(path)} is not PEM: it has no line that ends in {mark}")
     return text
 
 

@@ -11,8 +11,9 @@ from typing import Any
 from relay.config import certificates, credentials, groups, keys, sources, targets, values
 from relay.config import enrichers as enricher_sections
 from relay.config import routes as route_sections
+from relay.config.expansion import Expanded
 from relay.config.fingerprints import fingerprint_of
-from relay.config.problems import KeyPath, Refused, Report, quoted
+from relay.config.problems import KeyPath, Refused, Report
 from relay.config.schema import DocumentSection, EgressSection, ServerSection, StoreSection
 from relay.config.settings import (
     Address,
@@ -25,6 +26,7 @@ from relay.config.settings import (
 )
 from relay.model import RELAY, Enricher, IPNetwork, Route, Source, Target
 from relay.rules.egress import EgressPolicy, refusal
+from relay.rules.secrets import looks_secret
 from relay.store import Retention
 
 SPARE_DESCRIPTORS = 64
@@ -115,7 +117,7 @@ def _tls(section: ServerSection, report: Report) -> TlsFiles | None:
     files = TlsFiles(Path(section.tls.cert), Path(section.tls.key))
     report.files |= {file: fingerprint_of(file) for file in (files.cert, files.key)}
     try:
-        certificates.checked(files.cert, files.key, warn=report.warner(("server", "tls", "cert")))
+        certificates.checked(section.tls.cert, section.tls.key, warn=report.warner(("server", "tls", "cert")))
     except Refused as refused:
         report.refuse(("server", "tls"), str(refused))
     return files
@@ -151,11 +153,12 @@ def _store(section: StoreSection, report: Report) -> StoreSettings:
     try:
         home = _check_store_url(section.url)
         if not os.access(home, os.W_OK):
-            report.warn(("store", "url"), f"directory {home} cannot be written by this user")
+            shown = "" if isinstance(section.url, Expanded) else f" {home}"
+            report.warn(("store", "url"), f"directory{shown} cannot be written by this user")
     except Refused as refused:
         report.refuse(("store", "url"), str(refused))
     kept = section.retention
-    return StoreSettings(section.url, Retention(delivered=kept.delivered, dead=kept.dead, max_size=kept.max_size))
+    return StoreSettings(str(section.url), Retention(delivered=kept.delivered, dead=kept.dead, max_size=kept.max_size))
 
 
 def _check_store_url(url: str) -> Path:
@@ -168,14 +171,15 @@ def _check_store_url(url: str) -> Path:
     name = url.removeprefix(_SQLITE)
     if not name or name == ":memory:" or "?" in name or "#" in name:
         raise Refused("must name a file: sqlite:///relative.db or sqlite:////absolute.db")
+    file, above = (name, f" {Path(name).parent}") if not isinstance(url, Expanded) else ("the expanded value", "")
     try:
         if Path(name).is_dir():
-            raise Refused(f"{name} is a directory; name a file in it")
+            raise Refused(f"{file} is a directory; name a file in it")
         home = Path(name).absolute().parent
         if not home.is_dir():
-            raise Refused(f"directory {Path(name).parent} does not exist")
+            raise Refused(f"directory{above} does not exist")
     except OSError as error:
-        raise Refused(f"cannot look at {name}: {error.strerror}") from None
+        raise Refused(f"cannot look at {file}: {error.strerror}") from None
     return home
 
 
@@ -189,9 +193,14 @@ def _sources(document: DocumentSection, report: Report) -> tuple[Source, ...]:
         if same in RESERVED_PATHS:
             report.refuse(place, f"path {path} is reserved")
         elif same in owners:
-            report.refuse(place, f"sources.{owners[same]} and sources.{name} share path {path}")
+            report.refuse(place, f"sources.{owners[same]} and sources.{name} share {_path_shown(path)}")
         owners.setdefault(same, name)
     return tuple(source for source in built if source is not None)
+
+
+def _path_shown(path: str) -> str:
+    """A path as a message may show it: one that nobody is to guess stands in the YAML alone."""
+    return "one path" if any(map(looks_secret, path.split("/"))) else f"path {path}"
 
 
 def _targets(document: DocumentSection, egress: EgressPolicy, listen: Address, report: Report) -> tuple[Target, ...]:
@@ -247,7 +256,7 @@ def _routes(
             continue
         route = route_sections.route(index, section, known=known, report=report)
         if route.name in seen:
-            report.refuse(("routes", index, "name"), f"another route is named {quoted(route.name)}")
+            report.refuse(("routes", index, "name"), f"another route is named {values.shown(section.name)}")
         seen.add(route.name)
         routes.append(route)
     return tuple(routes)

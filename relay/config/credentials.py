@@ -187,19 +187,23 @@ def client_tls(section: ClientTlsSection, path: KeyPath, *, scheme: str, report:
     if report.is_broken(path):
         return None
     content = hashlib.blake2b(b"".join(found or b"" for found in prints.values()), digest_size=16).digest()
-    return ClientTls(section.ca, section.cert, section.key, section.insecure, content)
+    return ClientTls(_plain(section.ca), _plain(section.cert), _plain(section.key), section.insecure, content)
+
+
+def _plain(text: str | None) -> str | None:
+    return None if text is None else str(text)
 
 
 def _check_files(section: ClientTlsSection, path: KeyPath, report: Report) -> None:
     try:
         if section.ca is not None:
-            certificates.checked_authority(Path(section.ca), warn=report.warner((*path, "ca")))
+            certificates.checked_authority(section.ca, warn=report.warner((*path, "ca")))
     except Refused as refused:
         report.refuse((*path, "ca"), str(refused))
     if section.cert is None or section.key is None:
         return
     try:
-        certificates.checked(Path(section.cert), Path(section.key), warn=report.warner((*path, "cert")))
+        certificates.checked(section.cert, section.key, warn=report.warner((*path, "cert")))
     except Refused as refused:
         report.refuse((*path, "cert"), str(refused))
         return

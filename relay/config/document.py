@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from relay.config.fingerprints import Fingerprint, fingerprint
-from relay.config.problems import KeyPath, Place, Problem, key_text, quoted
+from relay.config.problems import KeyPath, Place, Problem, key_name, key_text, quoted
 
 LARGEST_FILE = 1024 * 1024
 DEEPEST = 64
@@ -98,20 +98,24 @@ class _Broken(Exception):
         self.problem = Problem(line, column, key, message)
 
 
-def read(path: Path) -> Document:
+Tellable = Callable[[KeyPath], KeyPath]
+"""How much of a path may be told."""
+
+
+def read(path: Path, *, tellable: Tellable = lambda path: path) -> Document:
     """Read and compose a file; total: what is wrong is in `problems`."""
     try:
         content = _bytes(path)
-        return replace(compose(content), fingerprint=fingerprint(content))
+        return replace(compose(content, tellable=tellable), fingerprint=fingerprint(content))
     except _Broken as error:
         return Document(None, (error.problem,))
 
 
-def compose(content: bytes) -> Document:
+def compose(content: bytes, *, tellable: Tellable = lambda path: path) -> Document:
     """Compose one YAML document out of bytes; total."""
     try:
         text = _text(content)
-        composer = _Composer(text)
+        composer = _Composer(text, tellable)
         root = composer.document()
     except _Broken as error:
         return Document(None, (error.problem,))
@@ -185,7 +189,8 @@ def _is_tab(message: str, text: str, place: Place | None) -> bool:
 class _Composer:
     """Builds the tree from parser events; recursion is bounded by the depth it refuses."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, tellable: Tellable) -> None:
+        self._tellable = tellable
         self._events: Iterator[yaml.Event] = yaml.parse(text, Loader=_LOADER)
         self._anchors: dict[str, Node | None] = {}
         self.problems: list[Problem] = []
@@ -225,10 +230,10 @@ class _Composer:
 
     def _aliased(self, event: yaml.AliasEvent, place: Place, path: KeyPath) -> Node:
         if event.anchor not in self._anchors:
-            raise _Broken('undefined alias; quote a value that begins with "*"', place, key_text(path))
+            raise _Broken('undefined alias; quote a value that begins with "*"', place, self._key_text(path))
         node = self._anchors[event.anchor]
         if node is None:
-            raise _Broken("an alias cannot stand inside what it names", place, key_text(path))
+            raise _Broken("an alias cannot stand inside what it names", place, self._key_text(path))
         return node
 
     def _scalar(self, event: yaml.Event, place: Place, _path: KeyPath, _depth: int) -> Scalar:
@@ -246,20 +251,24 @@ class _Composer:
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
             key_place = _mark_place(event.start_mark)
             if not isinstance(event, yaml.ScalarEvent):
-                raise _Broken("a key must be plain text", key_place, key_text(path))
+                raise _Broken("a key must be plain text", key_place, self._key_text(path))
             key = str(event.value)
             node = self._node(next(self._events), (*path, key), depth + 1)
             if key == "<<":
                 self._refuse(key_place, path, 'merge keys ("<<") do not exist here; use an alias for a whole value')
             elif key in table.entries:
                 first = table.entries[key].key_place.line
-                self._refuse(key_place, (*path, key), f"duplicate key {quoted(key)} (first in line {first})")
+                name = f" {key_name(key)}" if self._tellable((*path, key)) == (*path, key) else ""
+                self._refuse(key_place, (*path, key), f"duplicate key{name} (first in line {first})")
             else:
                 table.entries[key] = Entry(key_place, node)
         return table
 
     def _refuse(self, place: Place, path: KeyPath, message: str) -> None:
-        self.problems.append(Problem(place.line, place.column, key_text(path), message))
+        self.problems.append(Problem(place.line, place.column, self._key_text(path), message))
+
+    def _key_text(self, path: KeyPath) -> str:
+        return key_text(self._tellable(path))
 
 
 def _tag_message(tag: str) -> str:

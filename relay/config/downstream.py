@@ -12,6 +12,7 @@ from relay.config.fields import (
     Fetching,
     Flag,
     HeaderNames,
+    Marked,
     MatchedValue,
     OneOrMore,
     Parsed,
@@ -112,15 +113,13 @@ class TargetSection(Section):
     rate: RateLimit | None = setting(
         default=None, description="Requests of all kinds in a span, 1/s or 150/5m; the others wait"
     )
-    limit_group: Annotated[str, Parsed(values.name)] | None = setting(
-        default=None, description="Targets of one group share one rate"
-    )
+    limit_group: Marked | None = setting(default=None, description="Targets of one group share one rate")
     ordered: Flag = setting(default=False, description="One at a time, by arrival; a failing event holds back the rest")
     auth: AuthSection | None = setting(default=None, description="How a request proves that it is ours")
     sign: SignSection | None = setting(default=None, description="Standard Webhooks over what is sent")
     tls: ClientTlsSection | None = setting(default=None, description="Whom to trust, and the certificate to show")
     proxy: ProxySection | None = setting(default=None, description="HTTP proxy, http://HOST:PORT")
-    success_when: Text | None = setting(
+    success_when: Marked | None = setting(
         default=None, description="JMESPath on a JSON answer that must hold before it means delivered"
     )
 
@@ -166,7 +165,7 @@ class MatchSection(Section):
 class DestinationSection(Section):
     """A target of a route, with a condition of its own."""
 
-    target: Annotated[str, Parsed(values.name)] = setting(description="Name of a target")
+    target: Marked = setting(description="Name of a target")
     when: Condition | None = setting(default=None, description="JMESPath on the event; goes there where that holds")
 
 
@@ -185,20 +184,16 @@ class NameAlone:
 def _destination(value: Any, mapping: core_schema.ValidatorFunctionWrapHandler) -> Any:
     if value is None or isinstance(value, dict):
         return mapping(value)
-    return DestinationSection.model_construct(target=values.name(value), when=None)
+    return DestinationSection.model_construct(target=values.marked(value), when=None)
 
 
 class RouteSection(Section):
     """Which events of which sources go to which targets."""
 
-    name: Text = setting(description="Name of the route")
-    sources: Annotated[list[Annotated[str, Parsed(values.name)] | None], OneOrMore()] = setting(
-        alias="from", description="Names of sources"
-    )
+    name: Marked = setting(description="Name of the route")
+    sources: Annotated[list[Marked | None], OneOrMore()] = setting(alias="from", description="Names of sources")
     match: MatchSection | None = setting(default=None, description="What it takes; everything by default")
-    enrich: Annotated[str, Parsed(values.name)] | None = setting(
-        default=None, description="Name of an enricher, whose answer is `data`"
-    )
+    enrich: Marked | None = setting(default=None, description="Name of an enricher, whose answer is `data`")
     when: Condition | None = setting(default=None, description="JMESPath on the event; takes it where that holds")
     targets: Annotated[list[Annotated[DestinationSection | None, NameAlone()]], OneOrMore()] = setting(
         alias="to", description="Names of targets, or {target: NAME, when: CONDITION}"

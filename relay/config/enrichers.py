@@ -6,9 +6,10 @@ an API demands cannot be forgotten.
 
 from collections.abc import Iterator, Mapping
 
-from relay.config import credentials, headers, keys, templates, urls
+from relay.config import credentials, headers, keys, templates, urls, values
 from relay.config.downstream import LOOKED_UP, EnricherSection
-from relay.config.problems import KeyPath, Refused, Report, quoted, suggestion
+from relay.config.expansion import Expanded
+from relay.config.problems import KeyPath, Refused, Report, suggestion
 from relay.config.settings import Address
 from relay.config.urls import TargetUrl
 from relay.model import Auth, BearerCheck, Enricher, Lookup
@@ -50,8 +51,8 @@ def enricher(
         auth=auth,
         timeout=section.timeout,
         take=section.take if lookup is None else lookup.take,
-        drop=tuple(section.drop),
-        include=tuple(section.include),
+        drop=tuple(map(str, section.drop)),
+        include=tuple(map(str, section.include)),
         lookup=lookup,
     )
 
@@ -106,7 +107,12 @@ def _check_drop(section: EnricherSection, path: KeyPath, report: Report) -> None
         try:
             steps(text)
         except NoExpression as error:
-            report.refuse((*path, "drop", index), f"{quoted(text)} {error}")
+            report.refuse((*path, "drop", index), f"{values.shown(text)} {_words(text, error)}")
+
+
+def _words(text: str, error: NoExpression) -> str:
+    is_named = error.unknown_function is not None and isinstance(text, Expanded)
+    return "calls a JMESPath function that does not exist" if is_named else str(error)
 
 
 def _check_include(section: EnricherSection, lookup: Lookup | None, path: KeyPath, report: Report) -> None:
@@ -117,8 +123,8 @@ def _check_include(section: EnricherSection, lookup: Lookup | None, path: KeyPat
             report.refuse((*path, "include"), f"has no meaning for provider {section.provider}")
             return
         if name not in lookup.includes:
-            hint = suggestion(name, lookup.includes) or f"; known: {', '.join(sorted(lookup.includes))}"
-            report.refuse((*path, "include", index), f"unknown include {quoted(name)}{hint}")
+            hint = suggestion(str(name), lookup.includes) or f"; known: {', '.join(sorted(lookup.includes))}"
+            report.refuse((*path, "include", index), f"unknown include {values.shown(name)}{hint}")
 
 
 def _url(

@@ -25,6 +25,8 @@ def expression(text: str, *, instead: str = "") -> Any:
         return compiled(text)
     except NoExpression as error:
         if error.unknown_function is not None:
+            if isinstance(text, Expanded):
+                raise Refused("the expanded value calls a JMESPath function that does not exist") from None
             near = suggestion(error.unknown_function, Functions.FUNCTION_TABLE)
             raise Refused(f"unknown JMESPath function {quoted(error.unknown_function)}{near}") from None
         if not error.is_syntax:

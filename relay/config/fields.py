@@ -100,8 +100,12 @@ HeaderValue = Annotated[str, Parsed(values.header_value)]
 ListenPath = Annotated[str, Parsed(values.listen_path, matching(f"^{values.PATH.pattern}$"))]
 Networks = Annotated[list[Annotated[IPNetwork, Parsed(values.network)]], OneOrMore()]
 Condition = Annotated[str, Parsed(condition)]
-Texts = Annotated[list[Text], OneOrMore()]
-HeaderNames = Annotated[list[HeaderName], OneOrMore()]
+Marked = Annotated[str, Parsed(values.marked)]
+"""Text that a message may repeat, unless it was expanded."""
+Texts = Annotated[list[Marked], OneOrMore()]
+HeaderNames = Annotated[
+    list[Annotated[str, Parsed(values.marked_header_name, matching(f"^{values.HEADER_NAME.pattern}$"))]], OneOrMore()
+]
 Timeout = Annotated[timedelta, span(timedelta(milliseconds=100), timedelta(minutes=10))]
 Fetching = Annotated[timedelta, span(timedelta(milliseconds=100), timedelta(seconds=30))]
 Drain = Annotated[timedelta, span(timedelta(0), timedelta(minutes=10))]

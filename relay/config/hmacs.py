@@ -52,7 +52,7 @@ def check(found: HmacCheck, keys: HmacKeys, path: KeyPath, report: Report, *, ot
         report.refuse((*path, "signed"), "must hold {body}, or the body could be forged")
     headers = {"timestamp": found.timestamp_header, "id": found.id_header}
     if found.listing is not None and found.listing.timestamp_prefix and headers.pop("timestamp") is not None:
-        report.refuse((*path, "timestamp_header"), f"has no meaning: {found.header} holds the timestamp as well")
+        report.refuse((*path, "timestamp_header"), "has no meaning: the proofs' header holds the timestamp too")
     for field, header in headers.items():
         if field in fields and header is None:
             report.refuse((*path, f"{field}_header"), f"missing; signed holds {{{field}}}")

@@ -4,8 +4,6 @@ Law: nothing but `ConfigRefused` is raised for what a file holds. A key that can
 and the rest is judged all the same, so that every problem is told in one go.
 """
 
-import types
-import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,8 @@ from pydantic_core import ErrorDetails
 
 from relay.config import checks, document
 from relay.config.expansion import TooLarge, plain_values
-from relay.config.fields import Section
-from relay.config.problems import ConfigRefused, KeyPath, Problem, Report, kind, nearest, quoted
+from relay.config.places import section_at, tellable
+from relay.config.problems import ConfigRefused, KeyPath, Problem, Report, key_name, kind, nearest, quoted
 from relay.config.schema import JUDGED_ON, DocumentSection
 from relay.config.settings import Config
 
@@ -51,8 +49,8 @@ def load(path: Path, env: Mapping[str, str]) -> Config:
 
     Binds nothing and creates nothing. Raises `ConfigRefused` with every problem of the file.
     """
-    read = document.read(path)
-    report = Report(read.locate)
+    read = document.read(path, tellable=tellable)
+    report = Report(read.locate, tellable)
     report.files[path] = read.fingerprint
     if read.root is None:
         raise ConfigRefused(path, read.problems or [_empty()], report.files)
@@ -122,43 +120,20 @@ def _refuse(detail: ErrorDetails, plain: Mapping[str, Any], report: Report) -> N
 
 def _refuse_key(path: KeyPath, plain: Mapping[str, Any], report: Report) -> None:
     """Report an unknown key; where another one was meant, that one is not told to be missing as well."""
-    section, key = _section_at(path[:-1]), str(path[-1])
+    section, key = section_at(path[:-1]), str(path[-1])
     if key in section.later:
         report.refuse(path, "is not built yet in this version")
         return
     known = [field.alias or name for name, field in section.model_fields.items()]
     meant = nearest(key, known)
     hint = f"; did you mean {quoted(meant)}?" if meant else f"; known: {', '.join(known)}"
-    report.refuse(path, f"unknown key {quoted(key)}{hint}")
+    name = key_name(key) if tellable(path) == path else "(it may be a secret, so it is not shown)"
+    report.refuse(path, f"unknown key {name}{hint}")
     beside: Any = plain
     for step in path[:-1]:
         beside = beside[step]
     if meant is not None and meant not in beside:
         report.mark_broken((*path[:-1], meant))
-
-
-def _section_at(path: KeyPath) -> type[Section]:
-    """The model that reads the mapping at `path`."""
-    annotation: Any = DocumentSection
-    for step in path:
-        container = typing.get_args(annotation)
-        if container:
-            annotation = _bare(container[-1])
-        else:
-            fields = {field.alias or name: field for name, field in annotation.model_fields.items()}
-            annotation = _bare(fields[str(step)].annotation)
-    section: type[Section] = annotation
-    return section
-
-
-def _bare(annotation: Any) -> Any:
-    """A type without its metadata and its `None`."""
-    origin = typing.get_origin(annotation)
-    if origin is typing.Annotated:
-        return _bare(typing.get_args(annotation)[0])
-    if origin in {typing.Union, types.UnionType}:
-        return _bare(next(part for part in typing.get_args(annotation) if part is not types.NoneType))
-    return annotation
 
 
 def _leave_out(remaining: dict[str, Any], detail: ErrorDetails) -> None:

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from relay.config import values
+from relay.config.expansion import Expanded
 from relay.config.expressions import expression
+from relay.config.problems import Refused
 from relay.model import Content, Namer
 from relay.providers.reading import key_of, type_name
 from relay.rules.expressions import EVALUATION_FAULTS
@@ -76,9 +78,12 @@ def dedupe_key_namer(rule: str, *, form: bool) -> Namer:
 
 def _reader(rule: str, *, form: bool) -> Namer:
     if rule.startswith(_HEADER):
-        return _Header(values.header_name(rule.removeprefix(_HEADER).strip()))
+        name = rule.removeprefix(_HEADER).strip()
+        if isinstance(rule, Expanded) and not values.HEADER_NAME.fullmatch(name):
+            raise Refused("the expanded value is not header: and a valid header name")
+        return _Header(values.header_name(name))
     compiled = expression(rule, instead=" (header:NAME takes a header)")
-    return _Expression(rule, _form if form else _json, compiled)
+    return _Expression(str(rule), _form if form else _json, compiled)
 
 
 def _json(content: Content) -> Any:

@@ -17,6 +17,7 @@ KeyPath = tuple[str | int, ...]
 """Where a value stands in the document: mapping keys and list indexes from the top."""
 
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_BEFORE_A_VALUE = re.compile(r"[:=]|(?<=Bearer)\s|(?<=Basic)\s", re.IGNORECASE)
 _LONGEST_SHOWN = 60
 
 
@@ -63,10 +64,14 @@ class ConfigRefused(Exception):
 class Report:
     """Gathers the problems and warnings of one document, and which files it was read from."""
 
-    def __init__(self, locate: Callable[[KeyPath], Place | None]) -> None:
+    def __init__(
+        self, locate: Callable[[KeyPath], Place | None], tellable: Callable[[KeyPath], KeyPath] = lambda path: path
+    ) -> None:
+        """`locate` knows the places of the document, `tellable` how much of a path may be told."""
         self.files: dict[Path, Fingerprint | None] = {}
         """Fingerprints of the contents that were read; None where a file could not be."""
         self._locate = locate
+        self._tellable = tellable
         self._problems: list[Problem] = []
         self._warnings: list[Problem] = []
         self._refused: set[KeyPath] = set()
@@ -108,7 +113,7 @@ class Report:
         if path and isinstance(path[-1], int) and place == self._locate(path[:-1]):
             path = path[:-1]  # the only item of a list that was written without one
         line, column = (place.line, place.column) if place else (None, None)
-        return Problem(line, column, key_text(path), message)
+        return Problem(line, column, key_text(self._tellable(path)), message)
 
 
 def key_text(path: KeyPath) -> str:
@@ -118,9 +123,15 @@ def key_text(path: KeyPath) -> str:
         if isinstance(step, int):
             text += f"[{step}]"
         else:
-            name = step if _PLAIN_KEY.fullmatch(step) else quoted(step)
+            name = step if _PLAIN_KEY.fullmatch(step) else key_name(step)
             text = f"{text}.{name}" if text else name
     return text
+
+
+def key_name(key: str) -> str:
+    """A key in quotes; of one that may be a header with its value, as in `"X-Key: abc"`, the header alone."""
+    mark = _BEFORE_A_VALUE.search(key)
+    return quoted(key if mark is None else f"{key[: mark.end()]}…")
 
 
 def quoted(text: str) -> str:

@@ -1,11 +1,11 @@
 """Routes out of their sections, with every check that one of them alone needs."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from relay.config import values
 from relay.config.downstream import MatchSection, RouteSection
-from relay.config.problems import KeyPath, Report, quoted, suggestion
+from relay.config.problems import KeyPath, Report, suggestion
 from relay.model import RELAY, Headers, Route
 from relay.rules.expressions import reads
 from relay.rules.forwarding import NEVER_KEPT
@@ -40,17 +40,17 @@ def route(index: int, section: RouteSection, *, known: Known, report: Report) ->
     _check_conditions(section, path, report)
     match = section.match
     found = Route(
-        name=section.name,
+        name=str(section.name),
         sources=frozenset(str(name) for name in section.sources if name is not None),
         targets=tuple(one.target for one in destinations),
-        types=tuple(match.type or ()) if match else (),
+        types=tuple(map(str, match.type or ())) if match else (),
         headers=_headers(section, match, (*path, "match"), known, report) if match else (),
         when=section.when,
         enricher=section.enrich,
         target_conditions=tuple((one.target, one.when) for one in destinations if one.when is not None),
     )
     if RELAY in found.sources:
-        _warn_never_told(found, path, report)
+        _warn_never_told(found, (match.type if match else None) or (), path, report)
     return found
 
 
@@ -92,14 +92,14 @@ def _check_conditions(section: RouteSection, path: KeyPath, report: Report) -> N
             report.refuse(place, "reads data, which is null without enrich; name an enricher, or read body")
 
 
-def _warn_never_told(route: Route, path: KeyPath, report: Report) -> None:
+def _warn_never_told(route: Route, globs: Sequence[str], path: KeyPath, report: Report) -> None:
     """Warn of a glob that fits none of the relay's own events; where the route takes other sources too, it may be
-    meant for them, unless none fits."""
+    meant for them, unless none fits. `globs` are those of the route, marked."""
     idle = [index for index, glob in enumerate(route.types) if not _is_ever_told(glob)]
     if len(route.sources) > 1 and len(idle) < len(route.types):
         return
     for index in idle:
-        message = f"{quoted(route.types[index])} fits none of the relay's own events: {', '.join(KINDS)}"
+        message = f"{values.shown(globs[index])} fits none of the relay's own events: {', '.join(KINDS)}"
         report.warn((*path, "match", "type", index), message)
 
 

@@ -15,13 +15,13 @@ from relay.config.fields import (
     Kept,
     Level,
     Listen,
+    Marked,
     Networks,
     Policy,
     SecretValue,
     Section,
     Size,
     StoreSize,
-    Text,
     Timeout,
     setting,
 )
@@ -34,8 +34,8 @@ JUDGED_ON = frozenset({"secrets", "routes", "from", "to"})
 class TlsSection(Section):
     """Serve HTTPS on the public listener."""
 
-    cert: Text = setting(description="PEM file with the certificate and its chain")
-    key: Text = setting(description="PEM file with the private key, unencrypted")
+    cert: Marked = setting(description="PEM file with the certificate and its chain")
+    key: Marked = setting(description="PEM file with the private key, unencrypted")
 
 
 class ServerSection(Section):
@@ -72,7 +72,7 @@ class RetentionSection(Section):
 class StoreSection(Section):
     """Where events are kept."""
 
-    url: Text = setting(default="sqlite:///relay.db", description="sqlite:///relative.db or sqlite:////absolute.db")
+    url: Marked = setting(default="sqlite:///relay.db", description="sqlite:///relative.db or sqlite:////absolute.db")
     retention: RetentionSection = setting(default_factory=RetentionSection, description="How long events are kept")
 
 

@@ -4,6 +4,7 @@ from datetime import timedelta
 
 from relay.config import credentials, headers, templates, urls, values
 from relay.config.downstream import TargetSection
+from relay.config.expansion import Expanded
 from relay.config.expressions import expression
 from relay.config.problems import KeyPath, Refused, Report
 from relay.config.settings import Address
@@ -66,7 +67,7 @@ def target(
         sign=sign,
         tls=tls,
         proxy=proxy,
-        success_when=section.success_when,
+        success_when=None if section.success_when is None else str(section.success_when),
     )
 
 
@@ -142,11 +143,15 @@ def _check_success_when(section: TargetSection, path: KeyPath, report: Report) -
 def _check_header_lists(section: TargetSection, path: KeyPath, report: Report) -> None:
     for index, name in enumerate(section.forward_headers):
         if reason := headers.reserved(name.lower()):
-            report.refuse((*path, "forward_headers", index), f"{name} is never forwarded: {reason}")
+            report.refuse((*path, "forward_headers", index), f"{_named(name)} is never forwarded: {reason}")
     forwarded = {name.lower() for name in section.forward_headers}
     for index, name in enumerate(section.strip_headers):
         if name.lower() in forwarded:
-            report.refuse((*path, "strip_headers", index), f"{name} stands under forward_headers as well")
+            report.refuse((*path, "strip_headers", index), f"{_named(name)} stands under forward_headers as well")
+
+
+def _named(header: str) -> str:
+    return values.shown(header) if isinstance(header, Expanded) else header
 
 
 def _check_statuses(section: TargetSection, path: KeyPath, report: Report) -> None:

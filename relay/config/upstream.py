@@ -10,6 +10,7 @@ from relay.config.fields import (
     Expected,
     Flag,
     ListenPath,
+    Marked,
     Networks,
     OneOrMore,
     Parsed,
@@ -79,5 +80,5 @@ class SourceSection(Section):
     expect_every: Expected | None = setting(
         default=None, description="A silence longer than this is told as source.silent, 1m to 365d"
     )
-    event_type: Text | None = setting(default=None, description="JMESPath into the JSON body, or header:NAME")
-    dedupe_key: Text | None = setting(default=None, description="JMESPath into the JSON body, or header:NAME")
+    event_type: Marked | None = setting(default=None, description="JMESPath into the JSON body, or header:NAME")
+    dedupe_key: Marked | None = setting(default=None, description="JMESPath into the JSON body, or header:NAME")

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 from relay.config.expansion import Escaped, Expanded
-from relay.config.problems import Refused, kind, quoted, suggestion
+from relay.config.problems import Refused, key_name, kind, quoted, suggestion
 from relay.config.settings import Address
 from relay.model import IPNetwork, Rate, StatusSet
 from relay.rules.rate import RATE as RATE
@@ -97,8 +97,8 @@ def scheme(value: Any, *, known: tuple[str, ...]) -> str:
     return choice(value, known, what="scheme")
 
 
-def name(value: Any) -> str:
-    """The name of a source or a target; what was expanded stays marked, so that no message shows it."""
+def marked(value: Any) -> str:
+    """Text that is not empty; what was expanded stays marked, so that no message shows it."""
     text(value)
     return value  # type: ignore[no-any-return] # text() refuses all but strings
 
@@ -258,8 +258,15 @@ def _status_range(value: Any) -> tuple[int, int]:
 def header_name(value: Any) -> str:
     """A header field's name (RFC 9110, section 5.1)."""
     if not isinstance(value, str) or not HEADER_NAME.fullmatch(value):
-        raise Refused(f"{shown(value)} is not a valid header name")
+        shown_name = shown(value) if not isinstance(value, str) or isinstance(value, Expanded) else key_name(value)
+        raise Refused(f"{shown_name} is not a valid header name")
     return str(value)
+
+
+def marked_header_name(value: Any) -> str:
+    """A header field's name that a message may repeat, unless it was expanded."""
+    header_name(value)
+    return value  # type: ignore[no-any-return] # header_name() refuses all but strings
 
 
 def header_value(value: Any) -> str:

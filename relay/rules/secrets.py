@@ -113,7 +113,7 @@ def log_secrets(sources: Iterable[Source], targets: Iterable[Target], token: Sec
     for target in targets:
         url = _address(target)
         query = tuple(_of_query(url))
-        parts = _segments(url) | {value for _, value in query if _is_credential(value)}
+        parts = _segments(url) | {value for _, value in query if looks_secret(value)}
         in_url = {part for part in parts if not _PLAIN_WORDS.fullmatch(part)} | {
             v for key, v in query if _is_named(key)
         }
@@ -264,7 +264,7 @@ def _of_query(url: str) -> Iterator[tuple[str, str]]:
 
 
 def _segments(url: str) -> set[str]:
-    return {segment for segment in _path(url).split("/") if _is_credential(segment)}
+    return {segment for segment in _path(url).split("/") if looks_secret(segment)}
 
 
 def _with_whole(url: str, found: set[str]) -> set[str]:
@@ -284,7 +284,7 @@ def _is_named(name: str) -> bool:
     return _CREDENTIAL_NAME.search(name) is not None
 
 
-def _is_credential(text: str) -> bool:
+def looks_secret(text: str) -> bool:
     """Whether a part of an address is too long, or too mixed, to be a mere word."""
     return len(text) >= LONG or (len(text) >= LONG_IF_MIXED and _is_mixed(text))
 

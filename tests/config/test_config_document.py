@@ -166,7 +166,7 @@ def test_depth_through_aliases_is_bounded(refusals: Refuser) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("a: &a [*a]\n", "config.yaml:1:8: a[0]: an alias cannot stand inside what it names"),
+        ("a: &a [*a]\n", "config.yaml:1:8: a: an alias cannot stand inside what it names"),
         ("a: *hunter2\n", 'config.yaml:1:4: a: undefined alias; quote a value that begins with "*"'),
         ("? [a]\n: b\n", "config.yaml:1:3: a key must be plain text"),
     ],

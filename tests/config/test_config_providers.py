@@ -106,7 +106,7 @@ def test_what_verify_says_wins_over_the_provider(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("provider", "verify", "said"),
     [
-        ("stripe", {"timestamp_header": "X-T"}, "has no meaning: Stripe-Signature holds the timestamp as well"),
+        ("stripe", {"timestamp_header": "X-T"}, "has no meaning: the proofs' header holds the timestamp too"),
         ("stripe", {"signed": "{timestamp}.{id}.{body}"}, "sources.it.verify.id_header: missing; signed holds {id}"),
         ("stripe", {"signed": "{body}", "tolerance": "1m"}, "has no meaning unless signed holds {timestamp}"),
         ("stripe", {"scheme": "standard_webhooks"}, "Stripe is checked by hmac; another scheme needs provider: custom"),
