@@ -24,7 +24,7 @@ from relay.rules.expressions import view_from
 from relay.rules.forwarding import MOST_HOPS, incoming_hops, storable_headers
 from relay.rules.rate import Bucket, Quota, spend, take
 from relay.rules.routing import CONDITION_FAILED, Routed, Subject, meant, routed, routed_by_name
-from relay.rules.secrets import harmless
+from relay.rules.secrets import harmless, keys_of
 from relay.rules.verification import Refusal, prove_headers, unproven, verify
 from relay.store import Accepted, Store, StoreFull, StoreUnavailable
 from relay.store.archive import RefusedRequest
@@ -94,6 +94,7 @@ class _Desk:
         self.source = source
         self.routes = tuple(route for route in routes if source.name in route.sources)
         self.forwarded = forwarded
+        self.keys = keys_of(source)
         self.memory = memory
         self.routed_by_name = lru_cache(maxsize=TYPES)(partial(routed_by_name, source.name, routes=self.routes))
         """Where all events of a type go; None where more than that decides."""
@@ -137,6 +138,7 @@ class Ingress:
         sources = tuple(sources)
         self._memories = {source.name: self._memories.get(source.name) or _Memory(source.name) for source in sources}
         self._desks = {source.path: _Desk(source, routes, forwarded, self._memories[source.name]) for source in sources}
+        self._keys = frozenset[str]().union(*(desk.keys for desk in self._desks.values()))
         self._intake.limits = limits
 
     def drain(self) -> None:
@@ -256,7 +258,8 @@ class Ingress:
         """The event that a request becomes, and where it goes; in any thread."""
         source = desk.source.name
         type_ = desk.source.event_type(content) or NO_TYPE
-        headers = storable_headers(request.headers, key_header=desk.source.key_header, forwarded=desk.forwarded)
+        key_header = desk.source.key_header
+        headers = storable_headers(request.headers, key_header=key_header, forwarded=desk.forwarded, keys=desk.keys)
         found = desk.routed_by_name(type_)
         if found is None:
             subject = Subject(
@@ -342,7 +345,7 @@ class Ingress:
             reason=turned.reason,
             detail=turned.detail,
             size=request.content_length,
-            headers=harmless(tuple(request.headers.items())),
+            headers=harmless(tuple(request.headers.items()), self._keys),
         )
 
     def _why(self, turned: Turned, request: web.BaseRequest) -> dict[str, object]:

@@ -171,7 +171,7 @@ class Sender:
         text, end = await _read(answer, deadline)
         if asks_body:
             kind, reason = self._asked(text, end, status)
-        return Outcome(kind, status, reason, wait, self._excerpt(text, sent))
+        return Outcome(kind, status, reason, wait, self._excerpt(text, sent, is_cut=end is not _End.WHOLE))
 
     def _asked(self, text: bytes, end: "_End", status: int) -> tuple[OutcomeKind, str]:
         """What `success_when` makes of an answer that its status calls a success. Where nobody can tell whether the
@@ -211,9 +211,10 @@ class Sender:
         told = fault if self._target.proxy is None else fault_behind_proxy
         return Outcome(OutcomeKind.UNREACHABLE, reason=told(error, self._target.timeout))
 
-    def _excerpt(self, answer: bytes, sent: Request) -> str:
+    def _excerpt(self, answer: bytes, sent: Request, *, is_cut: bool) -> str:
         """The beginning of an answer; our secrets are taken out before it is cut, or a cut one would stay."""
-        return blotted(answer.decode("utf-8", "replace"), self._secrets | sent.secrets)[:EXCERPT]
+        text = answer.decode("utf-8", "replace")
+        return blotted(text, self._secrets | sent.secrets, is_cut=is_cut)[:EXCERPT]
 
     async def close(self) -> None:
         """Close the pool and the resolver."""

@@ -30,12 +30,15 @@ IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """A key that no repr, log line or traceback shows."""
+    """A key that no repr, log line or traceback shows, and that cannot be pickled into a file or another process."""
 
     value: bytes = field(repr=False)
 
     def __str__(self) -> str:
         return "***"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a secret is not written out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +233,7 @@ class Provider:
 class Asked:
     """What is asked of a provider's API for one event: a path below its base URL, and a body where it is a POST."""
 
-    path: str
+    path: str = field(repr=False)
     query: str = ""
     body: bytes | None = None
 
@@ -286,7 +289,7 @@ class Source:
 
     name: str
     provider: str
-    path: str
+    path: str = field(repr=False)
     check: Check
     event_type: Namer
     dedupe_key: Namer

@@ -6,7 +6,7 @@ A header that cannot be sent as it came is left out and named, never changed and
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum, auto
@@ -135,13 +135,17 @@ def _plan(
     )
 
 
-def storable_headers(headers: Headers, *, key_header: str | None, forwarded: frozenset[str]) -> Headers:
+def storable_headers(
+    headers: Headers, *, key_header: str | None, forwarded: frozenset[str], keys: Collection[str] = ()
+) -> Headers:
     """What is stored of a request's headers: all as received but credentials that no target is to get.
 
-    `key_header` is the source's own key header, `forwarded` what any target names in `forward_headers`, lower case.
+    `key_header` is the source's own key header, `forwarded` what any target names in `forward_headers`, lower case;
+    `keys` are the source's own, which some senders repeat elsewhere.
     """
     dropped = NEVER_KEPT - forwarded if key_header is None else (NEVER_KEPT | {key_header}) - forwarded
-    return tuple(header for header in headers if header[0].lower() not in dropped)
+    kept = tuple(header for header in headers if header[0].lower() not in dropped)
+    return tuple(one for one in kept if one[0].lower() in forwarded or not any(key in one[1] for key in keys))
 
 
 def incoming_hops(headers: Headers) -> int | None:

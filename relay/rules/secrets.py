@@ -4,10 +4,11 @@ Law: pure and total. A text loses a credential in whatever form an echo gives it
 a header that happens to hold one would make every line unreadable.
 """
 
+import html
 import json
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
 from urllib.parse import quote, unquote, unquote_plus, urlsplit
 
@@ -32,6 +33,8 @@ SHORTEST_IN_LOG = 8
 SHORTEST_WORD = 3
 """Characters of a credential header's word; what is shorter cannot keep a secret."""
 SHORTEST_QUERY_VALUE = 6
+SHORTEST_BEGUN = 4
+"""Characters of a secret that is cut off which are worth hiding."""
 LONG = 16
 """Characters that a path segment need not have, unless it is a credential."""
 LONG_IF_MIXED = 10
@@ -65,6 +68,8 @@ _LONG_RUN = re.compile(r"[A-Za-z0-9]{16,}")
 _PLAIN_WORDS = re.compile(r"[A-Za-z]{1,15}(?:[-_.][A-Za-z]{1,15})*")
 """What may be an event's type as well."""
 _BASE64 = re.compile(r"[A-Za-z0-9+/]{4,}={0,2}")
+_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
+"""ASCII alone, so that no place moves."""
 _UPPER_ESCAPE = re.compile(r"%[0-9A-F]{2}")
 
 LOG_WORDS = frozenset(
@@ -144,30 +149,89 @@ def _tells_secret(name: str) -> bool:
     return _is_named(name) and _PROOF_NAME.search(name) is None
 
 
-def harmless(headers: Headers) -> Headers:
-    """Headers of a request that nobody has proven: only values that cannot be a key under a wrong name are kept."""
-    kept = ((name, value if name.lower() in _HARMLESS else "***") for name, value in headers[:MOST_KEPT])
+def harmless(headers: Headers, keys: Collection[str] = ()) -> Headers:
+    """Headers of a request that nobody has proven: only values that cannot be a key under a wrong name are kept, and
+    none that holds one of these keys."""
+    kept = (
+        (name if not any(key in name for key in keys) else "***", value if _is_harmless(name, value, keys) else "***")
+        for name, value in headers[:MOST_KEPT]
+    )
     return tuple((name[:LONGEST_KEPT], value[:LONGEST_KEPT]) for name, value in kept)
 
 
-def blotted(text: str, secrets: frozenset[str]) -> str:
-    """The text with `***` for each secret, as it is, escaped for JSON, or percent-encoded; the longest first."""
-    for form in _forms(secrets):
-        text = text.replace(form, "***")
-    return text
+def _is_harmless(name: str, value: str, keys: Collection[str]) -> bool:
+    return name.lower() in _HARMLESS and not any(key in value for key in keys)
+
+
+def blotted(text: str, secrets: frozenset[str], *, is_cut: bool = False) -> str:
+    """The text with `***` for each secret, in whatever case and code an echo gives it. Of a text that `is_cut` the
+    beginning of a secret at its end goes as well."""
+    folded = text.translate(_LOWER)
+    spans: list[tuple[int, int]] = []
+    for form, is_exact in _forms(secrets):
+        searched = text if is_exact else folded
+        at = searched.find(form)
+        while at >= 0:
+            spans.append((at, at + len(form)))
+            at = searched.find(form, at + len(form))
+        if is_cut:
+            spans += _begun(searched, form)
+    if not spans:
+        return text
+    made, end = "", 0
+    for start, stop in sorted(spans, key=lambda span: (span[0], -span[1])):
+        if start >= end:
+            made += f"{text[end:start]}***"
+        end = max(end, stop)
+    return made + text[end:]
+
+
+def _begun(text: str, form: str) -> list[tuple[int, int]]:
+    """Where a form has begun at the end of a text."""
+    longest = min(len(form) - 1, len(text))
+    return next(
+        (
+            [(len(text) - size, len(text))]
+            for size in range(longest, SHORTEST_BEGUN - 1, -1)
+            if text.endswith(form[:size])
+        ),
+        [],
+    )
 
 
 @lru_cache(maxsize=256)
-def _forms(secrets: frozenset[str]) -> tuple[str, ...]:
-    """What each secret may look like in an echo."""
-    forms: set[str] = set()
+def _forms(secrets: frozenset[str]) -> tuple[tuple[str, bool], ...]:
+    """What each secret may look like in an echo, and whether its case counts: that of long ones does not."""
+    forms: set[tuple[str, bool]] = set()
     for secret in secrets:
-        escaped = {json.dumps(secret, ensure_ascii=is_ascii)[1:-1] for is_ascii in (True, False)}
-        encoded = {quote(secret, safe=safe, errors="replace") for safe in ("", "/", "/:=&?+,;@!$'()*")}
-        forms |= {secret, *escaped, *(form.replace("/", "\\/") for form in escaped)}
-        forms |= {*encoded, *(_UPPER_ESCAPE.sub(lambda match: match[0].lower(), form) for form in encoded)}
-        forms |= {form.replace("%20", "+") for form in encoded if "%20" in form}
-    return tuple(sorted(forms - {""}, key=lambda form: (-len(form), form)))
+        spelled = {secret, html.escape(secret), *_escaped(secret)}
+        forms |= {(form, True) if len(form) < SHORTEST_IN_LOG else (form.translate(_LOWER), False) for form in spelled}
+        forms |= {(form.translate(_LOWER), False) for form in _coded(secret) if len(form) >= SHORTEST_QUERY_VALUE}
+    return tuple(sorted((form for form in forms if form[0]), key=lambda form: (-len(form[0]), form)))
+
+
+def _escaped(secret: str) -> set[str]:
+    """A secret as it stands in JSON and in a URL."""
+    escaped = {json.dumps(secret, ensure_ascii=is_ascii)[1:-1] for is_ascii in (True, False)}
+    encoded = {quote(secret, safe=safe, errors="replace") for safe in ("", "/", "/:=&?+,;@!$'()*")}
+    plussed = {form.replace("%20", "+") for form in encoded if "%20" in form}
+    lowered = {_UPPER_ESCAPE.sub(lambda match: match[0].lower(), form) for form in encoded}
+    return {*escaped, *(form.replace("/", "\\/") for form in escaped), *encoded, *plussed, *lowered}
+
+
+def _coded(secret: str) -> Iterator[str]:
+    """A secret in hex, with every character escaped, and in base64, wherever in what is encoded it may stand."""
+    raw = secret.encode("utf-8", "replace")
+    yield raw.hex()
+    yield "".join(f"%{byte:02x}" for byte in raw)
+    yield "".join(f"\\u{ord(letter):04x}" for letter in secret)
+    for before in range(3):
+        coded = b64encode(b"\0" * before + raw)
+        known = len(raw) + before
+        # the first characters and the last one hold bits of what stands beside it
+        core = coded[(0, 2, 3)[before] : known * 8 // 6].decode()
+        yield from (core, core.replace("+", "-").replace("/", "_"))
+    yield b64encode(raw).decode()
 
 
 def _address(target: Target) -> str:
@@ -242,12 +306,19 @@ def _words(value: str) -> Iterator[str]:
         yield pair.partition(":")[2]
 
 
+def keys_of(source: Source) -> frozenset[str]:
+    """What a sender knows of its source's secrets, as it may stand in a header."""
+    return frozenset(key for key in _of_source(source) if len(key) >= SHORTEST_IN_LOG)
+
+
 def _of_source(source: Source) -> Iterator[str]:
     """A source's keys as text; where nothing else proves a request, also the part of its path that nobody can guess."""
     for secret in getattr(source.check, "secrets", ()):
         yield secret.value.decode("utf-8", "replace")
         if isinstance(source.check, StandardWebhooksCheck):
             yield b64encode(secret.value).decode()
+        if isinstance(source.check, BasicCheck):
+            yield basic_credentials(source.check.username, secret).decode()
     if isinstance(source.check, NoCheck):
         yield from _segments(source.path)
 
