@@ -6,6 +6,7 @@ refused. Parser events are read one by one, so that no depth or size of input re
 no message repeats input that may be a secret.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -128,7 +129,9 @@ def compose(content: bytes, *, tellable: Tellable = lambda path: path) -> Docume
 
 def _bytes(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        # opened without O_NONBLOCK, a named pipe to which nobody writes would be waited for without end
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            os.set_blocking(file.fileno(), True)
             content = file.read(LARGEST_FILE + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else None

@@ -75,6 +75,8 @@ class Report:
         self._problems: list[Problem] = []
         self._warnings: list[Problem] = []
         self._refused: set[KeyPath] = set()
+        self._holders: set[KeyPath] = set()
+        """All that hold something refused: sets, because a file may have thousands of faults."""
 
     @property
     def problems(self) -> tuple[Problem, ...]:
@@ -88,9 +90,9 @@ class Report:
 
     def refuse(self, path: KeyPath, message: str) -> None:
         """Add a problem, unless the value at `path` or one that holds it was refused already."""
-        if not any(refused == path[: len(refused)] for refused in self._refused):
+        if not self._is_within(path):
             self._problems.append(self._problem(path, message))
-            self._refused.add(path)
+            self.mark_broken(path)
 
     def warn(self, path: KeyPath, message: str) -> None:
         """Add a warning."""
@@ -103,10 +105,14 @@ class Report:
     def mark_broken(self, path: KeyPath) -> None:
         """Take `path` as refused, because the problem is told elsewhere."""
         self._refused.add(path)
+        self._holders.update(path[:length] for length in range(len(path)))
 
     def is_broken(self, path: KeyPath) -> bool:
         """Whether the value at `path` is not what the user wrote, since it, a part or a holder of it was refused."""
-        return any(refused == path[: len(refused)] or path == refused[: len(path)] for refused in self._refused)
+        return path in self._holders or self._is_within(path)
+
+    def _is_within(self, path: KeyPath) -> bool:
+        return any(path[:length] in self._refused for length in range(len(path) + 1))
 
     def _problem(self, path: KeyPath, message: str) -> Problem:
         place = self._locate(path)
