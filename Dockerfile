@@ -7,11 +7,19 @@ FROM ${BASE} AS build
 RUN python -m venv --without-pip /opt/relay
 
 WORKDIR /src
+COPY .requirements.lock .build.lock ./
+
+# Every file by its hash: what another hand has put into a registry is not installed.
+# Wheels only: there is no compiler here, so a wheel that is missing for this Python should be named, not attempted.
+RUN pip install --no-cache-dir --only-binary :all: --require-hashes --requirement .build.lock \
+    && pip --python /opt/relay/bin/python install --no-cache-dir --only-binary :all: --require-hashes \
+        --requirement .requirements.lock
+
 COPY LICENSE README.md pyproject.toml ./
 COPY relay relay
 
-# Wheels only: there is no compiler here, so a wheel that is missing for this Python should be named, not attempted.
-RUN pip --python /opt/relay/bin/python install --no-cache-dir --only-binary :all: '.[speed]'
+RUN pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
+    && pip --python /opt/relay/bin/python install --no-cache-dir --no-index --no-deps /wheels/*.whl
 
 
 FROM ${BASE}

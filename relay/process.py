@@ -7,8 +7,11 @@ one line and ends. SIGHUP has the config read again, and ends the process at no 
 import asyncio
 import gc
 import os
+import re
 import signal
 import sys
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
@@ -24,6 +27,10 @@ from relay.telemetry.logs import LogPipe, start_logging
 
 CANNOT_LISTEN, STORE_UNUSABLE, STORE_IN_USE = 69, 74, 75
 """Exit codes of a start that was refused, as sysexits has them."""
+
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+_LEAST = re.compile(r">=\s*([0-9][0-9A-Za-z.]*)")
+_RELEASE = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 log = structlog.get_logger()
 
@@ -61,6 +68,11 @@ async def _serve_until(
     if not has_native_parser():
         log.critical("relay.start_refused", reason="aiohttp lacks its native parser; install a wheel of it")
         return FAILURE
+    if old := outdated():
+        log.critical(
+            "relay.start_refused", reason=f"older than it must be, and may be open to attack: {', '.join(old)}"
+        )
+        return FAILURE
     tell_warnings(config)
     app = App(config, new_store=new_store)
     app.watch_log(pipe)
@@ -89,6 +101,33 @@ async def _serve_until(
         pipe.close(0.5)
         os._exit(code)
     return code
+
+
+def outdated() -> list[str]:
+    """What is installed in a version below that which our own package demands; installers can be talked past that."""
+    try:
+        wanted = metadata.requires("relay-gateway") or ()
+    except metadata.PackageNotFoundError:
+        return []  # run from a folder; nobody knows what was wanted
+    found: list[str] = []
+    for requirement in wanted:
+        name, least = _NAME.match(requirement), _LEAST.search(requirement)
+        if name is None or least is None or "extra ==" in requirement:
+            continue
+        with suppress(metadata.PackageNotFoundError):  # what is missing has failed to import before this
+            version = metadata.version(name[0])
+            if _numbers(version) < _numbers(least[1]):
+                found.append(f"{name[0]} {version} (needs {least[1]})")
+    return found
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The release of a version (PEP 440), zeros at its end left out: enough to say which is older."""
+    release = _RELEASE.match(version)
+    numbers = [int(part) for part in release[0].split(".")] if release else []
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return tuple(numbers)
 
 
 def _settle_memory() -> None:
