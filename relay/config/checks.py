@@ -120,6 +120,8 @@ def _tls(section: ServerSection, report: Report) -> TlsFiles | None:
         certificates.checked(section.tls.cert, section.tls.key, warn=report.warner(("server", "tls", "cert")))
     except Refused as refused:
         report.refuse(("server", "tls"), str(refused))
+    if credentials.is_readable_by_all(files.key):
+        report.warn(("server", "tls", "key"), "every user of this machine can read this key; chmod 600 it")
     return files
 
 
@@ -303,6 +305,7 @@ def _warn_readable_secrets(document: DocumentSection, path: Path, report: Report
     ]
     for name, target in document.targets.items():
         inline += credentials.inline_secrets(target.auth, target.sign, target.proxy, ("targets", name))
+        inline += credentials.inline_in_texts(target.headers, target.url, ("targets", name))
     inline += enricher_sections.inline_secrets(document.enrichers)
     token = document.admin.token
     places: list[KeyPath] = [*inline, *([("admin", "token")] if token and token.text and token.inline else [])]

@@ -5,8 +5,9 @@ the same header. What opens a hole (`insecure: true`) has to be written, and war
 """
 
 import hashlib
+import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from relay.config import certificates, hmacs, keys, urls
@@ -14,6 +15,7 @@ from relay.config.access import AuthSection, ClientTlsSection, ProxyKeys, SignSe
 from relay.config.fingerprints import fingerprint_of
 from relay.config.problems import KeyPath, Refused, Report
 from relay.config.settings import Address
+from relay.config.templates import Written
 from relay.config.values import SecretText
 from relay.model import (
     ApiKeyCheck,
@@ -29,6 +31,7 @@ from relay.model import (
     StandardWebhooksCheck,
 )
 from relay.rules.egress import EgressPolicy
+from relay.rules.secrets import looks_secret, tells_secret
 from relay.rules.signing import as_hmac
 
 _REQUIRED = {
@@ -46,6 +49,8 @@ _KEYS = {
     "oauth2": {"token_url", "client_id", "client_secret", "scope", "audience", "client_auth"},
 }
 """What each scheme reads of `auth`."""
+
+_PARTS = re.compile(r"[/?&=;]")
 
 _SECRET_KEYS = ("token", "password", "value", "secret", "client_secret")
 
@@ -256,6 +261,15 @@ def inline_secrets(
             yield (*path, "sign", "secrets", index)
     if proxy is not None and proxy.password is not None and proxy.password.inline:
         yield (*path, "proxy", "password")
+
+
+def inline_in_texts(headers: Mapping[str, Written], url: Written | None, path: KeyPath) -> Iterator[KeyPath]:
+    """Where a header, or an address, holds a secret that stands in the file itself."""
+    for name, value in headers.items():
+        if tells_secret(name) and not value.outside:
+            yield (*path, "headers", name)
+    if url is not None and not url.outside and any(map(looks_secret, _PARTS.split(url.text)[3:])):
+        yield (*path, "url")
 
 
 def is_readable_by_all(path: Path) -> bool:

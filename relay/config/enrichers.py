@@ -155,3 +155,4 @@ def inline_secrets(sections: Mapping[str, EnricherSection]) -> Iterator[KeyPath]
         if section.token is not None and section.token.inline:
             yield (*path, "token")
         yield from credentials.inline_secrets(section.auth, None, None, path)
+        yield from credentials.inline_in_texts(section.headers, section.url, path)

@@ -5,7 +5,7 @@ make a plain text a template nor be read as one. What does not parse, or names w
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from relay.config import expressions, urls, values
@@ -68,7 +68,7 @@ def header(value: Any) -> Written:
         return Written(values.header_value(value))
     written = _written(value)
     if written.template is None:
-        return Written(values.header_value(value))
+        return replace(written, text=values.header_value(value))
     values.header_value(skeleton(written.template, _STAND_IN))
     return written
 

@@ -120,7 +120,7 @@ def log_secrets(sources: Iterable[Source], targets: Iterable[Target], token: Sec
         query = tuple(_of_query(url))
         parts = _segments(url) | {value for _, value in query if looks_secret(value)}
         in_url = {part for part in parts if not _PLAIN_WORDS.fullmatch(part)} | {
-            v for key, v in query if _is_named(key)
+            v for key, v in query if tells_secret(key)
         }
         found |= _decoded({url, *_of_headers(target), *_of_body(target)} | _with_whole(url, in_url))
         found |= set(_of_access(target))
@@ -140,13 +140,11 @@ def hideable_token(token: str) -> bool:
 def presentable(headers: Headers, key_header: str | None) -> Headers:
     """Headers as an operator may see them: a credential's value is `***`. A signature is none: it proves one body, and
     who looks for the reason of a refusal needs it."""
-    return tuple(
-        (name, "***" if name.lower() == key_header or _tells_secret(name) else value) for name, value in headers
-    )
+    return tuple((name, "***" if name.lower() == key_header or _is_hidden(name) else value) for name, value in headers)
 
 
-def _tells_secret(name: str) -> bool:
-    return _is_named(name) and _PROOF_NAME.search(name) is None
+def _is_hidden(name: str) -> bool:
+    return tells_secret(name) and _PROOF_NAME.search(name) is None
 
 
 def harmless(headers: Headers, keys: Collection[str] = ()) -> Headers:
@@ -246,7 +244,7 @@ def _of_body(target: Target) -> frozenset[str]:
 def _of_headers(target: Target) -> Iterator[str]:
     filled = ((name, part) for name, template in target.header_templates for part in literals(template))
     for name, value in (*target.headers, *filled):
-        if _is_named(name):
+        if tells_secret(name):
             yield value.strip()
             yield from _words(value)
         else:  # one long mixed run is a key, whatever its header is called
@@ -351,7 +349,8 @@ def _decoded(found: set[str]) -> set[str]:
     return found | {decode(text) for text in found for decode in (unquote, unquote_plus) if "%" in text}
 
 
-def _is_named(name: str) -> bool:
+def tells_secret(name: str) -> bool:
+    """Whether a header, or a parameter, of this name holds a credential."""
     return _CREDENTIAL_NAME.search(name) is not None
 
 

@@ -3,9 +3,8 @@
 import copy
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,44 +13,16 @@ import yaml
 
 from relay.config import Config, ConfigRefused, load
 from relay.config.problems import key_text
-from tests.support.config_keys import Key, every_key
+from tests.support.config_keys import BAD, NULL, Key, by_depth, every_key, holding
 
 Loader = Callable[..., Config]
 Refuser = Callable[..., list[str]]
 
 CANARY = "cANary7x9QzzLeak"
-NULL = "!null!"
 LINE = re.compile(r"config\.yaml(:[1-9][0-9]*:[1-9][0-9]*)?: [^\n]+")
 KEYS = every_key()
 TOP = {"server", "admin", "store", "egress", "log", "sources", "targets", "enrichers", "routes"}
 
-BAD: dict[str, Any] = {
-    "null": NULL,
-    "empty text": "",
-    "true": True,
-    "a number": 7,
-    "a negative number": -1,
-    "a huge number": 999_999_999_999_999_999,
-    "a fraction": 1.5,
-    "infinity": float("inf"),
-    "not a number": float("nan"),
-    "a list": [],
-    "a list of lists": [[1]],
-    "a mapping": {},
-    "a mapping of strangers": {"zzz": 1},
-    "an unset variable": "${NOT_SET}",
-    "a variable that is not closed": "${NOT_CLOSED",
-    "a malformed variable": "${NOT-A-NAME}",
-    "a control character": "a\x1b[31mb",
-    "a line break": "a\nb",
-}
-COUNTS = {
-    "sources.*.respond.status",
-    "targets.*.concurrency",
-    "targets.*.disable_after",
-    "targets.*.success",
-    "targets.*.refusals",
-}
 LISTS = {key.text for key in KEYS if key.is_list} | {"targets.*.success", "targets.*.refusals"}
 SECTIONS = {key.text for key in KEYS if key.is_section or key.is_named}
 TEMPLATES = {key.text for key in KEYS if key.path[-1] == "signed"} | {
@@ -74,34 +45,6 @@ LEGAL: dict[str, set[str]] = {
     "a line break": TEMPLATES | SECRETS,
 }
 """What a key may have of these, or what another key is blamed for, as an empty list of secrets without a check."""
-
-
-def holding(keys: Iterable[Key], value: Any) -> str:
-    """A document in which each of these keys has a value, and nothing else stands but what holds them."""
-    whole: dict[str, Any] = {}
-    for key in keys:
-        holder: Any = whole
-        for step, following in zip(key.path, key.path[1:], strict=False):
-            empty: Any = [] if isinstance(following, int) else {}
-            if isinstance(holder, list):
-                if not holder:
-                    holder.append(empty)
-                holder = holder[0]
-            else:
-                holder = holder.setdefault(step, empty)
-        holder[key.path[-1]] = value
-    for place in ("targets", "enrichers"):  # a section without its scheme is told of nothing else
-        named = whole.get(place)
-        for one in named.values() if isinstance(named, dict) else ():
-            if isinstance(one, dict) and isinstance(one.get("auth"), dict):
-                one["auth"].setdefault("scheme", "bearer")
-    return yaml.safe_dump(whole, sort_keys=False, width=10**9).replace(f"'{NULL}'", "")
-
-
-def by_depth() -> Iterator[tuple[Key, ...]]:
-    """Groups of keys none of which holds another."""
-    for _, keys in groupby(sorted(KEYS, key=lambda key: len(key.path)), key=lambda key: len(key.path)):
-        yield tuple(keys)
 
 
 @contextmanager

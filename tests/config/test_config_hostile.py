@@ -16,6 +16,7 @@ from relay.config import ConfigRefused, load
 from tests.support.canaries import ALL as CANARIES
 from tests.support.canaries import sections
 from tests.support.certificates import Authority
+from tests.support.odd_files import ODD
 
 LINE = re.compile(r"config\.yaml(:[1-9][0-9]*:[1-9][0-9]*)?: .+")
 CORES = tuple(secret.lower()[:-2] for secret in CANARIES)
@@ -100,77 +101,6 @@ def test_a_config_with_one_thing_wrong_tells_that_and_no_secret(whole: str) -> N
         said = "\n".join(lines or ()).lower()
         assert not [core for core in CORES if core in said], f"{line}\n{said}"
     assert refused > 300
-
-
-ODD = {
-    "nothing": b"",
-    "a byte order mark alone": b"\xef\xbb\xbf",
-    "white space": b" \n \n",
-    "comments": b"# one\n# two\n",
-    "a document mark": b"---\n",
-    "an end mark": b"...\n",
-    "null": b"null",
-    "a number": b"42",
-    "a list": b"- a\n- b\n",
-    "text": b"relay",
-    "a directive": b"%YAML 3.0\n---\na: 1\n",
-    "a directive alone": b"%YAML 1.2\n",
-    "a tag directive": b"%TAG ! tag:evil,2000:\n---\na: !x 1\n",
-    "UTF-16": "sources: {}".encode("utf-16"),
-    "UTF-16 without a mark": "sources: {}".encode("utf-16-le"),
-    "UTF-32": "sources: {}".encode("utf-32"),
-    "Latin-1": "sources: {é: 1}".encode("latin-1"),
-    "surrogates": b"a: \xed\xa0\x80\n",
-    "an overlong form": b"a: \xc0\xaf\n",
-    "NUL": b"a: \0\n",
-    "an escape": b"a: \x1b[31m\n",
-    "DEL": b"a: \x7f\n",
-    "random bytes": bytes(range(256)),
-    "gzip": b"\x1f\x8b\x08\x00\x00\x00",
-    "ELF": b"\x7fELF\x02\x01\x01\x00",
-    "JSON that is cut off": b'{"sources": {"a": ',
-    "HTML": b"<!doctype html><html><body>404</body></html>",
-    "XML": b'<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><a>&b;</a>',
-    "TOML": b"[sources]\na = 1\n",
-    "shell": b"#!/bin/sh\nset -e\necho $((1+1))\n",
-    "a merge conflict": b"<<<<<<< HEAD\nsources: {}\n=======\ntargets: {}\n>>>>>>> other\n",
-    "a key without a value": b"sources\n",
-    "a value without a key": b": x\n",
-    "a complex key": b"? [a, b]\n: c\n",
-    "a mapping as a key": b"{{a: 1}: 2}\n",
-    "an alias as a key": b"a: &x 1\n*x : 2\n",
-    "an alias of nothing": b"a: *nothing\n",
-    "an alias of itself": b"&a [*a]\n",
-    "an anchor twice": b"a: &x 1\nb: &x 2\nc: *x\n",
-    "an anchor alone": b"&a\n",
-    "a tag alone": b"!!map\n",
-    "a binary tag": b"sources: !!binary aGVsbG8=\n",
-    "a set": b"sources: !!set {a, b}\n",
-    "an ordered map": b"sources: !!omap [a: 1]\n",
-    "an object": b"sources: !!python/object:os.system {}\n",
-    "a module": b"a: !!python/module:os\n",
-    "a name": b"a: !!python/name:os.system\n",
-    "a tuple": b"a: !!python/tuple [1]\n",
-    "a merge": b"a: &a {b: 1}\nsources:\n  <<: *a\n",
-    "a block scalar": b"|\n  a\n  b\n",
-    "a folded scalar with a wrong indicator": b"a: >99\n  b\n",
-    "lists without end": b"[" * 100_000,
-    "mappings without end": b"{a: " * 50_000,
-    "dashes without end": b"- " * 50_000,
-    "keys without end": b"? " * 50_000,
-    "aliases without end": b"a: &a [x, x, x, x, x, x, x, x, x]\n"
-    + b"".join(b"%c: &%c [%s]\n" % (n + 1, n + 1, b", ".join([b"*%c" % n] * 9)) for n in range(97, 110)),
-    "a very long key": b"a" * 200_000 + b": 1\n",
-    "a very long value": b"server: {listen: " + b"1" * 500_000 + b"}\n",
-    "very many keys": b"".join(b"k%d: 1\n" % n for n in range(30_000)),
-    "a file of two MiB": b"# " + b"x" * (2 << 20),
-    "very many anchors": b"".join(b"k%d: &a%d 1\n" % (n, n) for n in range(19_000)),
-    "very many documents": b"---\na: 1\n" * 5_000,
-    "only quotes": b'"' * 9_999,
-    "only colons": b":" * 9_999,
-    "only line breaks and a tab": b"\n" * 9_999 + b"\t",
-    "numbers that are none": b"a: 0x1F\nb: 0o17\nc: 1_000\nd: 12:30:45\ne: 0b1\nf: +.inf\n",
-}
 
 
 @pytest.mark.row("C2", "C3", "C4", "C5", "C6", "C8", "C10", "T61")

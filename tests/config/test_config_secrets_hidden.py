@@ -16,7 +16,7 @@ from relay.model import Secret
 from relay.telemetry.lines import console_lines, json_lines
 from tests.support.canaries import ALL as CANARIES
 from tests.support.canaries import found, sections
-from tests.support.certificates import Authority
+from tests.support.certificates import Authority, self_signed
 
 KEY = "0123456789abcdef-canary"
 
@@ -60,3 +60,69 @@ def test_a_whole_config_shows_no_secret(tmp_path: Path) -> None:
     for part in parts:
         for text in shown(part):
             assert found(CANARIES, text) == [], type(part)
+
+
+INLINE = {
+    "sources.partner.secrets[0]": ("sources", "partner", {"secrets": [KEY]}),
+    "targets.crm.headers.Authorization": ("targets", "crm", {"headers": {"Authorization": f"Bearer {KEY}"}}),
+    "targets.crm.headers.X-Api-Key": ("targets", "crm", {"headers": {"X-Api-Key": KEY}}),
+    "targets.crm.url": ("targets", "crm", {"url": f"https://crm.example.com/in/{KEY}"}),
+    "targets.crm.auth.token": ("targets", "crm", {"auth": {"scheme": "bearer", "token": KEY}}),
+    "targets.crm.sign.secrets[0]": ("targets", "crm", {"sign": {"secrets": [KEY]}}),
+    "targets.crm.proxy.password": (
+        *("targets", "crm"),
+        {"proxy": {"url": "http://proxy.example.com:3128", "username": "me", "password": KEY}},
+    ),
+    "enrichers.stock.auth.token": ("enrichers", "stock", {"auth": {"scheme": "bearer", "token": KEY}}),
+    "enrichers.stock.headers.X-Token": ("enrichers", "stock", {"headers": {"X-Token": KEY}}),
+    "enrichers.stock.url": ("enrichers", "stock", {"url": f"https://stock.example.com/x?key={KEY}"}),
+    "admin.token": ("admin", None, {"token": KEY}),
+}
+
+
+def document(where: str, *, value: str) -> str:
+    """A whole config with one secret in it, its text as given; the source's own comes from the environment."""
+    whole: dict[str, Any] = {
+        "admin": {},
+        "sources": {"partner": {"provider": "custom", "secrets": ["${KEY}"], "verify": {"scheme": "bearer"}}},
+        "targets": {"crm": {"url": "https://crm.example.com/hooks"}},
+        "enrichers": {"stock": {"url": "https://stock.example.com/x"}},
+        "routes": [{"name": "all", "from": "partner", "to": "crm", "enrich": "stock"}],
+    }
+    section, name, keys = INLINE[where]
+    (whole[section] if name is None else whole[section][name]).update(keys)
+    return yaml.safe_dump(whole).replace(KEY, value)
+
+
+@pytest.mark.row("T60")
+@pytest.mark.parametrize("where", INLINE)
+def test_a_secret_in_a_file_that_everybody_can_read_is_warned_about(tmp_path: Path, where: str) -> None:
+    """Wherever in it; not where the file is its owner's alone, or where a variable brings the secret."""
+
+    def warned(mode: int, value: str) -> list[str]:
+        path = tmp_path / "config.yaml"
+        path.write_text(document(where, value=value))
+        path.chmod(mode)
+        return [one.key for one in load(path, {"KEY": KEY}).warnings if "every user of this machine" in one.message]
+
+    assert warned(0o644, KEY) == [where]
+    assert warned(0o604, KEY) == [where]
+    assert warned(0o640, KEY) == []
+    assert warned(0o600, KEY) == []
+    assert warned(0o644, "${KEY}") == []
+
+
+@pytest.mark.row("T60", "T48")
+def test_a_key_that_everybody_can_read_is_warned_about(tmp_path: Path) -> None:
+    """The key of the public listener too."""
+    cert, key = self_signed(tmp_path, "127.0.0.1")
+    path = tmp_path / "config.yaml"
+    tls = yaml.safe_dump({"server": {"tls": {"cert": str(cert), "key": str(key)}}})
+    path.write_text(tls + document("targets.crm.url", value="${KEY}"))
+
+    def warned() -> list[str]:
+        return [f"{one.key}: {one.message}" for one in load(path, {"KEY": KEY}).warnings]
+
+    assert warned() == []
+    key.chmod(0o644)
+    assert warned() == ["server.tls.key: every user of this machine can read this key; chmod 600 it"]

@@ -97,6 +97,7 @@ def test_tls_files_that_cannot_be_served_are_named(refused: Refuser, cert: str, 
 @pytest.mark.usefixtures("certificates")
 def test_an_own_certificate_out_of_date_is_warned_about(warned: Refuser, build: Loader) -> None:
     """The relay starts with it; who calls will not like it."""
+    Path("tls/key.pem").chmod(0o600)
     for name, doubt in (("expired", "has expired"), ("future", "is not valid yet")):
         assert warned(server={"tls": {"cert": f"tls/{name}.pem", "key": "tls/key.pem"}}) == [
             f"server.tls.cert: certificate tls/{name}.pem {doubt}"

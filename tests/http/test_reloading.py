@@ -13,6 +13,8 @@ from tests.http.configs import SOURCES, document
 from tests.http.gateway import AUTH, ENV, TARGETS, Gateway, Start, Target, request, signature, until, wired
 from tests.http.outages import fill
 from tests.support.certificates import self_signed
+from tests.support.config_keys import BAD, by_depth, holding
+from tests.support.odd_files import ODD
 
 OPEN, KEY, SIGNED = ({name: SOURCES[name]} for name in ("open", "key", "signed"))
 NOTHING: dict[str, list[str]] = {"added": [], "removed": [], "changed": []}
@@ -409,3 +411,63 @@ async def test_a_sources_old_key_reaches_no_target_after_a_reload(start: Start, 
     await gateway.reload(document(sources, targets=targets, routes=to("crm", "safe", sources=sources)))
     await gateway.call(f"{TARGETS}/crm/enable", method="POST", headers=AUTH)
     assert (await gateway.target.next())["x-key"] is None
+
+
+@pytest.mark.row("T65", "B50")
+async def test_a_secret_is_rotated_twice(start: Start) -> None:
+    """The second rotation is as the first: both keys are good while both stand there, in either order, and the line
+    says which one it was, so that nobody has to guess when the old one may go."""
+    keys = ("first-key-of-three", "second-key-of-three", "third-key-of-three")
+    gateway = await start({"key": SOURCES["key"] | {"secrets": [keys[0]]}})
+    told = 0
+    for stand in ((1, 0), (1,), (2, 1), (1, 2), (2,), (0, 2), (0,)):
+        text = document({"key": SOURCES["key"] | {"secrets": [keys[number] for number in stand]}})
+        assert (await gateway.reload(text)).status == 200
+        for number, key in enumerate(keys):
+            answer = await gateway.post("/hooks/key", headers={"X-Key": key})
+            assert answer.status == (200 if number in stand else 401), f"{number} of {stand}"
+            if number in stand:
+                told += 1
+                lines = [line for line in await gateway.log() if line["event"] == "event.accepted"]
+                assert (len(lines), lines[-1].get("key_index", 0)) == (told, stand.index(number))
+
+
+@pytest.mark.row("B33")
+async def test_what_a_reload_changes_rules_the_very_next_request_and_attempt(start: Start) -> None:
+    """Nothing of before is remembered: not the address, the credentials, the check, nor where events go."""
+    gateway = await start(KEY)
+    for number in range(5):
+        key, token = f"key-number-{number}-of-many", f"token-{number}"
+        target = {
+            "url": "${TARGET}",
+            "headers": {"X-Token": token},
+            "auth": {"scheme": "bearer", "token": f"b-{number}"},
+        }
+        source = SOURCES["key"] | {"secrets": [key], "respond": {"status": 200 + number}}
+        assert (await gateway.reload(document({"key": source}, targets={"crm": target}))).status == 200
+        assert (await gateway.post("/hooks/key", headers={"X-Key": key})).status == 200 + number
+        arrival = await gateway.target.next(number + 1)
+        assert (arrival["x-token"], arrival["authorization"]) == (token, f"Bearer b-{number}")
+
+
+@pytest.mark.row("C56")
+async def test_whatever_is_wrong_with_a_config_the_one_of_before_runs_on(gateway: Gateway) -> None:
+    """Each is answered with every problem, told in one line, and changes nothing."""
+    good = gateway.config.read_text()
+    others = [*ODD.values(), *(holding(keys, value).encode() for value in BAD.values() for keys in by_depth())]
+    refused = 0
+    for content in (one for one in others if len(one) < 100_000):
+        gateway.config.write_bytes(content)
+        answer = await gateway.call("/api/v1/reload", method="POST", headers=AUTH)
+        if answer.status == 200:
+            continue  # a value that happens to be right
+        refused += 1
+        assert answer.status == 422
+        assert answer.json["problems"]
+        assert all(line.startswith(f"{gateway.config}") for line in answer.json["problems"])
+        assert "Traceback" not in answer.body.decode()
+    assert refused > 100
+    lines = await gateway.log("config.reload_refused")
+    assert len(lines) == refused
+    assert (await gateway.post("/hooks/open", b'{"type": "a"}')).status == 200
+    assert (await gateway.reload(good)).json == UNCHANGED

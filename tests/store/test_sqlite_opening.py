@@ -108,6 +108,7 @@ async def test_durability_is_read_back_from_the_live_connection(file: Path) -> N
     await store.close()
 
 
+@pytest.mark.row("T60")
 async def test_the_files_are_their_owners_alone(file: Path) -> None:
     """Events hold personal data: nobody else reads the database, its log or its guard, whatever the umask."""
     before = os.umask(0)

@@ -33,6 +33,7 @@ def self_signed(folder: Path, address: str) -> tuple[Path, Path]:
     key_file.write_bytes(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
+    key_file.chmod(0o600)
     return cert_file, key_file
 
 

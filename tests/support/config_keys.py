@@ -2,9 +2,12 @@
 
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
+
+import yaml
 
 from relay.config.fields import Section
 from relay.config.schema import DocumentSection
@@ -73,3 +76,55 @@ def _bare(annotation: Any) -> Any:
     if origin in {typing.Union, types.UnionType}:
         return _bare(next(part for part in typing.get_args(annotation) if part is not types.NoneType))
     return annotation
+
+
+NULL = "!null!"
+
+BAD: dict[str, Any] = {
+    "null": NULL,
+    "empty text": "",
+    "true": True,
+    "a number": 7,
+    "a negative number": -1,
+    "a huge number": 999_999_999_999_999_999,
+    "a fraction": 1.5,
+    "infinity": float("inf"),
+    "not a number": float("nan"),
+    "a list": [],
+    "a list of lists": [[1]],
+    "a mapping": {},
+    "a mapping of strangers": {"zzz": 1},
+    "an unset variable": "${NOT_SET}",
+    "a variable that is not closed": "${NOT_CLOSED",
+    "a malformed variable": "${NOT-A-NAME}",
+    "a control character": "a\x1b[31mb",
+    "a line break": "a\nb",
+}
+
+
+def holding(keys: Iterable[Key], value: Any) -> str:
+    """A document in which each of these keys has a value, and nothing else stands but what holds them."""
+    whole: dict[str, Any] = {}
+    for key in keys:
+        holder: Any = whole
+        for step, following in zip(key.path, key.path[1:], strict=False):
+            empty: Any = [] if isinstance(following, int) else {}
+            if isinstance(holder, list):
+                if not holder:
+                    holder.append(empty)
+                holder = holder[0]
+            else:
+                holder = holder.setdefault(step, empty)
+        holder[key.path[-1]] = value
+    for place in ("targets", "enrichers"):  # a section without its scheme is told of nothing else
+        named = whole.get(place)
+        for one in named.values() if isinstance(named, dict) else ():
+            if isinstance(one, dict) and isinstance(one.get("auth"), dict):
+                one["auth"].setdefault("scheme", "bearer")
+    return yaml.safe_dump(whole, sort_keys=False, width=10**9).replace(f"'{NULL}'", "")
+
+
+def by_depth() -> Iterator[tuple[Key, ...]]:
+    """Groups of keys none of which holds another."""
+    for _, keys in groupby(sorted(every_key(), key=lambda key: len(key.path)), key=lambda key: len(key.path)):
+        yield tuple(keys)
