@@ -251,7 +251,7 @@ def test_disable_after_is_a_count_or_never(refused: Refuser, build: Loader, valu
     assert only(build(target={"disable_after": 5})).disable_after == 5
 
 
-@pytest.mark.row("C55")
+@pytest.mark.row("C55", "B14")
 def test_probes_and_schedules(build: Loader, refused: Refuser) -> None:
     """Waits have ranges and an order; an empty schedule is a single try."""
     assert refused(target={"probe": {"first": "30m"}}) == [

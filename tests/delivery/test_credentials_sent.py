@@ -166,6 +166,7 @@ async def endpoint() -> AsyncIterator[TokenEndpoint]:
         yield one
 
 
+@pytest.mark.row("B52")
 async def test_a_fetched_token_leaves_as_a_bearer(make_sender: MakeSender, endpoint: TokenEndpoint) -> None:
     """One token serves all deliveries of all targets with the same client."""
     tokens = Tokens(EgressPolicy, user_agent="relay/test")

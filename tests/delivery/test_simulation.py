@@ -810,6 +810,7 @@ async def test_two_thousand_held_leave_oldest_first(tmp_path: Path, disturb: Dis
 # --- other schedules and settings ---
 
 
+@pytest.mark.row("B14")
 @virtually
 async def test_an_empty_schedule_is_a_single_try(tmp_path: Path) -> None:
     """Who writes `schedule: []` gets one try an event; pace and disabling keep what is lost to a handful."""

@@ -200,7 +200,7 @@ async def test_hops_that_are_no_number_count_as_none_and_are_told(gateway: Gatew
     assert (await gateway.told("request.bad_hops"))["source"] == "open"
 
 
-@pytest.mark.row("H54", "T23")
+@pytest.mark.row("H54", "T23", "B53")
 async def test_a_source_over_its_rate_waits_and_the_others_do_not(start: Start) -> None:
     """429 says how long, and the limit is the source's own."""
     relay = await start({"open": SOURCES["open"] | {"rate": "1/5m"}, "key": SOURCES["key"]})

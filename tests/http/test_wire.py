@@ -160,7 +160,7 @@ async def test_a_body_of_just_the_limit_is_taken(start: Start) -> None:
     ],
     ids=["declared", "one chunk", "many chunks"],
 )
-@pytest.mark.row("H22", "H23", "T16", "B30")
+@pytest.mark.row("H22", "H23", "T16", "B30", "B53")
 async def test_one_byte_more_is_413_without_waiting_for_the_rest(start: Start, data: bytes) -> None:
     """Limits are the sender's to know: 413, and the connection is closed."""
     relay = await start(OPEN, server={"max_body": "1000B"})
