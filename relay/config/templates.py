@@ -15,7 +15,7 @@ from relay.config.fields import Parsed, Section, one_of, setting
 from relay.config.problems import Refused, kind, quoted, suggestion
 from relay.model import Body, BodyFormat, PickBody, PresetBody, PresetName, TemplateBody
 from relay.rules.expressions import VIEWED
-from relay.rules.templating import NoTemplate, assembled, filler, literal, skeleton, unknown_names
+from relay.rules.templating import NoTemplate, assembled, filler, forbidden_names, literal, skeleton, unknown_names
 
 PRESETS: tuple[PresetName, ...] = ("slack", "teams", "cloudevents")
 PRESETS_WITH_TEXT = ("slack", "teams")
@@ -51,6 +51,8 @@ def _written(value: str) -> Written:
 
 
 def _check_names(template: str) -> None:
+    for name in forbidden_names(template):
+        raise Refused(f"is not a template: no template may read {quoted(name)}")
     for name in unknown_names(template):
         near = suggestion(name, VIEWED)
         raise Refused(f"unknown name {quoted(name)} in the template{near or '; known: ' + ', '.join(VIEWED)}")

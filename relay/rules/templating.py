@@ -27,6 +27,7 @@ __all__ = [
     "Unfilled",
     "assembled",
     "filler",
+    "forbidden_names",
     "is_template",
     "literal",
     "literals",
@@ -41,6 +42,8 @@ _BRACES = re.compile(r"\{+")
 _EVALUATION_FAULTS = (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError)
 _NAME = re.compile(r"'(?:[^']* has no attribute )?'?([A-Za-z_][A-Za-z0-9_]{0,63})'")
 _OTHERS: tuple[type[nodes.Node], ...] = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
+
+_INSIDE = re.compile(r"__\w+__")
 
 Part = tuple[str, bool]
 """Text, and whether it came from outside the YAML."""
@@ -123,6 +126,14 @@ def _tokens(text: str) -> list[tuple[str, str]]:
 def unknown_names(text: str) -> tuple[str, ...]:
     """The names that a template reads and no event has."""
     return tuple(sorted(meta.find_undeclared_variables(TEXT.parse(text)) - set(VIEWED)))
+
+
+def forbidden_names(text: str) -> tuple[str, ...]:
+    """What a template reads of Python's own insides, which the sandbox forbids whatever the event."""
+    tree = TEXT.parse(text)
+    named = [node.attr for node in tree.find_all(nodes.Getattr)]
+    named += [node.arg.value for node in tree.find_all(nodes.Getitem) if isinstance(node.arg, nodes.Const)]
+    return tuple(sorted({str(name) for name in named if _INSIDE.fullmatch(str(name))}))
 
 
 @dataclass(frozen=True, slots=True)

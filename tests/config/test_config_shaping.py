@@ -223,3 +223,25 @@ def test_what_a_template_sends_in_every_request_is_a_secret_of_the_target(read: 
     assert secrets <= credentials(only(config))
     assert secrets <= log_secrets((), config.targets, None)
     assert not any(secret in repr(config.targets) for secret in secrets)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__ }}",
+        "{{ id.__class__.__mro__ }}",
+        "{{ body['__globals__'] }}",
+        "{% if id.__init__ %}{% endif %}",
+    ],
+)
+def test_a_template_that_reaches_for_pythons_insides_is_refused(refused: Refuser, template: str) -> None:
+    """What the sandbox would forbid with every event is told while the config is read."""
+    (line,) = refused(target={"body": {"template": template}})
+    assert line.startswith('targets.crm.body.template: is not a template: no template may read "__')
+    (line,) = refused(target={"headers": {"X-A": template}})
+    assert "no template may read" in line
+
+
+def test_a_field_of_an_event_may_begin_with_underscores(build: Loader) -> None:
+    """Such names are usual in JSON."""
+    build(target={"body": {"template": "{{ body._id }}{{ body.__v }}{{ body['_rev'] }}"}})
