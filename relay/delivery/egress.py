@@ -4,11 +4,16 @@ Law: the address judged is the address dialled. The verdict is pure; the connect
 once more when the socket is made, so that no spelling of a host, no second DNS answer and no literal slips past.
 """
 
+import asyncio
+import select
 import socket
 import ssl
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_reqrep import ConnectionKey
+from aiohttp.connector import Connection
+from aiohttp.tracing import Trace
 
 from relay.rules.egress import EgressPolicy, is_metadata_host, refusal
 
@@ -86,9 +91,26 @@ class _GuardedConnector(aiohttp.TCPConnector):
             raise EgressRefused(f"{reason} ({address})")
         return socket.socket(family, kind, protocol)
 
+    async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
+        """A kept connection over which nothing has come since its last answer: what has would be taken for the next
+        one, or is the target's farewell."""
+        while (kept := await super()._get(key, traces)) is not None and _has_unread(kept.transport):
+            kept.close()
+        return kept
+
     async def close(self, *, abort_ssl: bool = False) -> None:
         await super().close(abort_ssl=abort_ssl)
         await self._guarded_resolver.close()
+
+
+def _has_unread(transport: asyncio.Transport | None) -> bool:
+    """Whether something has arrived that the loop has not taken up yet."""
+    one = None if transport is None else transport.get_extra_info("socket")
+    if one is None or one.fileno() < 0:
+        return True
+    poll = select.poll()
+    poll.register(one.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def guarded_connector(

@@ -258,7 +258,9 @@ class _Client:
         self._user_agent = user_agent
         self._now = now
         self._credentials = Credentials(enricher.auth, tokens, now=now)
-        self._session = open_session(egress, limit=AT_A_TIME, connect_timeout=CONNECT_TIMEOUT.total_seconds())
+        self._session = open_session(
+            egress, limit=AT_A_TIME, connect_timeout=CONNECT_TIMEOUT.total_seconds(), longest=LARGEST_ANSWER
+        )
 
     def serves(self, enricher: Enricher, egress: EgressPolicy) -> bool:
         """Whether it is the client for these settings."""

@@ -82,6 +82,7 @@ class Sender:
             egress,
             limit=target.concurrency + 2,
             connect_timeout=connect,
+            longest=ANSWER_CAP,
             tls=target.tls,
             only_through_tls=target.proxy is not None and target.url.lower().startswith("https:"),
         )

@@ -218,7 +218,9 @@ class Tokens:
             headers += (("Authorization", f"Basic {form_basic(client.client_id, client.client_secret)}"),)
         url = URL(client.token_url, encoded=True)
         body = urlencode({name: value for name, value in form.items() if value}).encode()
-        async with open_session(self._egress(), limit=1, connect_timeout=CONNECT_TIMEOUT) as session:
+        async with open_session(
+            self._egress(), limit=1, connect_timeout=CONNECT_TIMEOUT, longest=ANSWER_CAP
+        ) as session:
             answer = await post(session, url, headers=headers, body=body, proxy=proxy)
             try:
                 wait = parse_retry_after(answer.headers.get("Retry-After"), datetime.now(UTC))

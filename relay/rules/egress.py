@@ -48,6 +48,7 @@ _NEVER = _table(
     ("fd20:ce::254/128", METADATA),  # Google
     ("fd00:c1::a9fe:a9fe/128", METADATA),  # Oracle
     ("fd00:42::42/128", METADATA),  # Scaleway
+    ("fd00:a9fe:a9fe::1/128", METADATA),  # Akamai (Linode)
     ("fe80::a9fe:a9fe/128", METADATA),  # OpenStack, Hetzner
 )
 """Closed whatever the YAML says."""

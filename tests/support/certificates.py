@@ -51,12 +51,20 @@ class Authority:
         signed = certificate.sign(self._key, hashes.SHA256())
         self.ca.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, name: str, address: str = "127.0.0.1") -> tuple[Path, Path]:
-        """Certificate and key files for an address, or for a client."""
+    def issue(
+        self,
+        name: str,
+        address: str = "127.0.0.1",
+        *,
+        begins: timedelta = timedelta(hours=-1),
+        ends: timedelta = timedelta(days=1),
+    ) -> tuple[Path, Path]:
+        """Certificate and key files for an address, or for a client; valid from and until so long from now."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))])
-        certificate = self._built(subject, key).add_extension(names, critical=False).sign(self._key, hashes.SHA256())
+        unsigned = self._built(subject, key, begins=begins, ends=ends).add_extension(names, critical=False)
+        certificate = unsigned.sign(self._key, hashes.SHA256())
         cert_file, key_file = self._folder / f"{name}.crt", self._folder / f"{name}.key"
         cert_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         key_file.write_bytes(
@@ -75,7 +83,14 @@ class Authority:
             context.verify_mode = ssl.CERT_REQUIRED
         return context
 
-    def _built(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+    def _built(
+        self,
+        subject: x509.Name,
+        key: ec.EllipticCurvePrivateKey,
+        *,
+        begins: timedelta = timedelta(hours=-1),
+        ends: timedelta = timedelta(days=1),
+    ) -> x509.CertificateBuilder:
         now = datetime.now(UTC)
         return (
             x509.CertificateBuilder()
@@ -83,6 +98,6 @@ class Authority:
             .issuer_name(self._name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(hours=1))
-            .not_valid_after(now + timedelta(days=1))
+            .not_valid_before(now + begins)
+            .not_valid_after(now + ends)
         )

@@ -8,7 +8,7 @@ import contextlib
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
 
@@ -48,6 +48,7 @@ class ScriptedServer:
     lost: asyncio.Event = field(default_factory=asyncio.Event)
     """A client went away in the middle of a request."""
     scheme: str = "http"
+    reads_bodies: bool = True
 
     @property
     def url(self) -> str:
@@ -65,7 +66,7 @@ class ScriptedServer:
         number = self.connections
         self.open.add(writer)
         try:
-            while request := await _read(reader, number):
+            while request := await _read(reader, number, with_body=self.reads_bodies):
                 self.received.append(request)
                 await self.answer(request, writer)
                 if writer.is_closing():
@@ -77,7 +78,7 @@ class ScriptedServer:
             writer.close()
 
 
-async def _read(reader: asyncio.StreamReader, number: int) -> Received | None:
+async def _read(reader: asyncio.StreamReader, number: int, *, with_body: bool) -> Received | None:
     try:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("utf-8", "surrogateescape")
     except asyncio.IncompleteReadError as error:
@@ -87,32 +88,66 @@ async def _read(reader: asyncio.StreamReader, number: int) -> Received | None:
     line, *fields = head[:-4].split("\r\n")
     headers = tuple((name, value.strip()) for name, _, value in (one.partition(":") for one in fields))
     lengths = [int(value) for name, value in headers if name.lower() == "content-length"]
-    body = await reader.readexactly(lengths[0]) if lengths else b""
+    body = await reader.readexactly(lengths[0]) if lengths and with_body else b""
     return Received(line, headers, body, number)
 
 
 @contextlib.asynccontextmanager
 async def scripted(
-    answer: Answerer, *, port: int = 0, tls: ssl.SSLContext | None = None
+    answer: Answerer, *, port: int = 0, tls: ssl.SSLContext | None = None, reads_bodies: bool = True
 ) -> AsyncIterator[ScriptedServer]:
-    """A target that answers by script, until the block ends; with `tls` it speaks nothing else."""
-    one = ScriptedServer(port, answer, scheme="http" if tls is None else "https")
+    """A target that answers by script, until the block ends; with `tls` it speaks nothing else. One that reads no
+    bodies answers as soon as the head is there, and understands nothing more over that connection."""
+    one = ScriptedServer(port, answer, scheme="http" if tls is None else "https", reads_bodies=reads_bodies)
+    async with listening(one.serve, port=port, tls=tls) as one.port:
+        yield one
+
+
+@contextlib.asynccontextmanager
+async def listening(
+    script: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    *,
+    port: int = 0,
+    tls: ssl.SSLContext | None = None,
+) -> AsyncIterator[int]:
+    """A port where each connection is treated by the script from its first byte, until the block ends."""
     tasks: set[asyncio.Task[None]] = set()
 
+    async def treated(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await script(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.transport.abort()
+
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.ensure_future(one.serve(reader, writer))
+        task = asyncio.ensure_future(treated(reader, writer))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
     server = await asyncio.start_server(connected, "127.0.0.1", port, limit=1 << 20, ssl=tls)
-    one.port = server.sockets[0].getsockname()[1]
     try:
-        yield one
+        yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
         for task in tuple(tasks):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def black_hole() -> Iterator[int]:
+    """A port that takes no connection and refuses none: its backlog is full, so whoever dials waits."""
+    with contextlib.ExitStack() as held:
+        listener = held.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            one = held.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
 
 
 def closed_port() -> int:
