@@ -5,15 +5,19 @@ once more when the socket is made, so that no spelling of a host, no second DNS 
 """
 
 import asyncio
+import errno
 import select
 import socket
 import ssl
+from collections.abc import Callable
+from contextlib import suppress
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.client_reqrep import ConnectionKey
 from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
+from pycares import AresError
 
 from relay.rules.egress import EgressPolicy, is_metadata_host, refusal
 
@@ -34,11 +38,18 @@ class EgressRefused(OSError):
 
 
 class _GuardedResolver(AbstractResolver):
-    """Hands on only answers that may be dialled; under policy `public` one forbidden answer refuses the name."""
+    """Hands on only answers that may be dialled; under policy `public` one forbidden answer refuses the name.
 
-    def __init__(self, inner: AbstractResolver, egress: EgressPolicy) -> None:
-        self._inner = inner
+    A resolver that has not found a name is not asked again: c-ares keeps such an answer for up to an hour, so that a
+    target whose name comes into being would stay unknown for as long.
+    """
+
+    def __init__(self, make: Callable[[], AbstractResolver], egress: EgressPolicy) -> None:
+        self._make = make
+        self._inner = make()
         self._egress = egress
+        self._under_way = 0
+        self._is_stale = False
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
@@ -49,13 +60,31 @@ class _GuardedResolver(AbstractResolver):
         """
         if is_metadata_host(host):
             raise EgressRefused("cloud metadata host")
-        answers = await self._inner.resolve(host, port, family)
+        answers = await self._found(host, port, family)
         verdicts = [(answer, refusal(answer["host"], self._egress)) for answer in answers]
         permitted = [answer for answer, reason in verdicts if reason is None]
         refused = next((f"{reason} ({answer['host']})" for answer, reason in verdicts if reason is not None), None)
         if refused is not None and (self._egress.policy == "public" or not permitted):
             raise EgressRefused(refused)
         return permitted
+
+    async def _found(self, host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult]:
+        if self._is_stale and not self._under_way:
+            await self._renew()
+        self._under_way += 1
+        try:
+            return await self._inner.resolve(host, port, family)
+        except OSError:
+            self._is_stale = True
+            raise
+        finally:
+            self._under_way -= 1
+
+    async def _renew(self) -> None:
+        with suppress(OSError):  # short of threads or descriptors: the old one still asks
+            fresh = self._make()
+            before, self._inner, self._is_stale = self._inner, fresh, False
+            await before.close()
 
     async def close(self) -> None:
         await self._inner.close()
@@ -71,7 +100,7 @@ class _GuardedConnector(aiohttp.TCPConnector):
         limit: int,
         keepalive: float,
         ssl_context: bool | ssl.SSLContext,
-        resolver: AbstractResolver,
+        resolver: Callable[[], AbstractResolver],
     ) -> None:
         self._egress = egress
         self._guarded_resolver = _GuardedResolver(resolver, egress)
@@ -113,17 +142,25 @@ def _has_unread(transport: asyncio.Transport | None) -> bool:
     return bool(poll.poll(0))
 
 
+def own_resolver() -> AbstractResolver:
+    """A DNS client that shares nothing with any other. Raises OSError where none is to be had."""
+    try:
+        return aiohttp.AsyncResolver(timeout=DNS_TIMEOUT, tries=DNS_TRIES)
+    except (AresError, RuntimeError) as error:
+        raise OSError(errno.ENOMEM, "no resolver is to be had") from error
+
+
 def guarded_connector(
     egress: EgressPolicy,
     *,
     limit: int,
     keepalive: float = 30.0,
     ssl: bool | ssl.SSLContext = True,
-    resolver: AbstractResolver | None = None,
+    resolver: Callable[[], AbstractResolver] = own_resolver,
 ) -> aiohttp.TCPConnector:
     """A connector for one target that dials nothing the policy forbids; to be made while an event loop runs.
 
-    In: at most `limit` connections, idle ones kept `keepalive` seconds; `resolver` stands in for DNS.
+    In: at most `limit` connections, idle ones kept `keepalive` seconds; `resolver` makes what asks DNS.
     Its DNS channel and cache are its own, so that a name server that hangs for one target costs the others nothing.
     A forbidden address surfaces as aiohttp's `ClientConnectorError`; `refused_by_egress` tells it from a failure.
     """
@@ -132,7 +169,7 @@ def guarded_connector(
         limit=limit,
         keepalive=keepalive,
         ssl_context=ssl,
-        resolver=resolver or aiohttp.AsyncResolver(timeout=DNS_TIMEOUT, tries=DNS_TRIES),
+        resolver=resolver,
     )
 
 

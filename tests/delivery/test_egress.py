@@ -285,7 +285,7 @@ async def port() -> AsyncIterator[int]:
 async def fetch(url: str, egress: EgressPolicy, *addresses: str) -> str:
     """The body at `url`, asked for through a guarded connector; names resolve to `addresses`."""
     resolver = Answers(*addresses)
-    connector = guarded_connector(egress, limit=2, resolver=resolver)
+    connector = guarded_connector(egress, limit=2, resolver=lambda: resolver)
     try:
         async with (
             aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=5)) as session,
