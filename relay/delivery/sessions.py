@@ -28,9 +28,12 @@ STATUS_LINE = 13
 INTERIM_CAP = 16 * 1024
 """Bytes of interim answers (RFC 9110, section 15.2) that are kept to find the status behind them."""
 MOST_INTERIM = 100
-AROUND_THE_BODY = 32 * 1024
-"""Bytes of an answer that are heard beside those of its body: interim answers, head, framing, trailers."""
-SLICE = 8 * 1024
+LONGEST_HEAD = 32 * 1024
+"""Bytes of an answer that are heard before its body, interim answers included."""
+FRAMING = 8 * 1024
+"""Bytes that a body may take beside its own: sizes of chunks, their extensions, trailers. Each chunk costs the loop as
+much as a small answer."""
+SLICE = 4 * 1024
 """Bytes that are parsed before it is seen whether there have been enough."""
 
 _NO_AUTO_HEADERS = frozenset({"Content-Type", "User-Agent", "Accept", "Accept-Encoding"})
@@ -46,18 +49,19 @@ class WatchedHandler(ResponseHandler):
 
     head = b""
     _heard = 0
+    _until_body = 0
     _interims = 0
     _is_answered = False
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, most: int) -> None:
-        """`most` bytes of an answer are heard."""
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, longest: int) -> None:
+        """`longest` is the longest body that is heard, in bytes."""
         super().__init__(loop)
-        self._most = most
+        self._longest = longest
 
     def set_response_params(self, **params: Any) -> None:
         """Called by the client for each request that it sends over this connection."""
         self.head = b""
-        self._heard = self._interims = 0
+        self._heard = self._until_body = self._interims = 0
         self._is_answered = False
         in_use.set(self)
         super().set_response_params(**params)
@@ -67,6 +71,7 @@ class WatchedHandler(ResponseHandler):
         status = data[0].code
         self._is_answered = not 100 <= status < 200 or status == SWITCHING
         self._interims += not self._is_answered
+        self._until_body = self._heard
         super().feed_data(data, size)
 
     def data_received(self, data: bytes) -> None:
@@ -79,7 +84,7 @@ class WatchedHandler(ResponseHandler):
         if is_interim or len(self.head) < STATUS_LINE:
             self.head += data
         for part in (data,) if len(data) <= SLICE else _sliced(data):
-            if data and (self._is_over() or self._heard >= self._most or self._interims > MOST_INTERIM):
+            if data and (self._is_over() or self._is_too_long()):
                 self.force_close()
                 self._loop.call_soon(self._cut)  # after whoever waits for what has come before
                 return
@@ -89,6 +94,13 @@ class WatchedHandler(ResponseHandler):
     def _is_over(self) -> bool:
         """Whether the answer has come to its end: what follows was not asked for."""
         return self._is_answered and (self._payload is None or self._payload.is_eof())
+
+    def _is_too_long(self) -> bool:
+        """Whether enough has been heard, or there is no end of it in sight."""
+        if not self._is_answered:
+            return self._heard > LONGEST_HEAD or self._interims > MOST_INTERIM
+        body = 0 if self._payload is None else self._payload.total_bytes
+        return body > self._longest or self._heard - self._until_body > body + FRAMING
 
     def _cut(self) -> None:
         """Hear no more: the answer is too long, or over."""
@@ -148,7 +160,7 @@ def open_session(
         connector, "_factory"
     ):  # without it broken answers are judged more strictly, and endless ones not bounded
         handler = _TunnelledHandler if only_through_tls else WatchedHandler
-        factory: Any = partial(handler, asyncio.get_running_loop(), most=longest + AROUND_THE_BODY)
+        factory: Any = partial(handler, asyncio.get_running_loop(), longest=longest)
         connector._factory = factory  # noqa: SLF001 - there is no public way to an answer's first bytes
     return aiohttp.ClientSession(
         connector=connector,
