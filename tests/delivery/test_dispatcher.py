@@ -19,7 +19,7 @@ from relay.rules.egress import EgressPolicy
 from relay.store import Claimed, StoreUnavailable
 from relay.store.sqlite import SqliteStore
 from tests.support.enrichers import NoEnrichers
-from tests.support.scripted_target import closed_port, in_turn, raw, scripted, status
+from tests.support.scripted_target import Answerer, closed_port, in_turn, raw, scripted, status
 from tests.support.simulation import Gateway, gateway, target
 from tests.support.virtual_time import DOWN, HANGS, Reply, Script, virtual_loop, virtually
 
@@ -153,6 +153,38 @@ async def test_a_failed_delivery_is_tried_again_with_the_same_id(tmp_path: Path)
         assert {request.one("relay-event-id") for request in server.received} == {"evt_0001"}
         assert {request.body for request in server.received} == {b'{"total": 10}'}
         assert rows(tmp_path) == [("crm", "delivered", 2, 3)]
+
+
+@pytest.mark.row("F15", "F16")
+@pytest.mark.parametrize(
+    ("cut", "copies"),
+    [
+        (raw(then="close"), 3),
+        (raw(then="reset"), 3),
+        (raw(b"HTTP/1.1 20", then="reset", pause=0.05), 3),
+        (raw(b"HTTP/1.1 100 Continue\r\n\r\n", then="close", pause=0.05), 3),
+        (raw(b"HTTP/1.1 200 OK\r\n", then="reset", pause=0.05), 1),
+        (raw(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nok", then="close"), 1),
+    ],
+    ids=["closed", "reset", "in the status line", "behind an interim answer", "behind the status line", "in the body"],
+)
+async def test_an_answer_that_is_lost_on_its_way_costs_one_copy_an_attempt(
+    tmp_path: Path, cut: Answerer, copies: int
+) -> None:
+    """A target that has taken an event and cannot say so gets it again, once for each attempt, under the same id and a
+    rising number; and not again once a 2xx has come as far as its status line."""
+    async with (
+        scripted(in_turn(cut, cut, OK)) as server,
+        real_relay(tmp_path, at_port("crm", server.port)) as relay,
+    ):
+        await relay.post("crm", body=b'{"total": 10}')
+        await relay.witness.until_attempts(copies)
+        await relay.post("crm")
+        await relay.witness.until_attempts(copies + 1)
+        first = [request for request in server.received if request.one("relay-event-id") == "evt_0001"]
+        assert [request.one("relay-attempt") for request in first] == [str(one) for one in range(1, copies + 1)]
+        assert {request.body for request in first} == {b'{"total": 10}'}
+        assert rows(tmp_path)[0] == ("crm", "delivered", copies - 1, copies)
 
 
 @pytest.mark.row("B27")

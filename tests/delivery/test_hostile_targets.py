@@ -307,6 +307,19 @@ async def test_of_a_long_answer_the_beginning_is_kept(make_sender: MakeSender, f
         assert outcome.excerpt.startswith("<h1>the table is missing</h1>")
 
 
+@pytest.mark.row("B46")
+@pytest.mark.parametrize("letter", ["x", "\U0001f600", "\0", "\x1b", "\ud800"])
+async def test_little_is_kept_of_an_answer(make_sender: MakeSender, letter: str) -> None:
+    """However much a target says, and in whatever letters, what goes into the store and the log is short text."""
+    page = letter.encode("utf-8", "surrogatepass") * 60_000
+    head = lines(b"X-Reason: " + b"y" * 8000, code=b"500 " + b"z" * 8000)
+    async with scripted(raw(head + page, then="close")) as server:
+        outcome = await outcome_of(make_sender(server.url, timeout=5))
+        assert outcome.kind in BROKEN
+        assert len(outcome.excerpt.encode()) <= 4096
+        assert len(outcome.reason) < 200
+
+
 # --- before there is an answer ---
 
 

@@ -182,7 +182,7 @@ async def test_redirects_are_not_followed(make_sender: MakeSender, code: int) ->
 # --- what an answer comes to ---
 
 
-@pytest.mark.row("F19")
+@pytest.mark.row("F19", "B7")
 @pytest.mark.parametrize(
     ("answer", "kind", "wait"),
     [

@@ -233,7 +233,7 @@ async def test_a_restart_on_the_ramp_goes_on_from_where_it_was(tmp_path: Path, d
         relay.assert_sound(killed=killed)
 
 
-@pytest.mark.row("F14", "F24")
+@pytest.mark.row("F14", "F24", "B5")
 @pytest.mark.parametrize("disable_after", [3, pytest.param(None, marks=slow)])
 @virtually
 async def test_timeouts_of_fifteen_seconds_pace_and_disable_as_well(tmp_path: Path, disable_after: int | None) -> None:

@@ -194,13 +194,18 @@ async def test_a_proxy_is_guarded_by_egress(senders: Send) -> None:
         assert proxy.asked == []
 
 
-@pytest.mark.row("T45")
+@pytest.mark.row("T45", "B36")
 async def test_no_proxy_variable_is_read(senders: Send, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the YAML names a proxy."""
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+    """Only the YAML names a proxy; and what the YAML names no variable takes away."""
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{closed_port()}")
-    async with scripted(OK) as server:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "127.0.0.1,localhost,*")
+    async with scripted(OK) as server, proxying() as proxy:
         assert (await outcome(senders(server.url))).kind is OutcomeKind.DELIVERED
+        assert proxy.asked == []
+        assert (await outcome(senders(server.url, proxy=Proxy(proxy.url)))).kind is OutcomeKind.DELIVERED
+        assert len(proxy.asked) == 1
 
 
 async def test_a_token_is_fetched_through_the_targets_proxy() -> None:

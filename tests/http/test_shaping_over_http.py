@@ -136,6 +136,7 @@ async def test_the_relays_own_news_reach_a_chat_as_the_readme_says(tmp_path: Pat
     assert got.body == (b'{"text":"*target.disabled* Target crm is disabled (status 500); it holds 12 deliveries."}')
 
 
+@pytest.mark.row("B52")
 async def test_an_event_that_lacks_what_a_template_needs_is_unprepared(start: Start, target: Target) -> None:
     """Nothing is sent, the reason names what is missing, it spends a step, and the target's count is left alone."""
     crm = {"url": "${TARGET}", "body": {"template": "{{ body.name }}"}, "retry": {"schedule": ["1h"]}}

@@ -74,7 +74,7 @@ def test_the_lists_of_the_target_win_over_the_table() -> None:
     }
 
 
-@pytest.mark.row("F19")
+@pytest.mark.row("F19", "B7")
 @pytest.mark.parametrize(
     ("value", "wait"),
     [
