@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 from urllib.parse import parse_qsl
 
@@ -24,6 +24,17 @@ RELAY = "relay"
 FORM_TYPE = "application/x-www-form-urlencoded"
 MOST_FIELDS = 1000
 """Fields of a form that are read; a form with more has none."""
+
+LARGE = 64 * 1024
+"""Bytes of JSON beyond which others have turns while it is parsed."""
+loads_in_turns = partial(
+    json.loads,
+    object_hook=lambda found: found,
+    parse_int=lambda text: int(text),  # noqa: PLW0108 - `int` itself would be no Python between two values
+    parse_float=lambda text: float(text),  # noqa: PLW0108
+)
+"""`json.loads` that calls Python now and then, which changes no value: in C alone it holds the interpreter's lock from
+the first byte to the last, and a thread of its own would help nobody."""
 
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -130,7 +141,7 @@ class Content:
     def json(self) -> Any:
         """The body as JSON, or None when it is none: content never refuses an authentic request."""
         try:
-            return json.loads(self.body)
+            return (loads_in_turns if len(self.body) > LARGE else json.loads)(self.body)
         except (ValueError, RecursionError):
             return None
 

@@ -6,8 +6,9 @@ keys. What is not JSON (RFC 8259: neither is NaN) is refused, never repaired.
 
 import json
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Self
+
+from relay.model.receiving import LARGE, loads_in_turns
 
 
 class Exact(float):
@@ -39,8 +40,10 @@ def _refused(constant: str) -> Any:
     raise ValueError(f"{constant} is not JSON")
 
 
-read = partial(json.loads, parse_float=_number, parse_constant=_refused)
-"""A value out of JSON text or bytes. Raises ValueError, or RecursionError where it is nested too deeply."""
+def read(text: str | bytes) -> Any:
+    """A value out of JSON text or bytes. Raises ValueError, or RecursionError where it is nested too deeply."""
+    loads = loads_in_turns if len(text) > LARGE else json.loads
+    return loads(text, parse_float=_number, parse_constant=_refused)
 
 
 def document(body: bytes) -> tuple[str, Any] | None:

@@ -1,12 +1,17 @@
 """JSON that is read and written without a loss."""
 
 import json
+import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.model import Content
+from relay.model.receiving import loads_in_turns
 from relay.rules.exactness import ascii_json, document, read, text_json
 from relay.rules.expressions import found
 
@@ -83,3 +88,66 @@ def test_what_no_json_can_hold_is_refused() -> None:
     with pytest.raises(TypeError):
         ascii_json({(1, 2): 3})
     assert ascii_json({1: (2, None), "a": {}, "b": []}) == '{"1":[2,null],"a":{},"b":[]}'
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+)
+
+
+@pytest.mark.row("F39")
+@given(VALUES)
+def test_parsing_in_turns_changes_no_value(value: object) -> None:
+    """Numbers keep their kind, keys their order, also what JSON does not have."""
+    text = json.dumps(value)
+    assert repr(loads_in_turns(text)) == repr(json.loads(text))
+
+
+@pytest.mark.row("F39")
+@pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5000, '{"a": 1', "", "nan", '{"a": 01}'])
+def test_parsing_in_turns_refuses_the_same(text: str) -> None:
+    """With the same errors, which their callers know."""
+    with pytest.raises((ValueError, RecursionError)) as plain:
+        json.loads(text)
+    with pytest.raises(plain.type):
+        loads_in_turns(text)
+
+
+@pytest.mark.row("F39")
+@pytest.mark.parametrize("read_large", [lambda body: Content((), body).json, read], ids=["named", "read exactly"])
+def test_others_have_turns_while_a_large_document_is_parsed(read_large: Callable[[bytes], object]) -> None:
+    """A million numbers are parsed in a thread: meanwhile this one is never kept waiting for half of that time. In C
+    alone it would be kept waiting for all of it."""
+    body = ("{" + ",".join(f'"k{n}":{n}' for n in range(150_000)) + "}").encode()
+    waits: list[float] = []
+    for _ in range(3):
+        waits.append(_longest_wait(lambda: read_large(body)))
+        if waits[-1] < 0.5:
+            return
+    raise AssertionError(f"shares of the time that others waited: {waits}")
+
+
+def _longest_wait(work: Callable[[], object]) -> float:
+    """The longest time that this thread did not get to run while another works, as a share of that work's time."""
+    began, ended = threading.Event(), threading.Event()
+    spent = 0.0
+
+    def run() -> None:
+        nonlocal spent
+        began.wait()
+        start = time.perf_counter()
+        work()
+        spent = time.perf_counter() - start
+        ended.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    longest, last = 0.0, time.perf_counter()
+    began.set()
+    while not ended.wait(0.001):
+        now = time.perf_counter()
+        longest, last = max(longest, now - last), now
+    longest = max(longest, time.perf_counter() - last)
+    thread.join()
+    return longest / spent
