@@ -5,6 +5,7 @@ one line and ends. SIGHUP has the config read again, and ends the process at no 
 """
 
 import asyncio
+import ctypes
 import gc
 import os
 import re
@@ -31,6 +32,8 @@ CANNOT_LISTEN, STORE_UNUSABLE, STORE_IN_USE = 69, 74, 75
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _LEAST = re.compile(r">=\s*([0-9][0-9A-Za-z.]*)")
 _RELEASE = re.compile(r"[0-9]+(\.[0-9]+)*")
+MMAP_THRESHOLD, ARENA_MAX = -3, -8
+"""Names of `mallopt`, as glibc's malloc.h has them."""
 
 log = structlog.get_logger()
 
@@ -40,6 +43,7 @@ def run(config: Config, *, new_store: bool = False, watch: bool = False) -> int:
     content of its files changes."""
     if sys.stdout is None:  # closed by whoever started it: the log still must go somewhere
         sys.stdout = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lives
+    _give_memory_back()
     pipe = start_logging(config.log.level, config.log.format, sys.stdout)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -128,6 +132,15 @@ def _numbers(version: str) -> tuple[int, ...]:
     while numbers and numbers[-1] == 0:
         numbers.pop()
     return tuple(numbers)
+
+
+def _give_memory_back() -> None:
+    """Have large bodies be mappings of their own, which end with them: glibc would else keep what a burst of them took,
+    once for each thread, until the process ends. Other C libraries do so by themselves, or have no such call."""
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(MMAP_THRESHOLD, 32 * 1024)
+        libc.mallopt(ARENA_MAX, 2)
 
 
 def _settle_memory() -> None:
