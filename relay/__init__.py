@@ -21,6 +21,8 @@ The map. Imports point down only, siblings on a floor do not import each other, 
 | 5 | `telemetry/` | Logs and metrics: set-up, redaction, the bounded writer, who is told what. |
 | 4 | `intake` | Judges a request's head and reads its body, within our limits. |
 | 4 | `listener` | A listening socket with our limits around aiohttp's server. |
+| 4 | `connections` | One caller's connection, within its bounds. |
+| 4 | `accepting` | Takes connections in, no more than there is room for. |
 | 4 | `delivery/` dispatcher, lane, carrying | Claims due deliveries and carries each through send, decide and settle. |
 | 4 | `delivery/replayer` | Carries the stored replays at their rates. |
 | 3 | `delivery/limits` | Owns the rates that targets and their groups share, and the queue for each. |

@@ -32,6 +32,7 @@ from relay.reloading import (
     forwarded,
     hide_secrets,
     limits,
+    rooms_for,
     tell_names,
     tell_unknown,
 )
@@ -262,11 +263,14 @@ class App:
         server, admin = self._config.server, self._config.admin
         files = server.tls
         certificate = None if files is None else Certificate(tls_context(files.cert, files.key))
+        room = rooms_for(self._config)
         self._hooks = await Listener.open(
+            "hooks",
             self._ingress.handle,
             server.listen.host,
             server.listen.port,
             header_timeout=server.header_timeout,
+            room=room.hooks,
             tls=None if certificate is None else certificate.context,
         )
         self._streams = StreamCalls(self._store.following, is_held=self._standing.holds, now=_now)
@@ -292,8 +296,15 @@ class App:
             calls=(*calls_over(behind), *self._streams.calls()),
         )
         self._admin = await Listener.open(
-            calls.handle, admin.listen.host, admin.listen.port, header_timeout=server.header_timeout, refuse=refuse
+            "admin",
+            calls.handle,
+            admin.listen.host,
+            admin.listen.port,
+            header_timeout=server.header_timeout,
+            room=room.admin,
+            refuse=refuse,
         )
+        self._metrics.watch(crowds={"hooks": self._hooks.crowd, "admin": self._admin.crowd})
         parts = Parts(
             self._dispatcher,
             self._ingress,
@@ -331,7 +342,7 @@ class App:
         self._draining = True
         self._ingress.drain()
         if self._hooks is not None:
-            await self._hooks.stop_accepting()
+            self._hooks.stop_accepting()
         await self._closing.aclose()
 
     @property
@@ -344,7 +355,7 @@ class App:
 
     async def _close_admin(self) -> None:
         if self._admin is not None:
-            await self._admin.stop_accepting()
+            self._admin.stop_accepting()
             self._streams.end()  # only now: whoever comes back at once must not find a stream again
             await self._admin.close()
 

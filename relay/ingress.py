@@ -16,9 +16,10 @@ from typing import Protocol
 import structlog
 from aiohttp import web
 
+from relay.connections import speaks_http_1
 from relay.ids import fresh_id
-from relay.intake import RETRY_SOON, Intake, Limits, Turned
-from relay.listener import REFUSALS, json_answer, peer_of, plain_answer, speaks_http_1
+from relay.intake import RETRY_SOON, Held, Intake, Limits, Turned
+from relay.listener import REFUSALS, json_answer, peer_of, plain_answer
 from relay.model import NO_TYPE, Content, Event, Headers, ReceivedRequest, Route, Source, VerifiedRequest
 from relay.rules.expressions import view_from
 from relay.rules.forwarding import MOST_HOPS, incoming_hops, storable_headers
@@ -153,7 +154,8 @@ class Ingress:
         if desk is None:
             return self._elsewhere(request, path)
         try:
-            answer = await self._receive(request, desk)
+            with self._intake.held() as held:
+                answer = await self._receive(request, desk, held)
         except StoreFull as error:
             answer = Turned(503, "store_full", str(error), RETRY_WHEN_FULL)
         except StoreUnavailable as error:
@@ -195,7 +197,7 @@ class Ingress:
         near = difflib.get_close_matches(path[:256], self._desks, 1, 0.8)
         return {"detail": f"like that of source {self._desks[near[0]].source.name}"} if near else {}
 
-    async def _receive(self, request: web.BaseRequest, desk: _Desk) -> web.Response | Turned:
+    async def _receive(self, request: web.BaseRequest, desk: _Desk, held: Held) -> web.Response | Turned:
         """The path of one webhook, in order."""
         began = time.perf_counter()
         headers: Headers = tuple(request.headers.items())
@@ -205,7 +207,7 @@ class Ingress:
         refusal = prove_headers(headers, desk.source.check)
         if refusal is not None and desk.source.enforce:
             return Turned(401, refusal.reason, refusal.detail)
-        body = self._intake.check_room(request) or self._check_rate(desk) or await self._intake.read(request)
+        body = self._intake.check_room(request) or self._check_rate(desk) or await self._intake.read(request, held)
         if isinstance(body, Turned):
             return body
         verified = await self._verify(ReceivedRequest(headers, body, remote), desk)

@@ -7,16 +7,21 @@ began with when they change.
 import asyncio
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Self
 
 from aiohttp import web
 from aiohttp.client_exceptions import ClientError
 
-from relay.listener import invite_body, is_plainly_framed, peer_of, speaks_http_1
+from relay.connections import is_one_too_many, is_plainly_framed, speaks_http_1
+from relay.listener import invite_body, peer_of
 from relay.model import IPNetwork, Source
 from relay.rules.addresses import AddressRefusal, allowed, client_address, looks_like_a_proxy
 
-MEMORY = 64 * 1024 * 1024
-"""Bytes of bodies that may be in hand at once, over all connections."""
+SMALL = 64 * 1024
+"""Bytes of a body up to which it counts among the small ones, as most do."""
+MEMORY_FOR_SMALL, MEMORY = 16 * 1024 * 1024, 64 * 1024 * 1024
+"""Bytes of small and of other bodies that may be in hand at once, from the first byte to the answer, over all
+connections: a few who send large ones slowly shut out no others."""
 RETRY_SOON = 2
 """Seconds that a sender is asked to wait when we are at fault."""
 
@@ -41,6 +46,30 @@ class Turned:
     closes: bool = False
 
 
+class Held:
+    """What one request's body takes of our memory, until its answer."""
+
+    __slots__ = ("_intake", "_size")
+
+    def __init__(self, intake: "Intake") -> None:
+        self._intake = intake
+        self._size = 0
+
+    def __enter__(self) -> Self:
+        """Nothing yet."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """The answer is made."""
+        self._intake.count(self._size, 0)
+
+    def add(self, size: int) -> bool:
+        """Count bytes that came; False where they are more than there is room for."""
+        self._intake.count(self._size, self._size + size)
+        self._size += size
+        return self._intake.has_room(0, of=self._size)
+
+
 class Intake:
     """Judges heads and reads bodies, for all sources."""
 
@@ -49,12 +78,33 @@ class Intake:
         """Of the requests that come from now on."""
         self.draining = False
         """Whether every further request is turned away."""
-        self._in_hand = 0
+        self._in_hand = [0, 0]
+
+    @property
+    def in_hand(self) -> int:
+        """Bytes of bodies, from the first byte that comes to the answer."""
+        return sum(self._in_hand)
+
+    def held(self) -> Held:
+        """For the time of one request."""
+        return Held(self)
+
+    def count(self, before: int, now: int) -> None:
+        """A body in hand has become another size."""
+        self._in_hand[before > SMALL] -= before
+        self._in_hand[now > SMALL] += now
+
+    def has_room(self, more: int, *, of: int) -> bool:
+        """Whether so many bytes more may come, of a body of this size."""
+        is_large = of > SMALL
+        return self._in_hand[is_large] + more <= (MEMORY if is_large else MEMORY_FOR_SMALL)
 
     def check_head(self, request: web.BaseRequest, source: Source) -> str | Turned:
         """What the head alone decides; returns the client's address."""
         if not speaks_http_1(request):
             return Turned(505, "http_version", closes=True)
+        if is_one_too_many(request):
+            return Turned(503, "connections", retry_after=RETRY_SOON, closes=True)
         if request.method != "POST":
             return Turned(405, "method")
         if self.draining:
@@ -84,11 +134,9 @@ class Intake:
         length = request.content_length or 0
         if length > self.limits.max_body:
             return _too_large(self.limits)
-        if self._in_hand + length > MEMORY:
-            return Turned(503, "memory", retry_after=RETRY_SOON, closes=True)
-        return None
+        return None if self.has_room(length, of=length) else _NO_MEMORY
 
-    async def read(self, request: web.BaseRequest) -> bytes | Turned:
+    async def read(self, request: web.BaseRequest, held: Held) -> bytes | Turned:
         """The body, within its deadline and size; more is not read. It is asked for where the sender waits for that."""
         limits = self.limits
         parts: list[bytes] = []
@@ -98,24 +146,26 @@ class Intake:
                 return Turned(417, "expect", closes=True)
             if request.content.is_eof():  # it came whole with its head, as nearly all do
                 body = request.content.read_nowait()
-                is_small = len(body) <= limits.max_body
-                return body if is_small else _too_large(limits)
+                if len(body) > limits.max_body:
+                    return _too_large(limits)
+                return body if held.add(len(body)) else _NO_MEMORY
             async with asyncio.timeout(limits.body_timeout.total_seconds()):
                 while part := await request.content.readany():
                     size += len(part)
-                    self._in_hand += len(part)
+                    has_room = held.add(len(part))
                     if size > limits.max_body:
                         return _too_large(limits)
-                    if self._in_hand > MEMORY:
-                        return Turned(503, "memory", retry_after=RETRY_SOON, closes=True)
+                    if not has_room:
+                        return _NO_MEMORY
                     parts.append(part)
         except TimeoutError:
             return Turned(408, "body_timeout", f"{size} bytes came", closes=True)
         except (web.RequestPayloadError, ClientError, OSError) as error:
             return Turned(400, "broken_body", type(error).__name__, closes=True)
-        finally:
-            self._in_hand -= size
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+_NO_MEMORY = Turned(503, "memory", "too many bytes of bodies are in hand", retry_after=RETRY_SOON, closes=True)
 
 
 def _too_large(limits: Limits) -> Turned:

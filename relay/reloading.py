@@ -9,6 +9,7 @@ import asyncio
 import concurrent.futures
 import hashlib
 import json
+import resource
 import ssl
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -24,13 +25,14 @@ import structlog
 from relay.admin import Admin, Problem
 from relay.config import Changes, Config, ConfigRefused, Fingerprint, ServerSettings, changes, load, runnable
 from relay.delivery.dispatcher import Dispatcher, Stopping
-from relay.delivery.enrichment import Enrichers
+from relay.delivery.enrichment import AT_A_TIME, Enrichers
 from relay.ingress import Ingress
 from relay.intake import Limits
 from relay.listener import Certificate, Listener, tls_context
 from relay.model import Target
 from relay.notices import Notifier, names_of
 from relay.outbound import Outbound
+from relay.rules.crowding import Rooms, rooms
 from relay.rules.secrets import log_secrets
 from relay.store import StoreUnavailable
 from relay.telemetry.logs import LogPipe, clip, set_format, set_level
@@ -209,8 +211,9 @@ class Reloading:
             config.sources, config.routes, forwarded=forwarded(config.targets), limits=limits(config.server)
         )
         parts.admin.change(token=config.admin.token)
-        for listener in parts.listeners:
-            listener.change(header_timeout=config.server.header_timeout)
+        room = rooms_for(config)
+        for listener, own in zip(parts.listeners, (room.hooks, room.admin), strict=True):
+            listener.change(header_timeout=config.server.header_timeout, room=own)
         self._running = config
         self._adopt(config)
 
@@ -256,6 +259,13 @@ def _plainly(value: object) -> object:
 def limits(server: ServerSettings) -> Limits:
     """What one request may take."""
     return Limits(server.max_body, server.body_timeout, server.trusted_proxies)
+
+
+def rooms_for(config: Config) -> Rooms:
+    """How many connections the listeners may hold, by the config and by what the process may open."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    requests = [target.concurrency for target in config.targets] + [AT_A_TIME] * len(config.enrichers)
+    return rooms(None if limit == resource.RLIM_INFINITY else limit, requests, config.server.max_connections)
 
 
 def forwarded(targets: Iterable[Target]) -> frozenset[str]:

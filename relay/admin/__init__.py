@@ -21,8 +21,8 @@ from relay.admin.replays import ReplayCalls
 from relay.admin.status import status_calls
 from relay.admin.stream import StreamCalls
 from relay.admin.targets import TargetCalls
+from relay.connections import is_one_too_many, speaks_http_1
 from relay.delivery.dispatcher import Dispatcher, UnknownTarget
-from relay.listener import speaks_http_1
 from relay.model import Secret
 from relay.store import Backlog, Store, StoreUnavailable
 
@@ -105,6 +105,8 @@ class Admin:
             if request.method not in ("GET", "HEAD"):
                 raise Problem(405, "use GET or HEAD", allow="GET, HEAD")
             return await self._open[path]()
+        if is_one_too_many(request):
+            raise Problem(503, "too many connections are open", retry_after=1)
         self._admit(request)
         return await self.calls.answer(request)
 

@@ -13,7 +13,8 @@ from typing import Any
 from aiohttp import web
 from aiohttp.client_exceptions import ClientError
 
-from relay.listener import SERVER, invite_body, is_plainly_framed
+from relay.connections import is_plainly_framed
+from relay.listener import SERVER, invite_body
 
 JSON_LIMIT = 64 * 1024
 BODY_TIMEOUT = 10.0

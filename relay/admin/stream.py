@@ -20,7 +20,7 @@ from relay.admin.answers import SAFE, Problem
 from relay.admin.calls import Call
 from relay.admin.reading import Query
 from relay.admin.views import shown_at
-from relay.listener import has_left
+from relay.connections import has_left
 from relay.model import DeliveryState, OutcomeKind
 from relay.store import StoreUnavailable
 from relay.store.archive import RefusedRequest

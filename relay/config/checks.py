@@ -25,14 +25,10 @@ from relay.config.settings import (
     TlsFiles,
 )
 from relay.model import RELAY, Enricher, IPNetwork, Route, Source, Target
+from relay.rules.crowding import descriptors_needed
 from relay.rules.egress import EgressPolicy, refusal
 from relay.rules.secrets import looks_secret
 from relay.store import Retention
-
-SPARE_DESCRIPTORS = 64
-"""What listeners, the store, the log and some callers need beside the targets."""
-DESCRIPTORS_PER_TARGET = 4
-"""A target's DNS channel."""
 
 RESERVED_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 DRAIN_WITHIN_EXIT = 20
@@ -107,6 +103,7 @@ def _server(section: ServerSection, report: Report) -> ServerSettings:
         header_timeout=section.header_timeout,
         body_timeout=section.body_timeout,
         drain_timeout=section.drain_timeout,
+        max_connections=section.max_connections,
         tls=_tls(section, report),
     )
 
@@ -267,9 +264,7 @@ def _routes(
 def _check_descriptors(document: DocumentSection, report: Report) -> None:
     if not document.targets:
         return
-    needed = SPARE_DESCRIPTORS + sum(
-        section.concurrency + DESCRIPTORS_PER_TARGET for section in document.targets.values()
-    )
+    needed = descriptors_needed(section.concurrency for section in document.targets.values())
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit != resource.RLIM_INFINITY and needed > limit:
         hungriest = max(document.targets, key=lambda name: document.targets[name].concurrency)

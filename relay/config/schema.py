@@ -5,7 +5,7 @@ by name. Defaults are written as the user would write them and pass the same par
 from these models, so it cannot drift from what is accepted.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 from relay.config import values
 from relay.config.downstream import EnricherSection, RouteSection, TargetSection
@@ -24,6 +24,7 @@ from relay.config.fields import (
     StoreSize,
     Timeout,
     setting,
+    whole,
 )
 from relay.config.upstream import SourceSection
 
@@ -47,6 +48,9 @@ class ServerSection(Section):
     header_timeout: Timeout = setting(default="15s", description="Deadline for a request's headers")
     body_timeout: Timeout = setting(default="10s", description="Deadline for a request's body")
     drain_timeout: Drain = setting(default="20s", description="What attempts under way get when the process is stopped")
+    max_connections: Annotated[int, whole(8, 100_000)] = setting(
+        default=4096, description="Connections at a time; fewer where the process may open fewer files"
+    )
     tls: TlsSection | None = setting(default=None, description="Certificate and key; without it plain HTTP is served")
 
 

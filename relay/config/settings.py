@@ -48,6 +48,7 @@ class ServerSettings:
     header_timeout: timedelta
     body_timeout: timedelta
     drain_timeout: timedelta
+    max_connections: int
     tls: TlsFiles | None
 
 

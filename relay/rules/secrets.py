@@ -89,6 +89,7 @@ LOG_WORDS = frozenset(
     event.replayed replay.started replay.paused replay.finished target.discarded replay_id replayed
     generic_hmac gitlab_signed mollie_classic plugandpay plugandpay_v1 standard_webhooks
     request.challenged verified application/json relay-gateway
+    http.connections_refused listener displaced relay.log_dropped
     """.split()  # noqa: SIM905
 )
 """What our log lines say themselves, as far as it is long enough to be taken for a secret."""

@@ -6,7 +6,7 @@ their owners and only read here.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -24,6 +24,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from relay.accepting import Crowd
 from relay.model import OUTCOMES, DeliveryState, OutcomeKind
 
 FETCHES = ("fetched", "refused", "throttled", "failed")
@@ -71,6 +72,7 @@ class _Kept(Collector):
         self.store_limit: Callable[[], int] = _zero
         self.log_dropped: Callable[[], int] = _zero
         self.http_malformed: Callable[[], int] = _zero
+        self.crowds: Mapping[str, Crowd] = {}
 
     def describe(self) -> Iterable[Metric]:
         """Nothing, so that registering reads no number."""
@@ -107,6 +109,19 @@ class _Kept(Collector):
         yield CounterMetricFamily(
             "relay_http_malformed", "Requests that were no HTTP, refused by the parser.", value=self.http_malformed()
         )
+        yield from self._connections()
+
+    def _connections(self) -> Iterator[Metric]:
+        """How crowded the listeners are."""
+        by = ("listener",)
+        now = GaugeMetricFamily("relay_http_connections", "Connections that are open.", labels=by)
+        refused = CounterMetricFamily("relay_http_connections_refused", "Told that there are too many.", labels=by)
+        closed = CounterMetricFamily("relay_http_connections_displaced", "Closed to make room.", labels=by)
+        for listener, crowd in self.crowds.items():
+            now.add_metric((listener,), crowd.open)
+            refused.add_metric((listener,), crowd.refused)
+            closed.add_metric((listener,), crowd.displaced)
+        yield from (now, refused, closed)
 
 
 class Metrics:
@@ -206,6 +221,7 @@ class Metrics:
         store_limit: Callable[[], int] | None = None,
         log_dropped: Callable[[], int] | None = None,
         http_malformed: Callable[[], int] | None = None,
+        crowds: Mapping[str, Crowd] | None = None,
     ) -> None:
         """Name who keeps the gauges; each is called at a scrape and must cost next to nothing. None changes nothing."""
         self._kept.gauges = gauges or self._kept.gauges
@@ -213,6 +229,7 @@ class Metrics:
         self._kept.store_limit = store_limit or self._kept.store_limit
         self._kept.log_dropped = log_dropped or self._kept.log_dropped
         self._kept.http_malformed = http_malformed or self._kept.http_malformed
+        self._kept.crowds = crowds or self._kept.crowds
 
     def event_received(self, source: str, result: str) -> None:
         """Count a webhook; one that is an event, be it a known one, is also its source's last."""

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import select
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -22,6 +23,8 @@ _MOST_PASSING = 256
 """Tokens and the like that are kept out of the log at a time."""
 _SHORTEST_SECRET = 8
 """Shorter values are refused as secrets by the config, and would blot out innocent text."""
+_TELL_AGAIN = 10.0
+"""Seconds between two lines about lines that were dropped."""
 
 
 def _descriptor(stream: IO[Any]) -> int | None:
@@ -44,6 +47,10 @@ class LogPipe:
         """Start the writing thread: `limit` is in lines; `gather` seconds pass between two writes, to join lines."""
         self.malformed = 0
         """HTTP requests that the server's parser refused; counted by the taken-over aiohttp logger."""
+        self.tell_dropped: Callable[[int], object] | None = None
+        """Called with the number of lines that were dropped, once somebody reads again."""
+        self._told = 0
+        self._told_at = float("-inf")
         self._queue: deque[str] = deque()
         self._limit = limit
         self._gather = gather
@@ -114,7 +121,8 @@ class LogPipe:
         while True:
             batch = [self._queue.popleft() for _ in range(min(len(self._queue), _BATCH))]
             if batch:
-                self._write_lines(batch)
+                if self._write_lines(batch):
+                    self._tell_of_dropped()
                 self._closing.wait(self._gather)
             elif self._closing.is_set():
                 break
@@ -132,7 +140,17 @@ class LogPipe:
         if not self._closing.is_set():
             self._wake.clear()
 
-    def _write_lines(self, batch: list[str]) -> None:
+    def _tell_of_dropped(self) -> None:
+        """Hand in a line about what was dropped, when there is room for one again."""
+        untold, now = self.dropped - self._told, time.monotonic()
+        if untold and self.tell_dropped is not None and len(self._queue) < self._limit and not self._closing.is_set():
+            if now - self._told_at < _TELL_AGAIN:
+                return
+            self._told, self._told_at = self._told + untold, now
+            self.tell_dropped(untold)
+
+    def _write_lines(self, batch: list[str]) -> bool:
+        """Write; False where some could not be written."""
         data = "".join(batch).encode("utf-8", "backslashreplace")
         for secret in self._hidden:
             data = data.replace(secret, b"***")
@@ -145,6 +163,7 @@ class LogPipe:
             self._lost += left.count(b"\n")
         else:
             self._lost += len(batch) if left else 0
+        return not left
 
     def _write_descriptor(self, fd: int, data: memoryview) -> bytes:
         """Write to a pipe, file or terminal; returns what could not be written."""

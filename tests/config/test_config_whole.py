@@ -314,7 +314,7 @@ def test_more_connections_than_descriptors_are_refused(refused: Refuser, build: 
     """The sum of all concurrencies fits into what the process may open."""
     assert build(target={"concurrency": 100}).targets[0].concurrency == 100
     assert refused(target={"concurrency": 1000}) == [
-        "targets.crm.concurrency: all targets together need 1068 file descriptors, limit is 256 (ulimit -n)"
+        "targets.crm.concurrency: all targets together need 1052 file descriptors, limit is 256 (ulimit -n)"
     ]
 
 

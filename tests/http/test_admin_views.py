@@ -131,6 +131,7 @@ async def test_the_metrics_parse_and_their_labels_come_from_the_config(start: St
         "result": {"accepted", "unrouted", "duplicate", "refused", "challenged"},
         "outcome": {"delivered", "throttled", "refused", "failed", "unreachable", "gone", "unprepared", "interrupted"},
         "state": {"pending", "held", "in_flight", "dead"},
+        "listener": {"hooks", "admin"},
     }
     for family in families.values():
         for sample in family.samples:

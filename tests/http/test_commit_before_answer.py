@@ -108,7 +108,7 @@ async def test_a_client_that_goes_away_at_any_byte_harms_nobody(start: Start, fr
     assert (answer.status, answer.json["duplicate"]) == (200, False)
     await until(lambda: not relay.app._hooks._server.connections)
     assert {row[2] for row in relay.stored()} <= {BODY, b'{"type": "paid", "id": "e2"}'}
-    assert relay.app._ingress._intake._in_hand == 0
+    assert relay.app._ingress._intake.in_hand == 0
     events = {line["event"] for line in await relay.log()}
     assert not {event for event in events if event.endswith((".error", ".failed", ".crashed"))}
 

@@ -324,7 +324,7 @@ async def test_the_bytes_in_hand_are_bounded_over_all_connections(start: Start) 
     async with wired(relay.hooks) as one, wired(relay.hooks) as two:
         forty = begun + (b"%x\r\n%b\r\n" % (len(part), part)) * 40
         await one.send(forty)
-        await until(lambda: relay.app._ingress._intake._in_hand == 40 * len(part))
+        await until(lambda: relay.app._ingress._intake.in_hand == 40 * len(part))
         await two.send(forty)
         answer = await two.answer()
         assert (answer["connection"], answer["retry-after"]) == ("close", "2")

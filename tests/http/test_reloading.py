@@ -116,7 +116,7 @@ async def test_a_request_under_way_finishes_with_what_it_began_with(start: Start
     whole = request("/hooks/open", body)
     async with wired(gateway.hooks) as wire:
         await wire.send(whole[:-1])
-        await until(lambda: gateway.app._ingress._intake._in_hand > 0)
+        await until(lambda: gateway.app._ingress._intake.in_hand > 0)
         await gateway.reload(document(KEY, server={"max_body": "100B"}))
         await wire.send(whole[-1:])
         assert (await wire.answer()).status == 200

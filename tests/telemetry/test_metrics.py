@@ -28,11 +28,18 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
     return scraped(metrics).get((name, tuple(sorted(labels.items()))))
 
 
+class Numbers:
+    """What is known of a listener's connections."""
+
+    open, refused, displaced = 3, 2, 1
+
+
 @pytest.fixture
 def metrics() -> Metrics:
     """Two sources and two targets, at a fixed time."""
     made = Metrics("1.2.3", now=NOW.timestamp)
     made.know(["xoxoday", "partner"], ["crm", "books"], ["plugandpay"])
+    made.watch(crowds={"hooks": Numbers()})
     return made
 
 
@@ -179,7 +186,7 @@ def test_the_readme_lists_every_metric_with_its_labels(metrics: Metrics) -> None
     for family in text_string_to_metric_families(metrics.render().decode()):
         if family.name.startswith("relay_"):
             labels = {label for sample in family.samples for label in sample.labels} - {"le"}
-            order = ("source", "target", "enricher", "result", "outcome", "state", "version")
+            order = ("listener", "source", "target", "enricher", "result", "outcome", "state", "version")
             inside = ",".join(name for name in order if name in labels)
             name = f"{family.name}_total" if family.type == "counter" else family.name
             shown.add(f"{name}{{{inside}}}" if inside else name)

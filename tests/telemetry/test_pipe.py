@@ -1,14 +1,17 @@
 """Logging never waits: what nobody reads is dropped and counted."""
 
 import io
+import json
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from time import perf_counter
 
 import pytest
 
+from relay.telemetry.logs import start_logging
 from relay.telemetry.pipe import LogPipe
 
 
@@ -191,3 +194,34 @@ def test_a_stream_that_is_closed_only_costs_the_lines() -> None:
     pipe.put("x\n")
     assert pipe.close(10)
     assert pipe.dropped == 1
+
+
+@pytest.mark.row("T25", "T26")
+def test_once_somebody_reads_again_what_was_dropped_is_told(ends: tuple[int, int]) -> None:
+    """One line with the number, so that a gap in the log is not taken for silence."""
+    read, write = ends
+    fill(write)
+    pipe = start_logging("info", "json", os.fdopen(write, "wb", closefd=False))
+    for line in lines(20_000):
+        pipe.put(line)
+    dropped = pipe.dropped
+    assert dropped > 0
+    found = b""
+    while b"relay.log_dropped" not in found:
+        found += os.read(read, 1 << 20)
+    assert pipe.close(10)
+    os.close(write)
+    found += read_all(read)
+    (told,) = (json.loads(line) for line in found.splitlines() if b"relay.log_dropped" in line)
+    assert told["count"] == dropped == pipe.dropped
+
+
+@pytest.mark.row("T26")
+def test_a_full_disk_under_the_log_is_counted_and_costs_nothing(tmp_path: Path) -> None:
+    """What cannot be written is lost and counted; nothing waits and nothing fails."""
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        pipe = LogPipe(full, gather=0.0)
+        for line in lines(1000):
+            pipe.put(line)
+        assert pipe.close(10)
+    assert pipe.dropped == 1000

@@ -225,8 +225,7 @@ def reclaim(tx: Transaction, *, lease_before: datetime | None, alive: frozenset[
         query += f" AND lease_until < {millis(lease_before)}"
     lost = [row for row in tx.db.execute(query) if row[2] not in alive]
     tx.db.executemany(
-        "UPDATE delivery SET state = 'pending', claim = NULL, lease_until = NULL "
-        "WHERE event_seq = ? AND target = ?",
+        "UPDATE delivery SET state = 'pending', claim = NULL, lease_until = NULL WHERE event_seq = ? AND target = ?",
         [row[:2] for row in lost],
     )
     for _, target, _ in lost:
