@@ -259,7 +259,7 @@ async def _large(session: aiohttp.ClientSession, gateway: Gateway, number: str) 
 @pytest.mark.timeout(120)
 @pytest.mark.row("F39", "T24")
 async def test_large_documents_do_not_hold_up_others(tmp_path: Path) -> None:
-    """Eight million bytes of JSON with a condition on it, and as many that nobody has proven: whoever asks meanwhile is
+    """Millions of bytes of JSON with a condition on it, and as many that nobody has proven: whoever asks meanwhile is
     answered in a fraction of the time that the parsing takes."""
     async with Sink() as sink:
         config = write_config(tmp_path / "config.yaml", sink, server="max_body: 16MiB")
@@ -267,7 +267,7 @@ async def test_large_documents_do_not_hold_up_others(tmp_path: Path) -> None:
         async with Gateway(config) as gateway, aiohttp.ClientSession() as session:
             shares = []
             for number in range(3):
-                document = {f"k{n}": n for n in range(500_000)} | {"id": number}
+                document = {f"k{n}": n for n in range(300_000)} | {"id": number}
                 body = json.dumps(document).encode()
                 began = time.perf_counter()
                 json.loads(body)
@@ -275,9 +275,9 @@ async def test_large_documents_do_not_hold_up_others(tmp_path: Path) -> None:
                 posting = asyncio.create_task(_heavy(session, gateway, body))
                 shares.append(await _longest_answer(session, gateway, posting) / alone)
                 assert await posting == [200, 401]
-                if shares[-1] < 0.7:
+                if shares[-1] < 0.5:
                     break
-            assert min(shares) < 0.7, shares
+            assert min(shares) < 0.5, shares
             accepted = await metric(gateway, "relay_events_received_total", source="shop", result="accepted")
             assert accepted == len(shares)
 
