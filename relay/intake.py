@@ -22,6 +22,8 @@ SMALL = 64 * 1024
 MEMORY_FOR_SMALL, MEMORY = 16 * 1024 * 1024, 64 * 1024 * 1024
 """Bytes of small and of other bodies that may be in hand at once, from the first byte to the answer, over all
 connections: a few who send large ones slowly shut out no others."""
+STANDSTILL_S = 1.0
+"""A deadline that is noticed so much later was missed by ourselves: the process was stopped, or starved."""
 RETRY_SOON = 2
 """Seconds that a sender is asked to wait when we are at fault."""
 
@@ -141,6 +143,7 @@ class Intake:
         limits = self.limits
         parts: list[bytes] = []
         size = 0
+        ends_at = asyncio.get_running_loop().time() + limits.body_timeout.total_seconds()
         try:
             if not await invite_body(request):
                 return Turned(417, "expect", closes=True)
@@ -149,7 +152,7 @@ class Intake:
                 if len(body) > limits.max_body:
                     return _too_large(limits)
                 return body if held.add(len(body)) else _NO_MEMORY
-            async with asyncio.timeout(limits.body_timeout.total_seconds()):
+            async with asyncio.timeout_at(ends_at):
                 while part := await request.content.readany():
                     size += len(part)
                     has_room = held.add(len(part))
@@ -159,6 +162,8 @@ class Intake:
                         return _NO_MEMORY
                     parts.append(part)
         except TimeoutError:
+            if asyncio.get_running_loop().time() - ends_at > STANDSTILL_S:  # nobody here has looked whether it came
+                return Turned(503, "stood_still", retry_after=RETRY_SOON, closes=True)
             return Turned(408, "body_timeout", f"{size} bytes came", closes=True)
         except (web.RequestPayloadError, ClientError, OSError) as error:
             return Turned(400, "broken_body", type(error).__name__, closes=True)

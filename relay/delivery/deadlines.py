@@ -1,12 +1,17 @@
 """The deadlines of one target's requests, with one timer for all of them.
 
 Law: as `asyncio.timeout`, whose own timer for each request costs about as much as its headers. The requests of a
-target have all the same span, so the oldest is always the first to be overdue.
+target have all the same span, so the oldest is always the first to be overdue. Time in which the whole process stood
+still does not count: what came meanwhile has not been read yet, and a target must not be judged by our own pause.
 """
 
 import asyncio
 from types import TracebackType
 from typing import Self
+
+LOOK_EVERY_S = 1.0
+STANDSTILL_S = 1.0
+"""A look that comes later than this was held up: the process was stopped, suspended, or starved of the processor."""
 
 
 class Deadlines:
@@ -17,23 +22,36 @@ class Deadlines:
         self.seconds = seconds
         self.under_way: dict[Deadline, None] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._look_at = 0.0
+        self.stood_still_at = float("-inf")
+        """When a standstill ended last."""
 
     def begin(self) -> "Deadline":
         """A deadline that starts now; its `with` block raises TimeoutError when it is overdue."""
         deadline = Deadline(self)
         self.under_way[deadline] = None
         if self._timer is None:
-            self._timer = self.loop.call_at(deadline.at, self._look)
+            self._look_again(deadline.at)
         return deadline
+
+    def _look_again(self, at: float) -> None:
+        """Come back then, or soon, to see that the process goes on."""
+        self._look_at = min(at, self.loop.time() + LOOK_EVERY_S)
+        self._timer = self.loop.call_at(self._look_at, self._look)
 
     def _look(self) -> None:
         """End what is overdue, and come back for the next."""
         now = self.loop.time()
+        late = now - self._look_at
+        if late > STANDSTILL_S:
+            self.stood_still_at = now
+            for deadline in self.under_way:
+                deadline.at += late
         overdue: list[Deadline] = []
         self._timer = None
         for deadline in self.under_way:
             if deadline.at > now:
-                self._timer = self.loop.call_at(deadline.at, self._look)
+                self._look_again(deadline.at)
                 break
             overdue.append(deadline)
         for deadline in overdue:
@@ -49,16 +67,22 @@ class Deadlines:
 class Deadline:
     """One deadline of the task that made it."""
 
-    __slots__ = ("_all", "_cancelling", "_is_overdue", "_task", "at")
+    __slots__ = ("_all", "_began", "_cancelling", "_is_overdue", "_task", "at")
 
     def __init__(self, all_: Deadlines) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self.at = all_.loop.time() + all_.seconds
+        self._began = all_.loop.time()
+        self.at = self._began + all_.seconds
         self._all = all_
         self._task = task
         self._cancelling = task.cancelling()
         self._is_overdue = False
+
+    @property
+    def saw_standstill(self) -> bool:
+        """Whether the process stood still since it was made."""
+        return self._all.stood_still_at > self._began
 
     def end(self) -> None:
         """Cancel what the task waits for."""

@@ -130,8 +130,9 @@ class Sender:
         """Put our credentials on a request, send it, and judge the answer; total but for cancellation."""
         in_use.set(None)
         ready: Request | None = None
+        deadline = self._deadlines.begin()
         try:
-            with self._deadlines.begin() as deadline:
+            with deadline:
                 ready = (
                     request if self._access.are_none else await self._access.applied(request, event_id=claim.event.id)
                 )
@@ -140,6 +141,8 @@ class Sender:
             kind = OutcomeKind.INTERRUPTED if error.is_our_shortage else OutcomeKind.UNREACHABLE
             return Outcome(kind, reason=str(error))
         except FAULTS as error:
+            if deadline.saw_standstill and not self._has_taken():
+                return Outcome(OutcomeKind.INTERRUPTED, reason="the relay itself stood still while it waited")
             if ready is None:
                 return Outcome(OutcomeKind.UNREACHABLE, reason=f"no token: {fault(error, self._target.timeout)}")
             return self._broken(error)
@@ -198,11 +201,15 @@ class Sender:
         url, headers = URL(request.url, encoded=True), _one_spelling(request.headers)
         return await post(self._session, url, headers=headers, body=request.body, proxy=self._target.proxy)
 
+    def _has_taken(self) -> bool:
+        """Whether the status line of an answer has come that means success, whatever became of the rest."""
+        status = _status_heard()
+        return status is not None and meaning(status, self._target, retry_after=None) is OutcomeKind.DELIVERED
+
     def _broken(self, error: Exception) -> Outcome:
         """The outcome where no whole answer was had."""
-        connection = in_use.get()
-        status = None if connection is None else status_line(connection.head)
-        if status is not None and meaning(status, self._target, retry_after=None) is OutcomeKind.DELIVERED:
+        status = _status_heard()
+        if status is not None and self._has_taken():
             if self._target.success_when is not None:
                 kind, reason = self._asked(b"", _End.BROKEN, status)
                 return Outcome(kind, status, reason)
@@ -223,6 +230,12 @@ class Sender:
         if self._own_tokens is not None:
             await self._own_tokens.close()
         await self._session.close()
+
+
+def _status_heard() -> int | None:
+    """The status of the answer that has begun on this task's connection."""
+    connection = in_use.get()
+    return None if connection is None else status_line(connection.head)
 
 
 def _one_spelling(headers: Headers) -> Headers:

@@ -5,6 +5,7 @@ import errno
 import gzip
 import os
 import random
+import time
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
@@ -474,3 +475,32 @@ async def test_of_several_addresses_the_first_fault_is_told(make_sender: MakeSen
     assert sender._broken(OSError(f"Multiple exceptions: {texts[0]}")).kind is OutcomeKind.UNREACHABLE
     assert "10.0.0.1" not in sender._broken(OSError("Multiple exceptions: 10.0.0.1 failed")).reason
     assert sender._broken(OSError("[Errno 99999] 10.0.0.1")).reason == "connection broke: unknown fault"
+
+
+@pytest.mark.row("F29")
+async def test_an_answer_that_came_while_the_process_stood_still_counts(make_sender: MakeSender) -> None:
+    """A standstill longer than the timeout makes no failure of an answer that has come meanwhile."""
+    asked = asyncio.Event()
+
+    async def answer(request: Received, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        writer.write(LINE + b"Content-Length: 0\r\n\r\n")
+
+    async with scripted(answer) as server:
+        sending = asyncio.create_task(make_sender(server.url, timeout=1.2).send(claim(), b"{}"))
+        await asked.wait()
+        time.sleep(3)  # the fault itself: nothing of this process runs
+        assert (await sending).outcome.kind is OutcomeKind.DELIVERED
+
+
+@pytest.mark.row("F29")
+async def test_a_failure_in_which_the_process_stood_still_is_not_the_targets(make_sender: MakeSender) -> None:
+    """It is interrupted: no step, no count. The next, in which nothing stood still, is the target's own again."""
+    async with scripted(raw(then="hang")) as server:
+        sender = make_sender(server.url, timeout=1.2)
+        sending = asyncio.create_task(sender.send(claim(), b"{}"))
+        while not server.received:
+            await asyncio.sleep(0.01)
+        time.sleep(3)  # likewise
+        assert (await sending).outcome.kind is OutcomeKind.INTERRUPTED
+        assert (await sender.send(claim(), b"{}")).outcome.kind is OutcomeKind.UNREACHABLE
