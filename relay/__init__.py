@@ -16,10 +16,12 @@ The map. Imports point down only, siblings on a floor do not import each other, 
 | 5 | `refusals` | Keeps the requests that were turned away, for who asks why. |
 | 5 | `notices` | Tells people what happens to the relay itself, as events of the source `relay`. |
 | 5 | `upkeep` | Keeps the store within its bounds, by age and by size. |
+| 5 | `timekeeping` | Sees that the clock was set, and has what waits by it judged anew. |
 | 5 | `admin/` | Shows and steers: health, metrics, the API. |
 | 5 | `config/` | Reads the YAML into frozen, fully checked values; every refusal names its place. |
 | 5 | `telemetry/` | Logs and metrics: set-up, redaction, the bounded writer, who is told what. |
 | 4 | `intake` | Judges a request's head and reads its body, within our limits. |
+| 4 | `skew` | Says when a source's requests fail for their time alone. |
 | 4 | `listener` | A listening socket with our limits around aiohttp's server. |
 | 4 | `connections` | One caller's connection, within its bounds. |
 | 4 | `accepting` | Takes connections in, no more than there is room for. |

@@ -44,6 +44,7 @@ from relay.store.sqlite import SqliteStore
 from relay.telemetry.logs import LogPipe
 from relay.telemetry.metrics import Metrics
 from relay.telemetry.reporter import Reporter
+from relay.timekeeping import Timekeeping
 from relay.upkeep import Upkeep
 from relay.watching import Watch
 
@@ -136,6 +137,7 @@ class App:
 
     async def _start(self) -> None:
         config = self._config
+        clock = Timekeeping(_now, set_ahead=self._doubt_clock, set_back=self._clock_set_back)
         self._store = await SqliteStore.open(config.store.file, self._reporter, afresh=self._new_store)
         self._closing.push_async_callback(self._close_store)
         self._closing.push_async_callback(self._close_admin)  # after all that it shows has stopped
@@ -183,6 +185,7 @@ class App:
         await self._watch_over_store()
         await self._listen()
         for name, loop in (
+            ("clock", clock.run),
             ("fill level", self._upkeep.watch),
             ("retention", self._upkeep.prune_for_ever),
             ("refusals", self._refusals.run),
@@ -196,6 +199,7 @@ class App:
         self._upkeep = Upkeep(
             self._store, lambda: self._config.store.retention, now=_now, nearly_full=self._notifier.nearly_full
         )
+        self._upkeep.doubt_clock_since(max(self._store.last_received().values(), default=None))
         with contextlib.suppress(StoreUnavailable):
             await self._upkeep.look()
         self._standing = Standing(
@@ -247,7 +251,16 @@ class App:
             if name not in configured:
                 tell_unknown(name, held)
         for source, at in self._store.last_received().items():
-            self._metrics.source_seen(source, at)
+            self._metrics.source_seen(source, min(at, _now()))
+
+    def _doubt_clock(self) -> None:
+        self._upkeep.doubt_clock()
+
+    async def _clock_set_back(self) -> None:
+        self._metrics.clock_set_back()
+        self._notifier.clock_set_back()
+        self._outbound.enrichment.clock_set_back()
+        await self._dispatcher.clock_set_back()
 
     def _writer_ended(self, _: "asyncio.Task[None]") -> None:
         """Without its writing task the store is dead; a process that cannot store must not look alive."""

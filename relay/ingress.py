@@ -27,6 +27,7 @@ from relay.rules.rate import Bucket, Quota, spend, take
 from relay.rules.routing import CONDITION_FAILED, Routed, Subject, meant, routed, routed_by_name
 from relay.rules.secrets import harmless, keys_of
 from relay.rules.verification import Refusal, prove_headers, unproven, verify
+from relay.skew import ClockWatch
 from relay.store import Accepted, Store, StoreFull, StoreUnavailable
 from relay.store.archive import RefusedRequest
 
@@ -86,6 +87,7 @@ class _Memory:
         self.bucket = Bucket()
         self.other_than_200 = 0
         self.lines = _Lines(source)
+        self.clock = ClockWatch(source)
 
 
 class _Desk:
@@ -243,6 +245,7 @@ class Ingress:
             found = await asyncio.to_thread(verify, request, source.check, self._now())
         else:
             found = verify(request, source.check, self._now())
+        desk.memory.clock.judged(found)
         if isinstance(found, Refusal) and not source.enforce:
             desk.memory.lines.tell("request.unproven", lambda: {"reason": found.reason, "detail": found.detail})
             return unproven(request)

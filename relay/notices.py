@@ -99,6 +99,11 @@ class Notifier:
         }
         self._changed.set()
 
+    def clock_set_back(self) -> None:
+        """What is silent is so from now on, where it would be from a time to come."""
+        now = self._now()
+        self._expected = {name: replace(one, since=min(one.since, now)) for name, one in self._expected.items()}
+
     def remember(self, told: Iterable[str]) -> None:
         """The silence of these sources was told before this start: each is told once."""
         for name in told:

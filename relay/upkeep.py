@@ -20,6 +20,11 @@ PRUNE_EVERY = timedelta(minutes=1)
 """Between two rounds by age."""
 AGE_PAUSE = timedelta(milliseconds=100)
 """Between two batches of a round, so that answers do not queue behind deletions."""
+DISBELIEF = timedelta(hours=1)
+"""How long nothing is deleted by age when much time seems to have passed at once: the clock may be wrong, and be set
+right."""
+LEAP = timedelta(days=1)
+"""More than this between the last event and a start is such a time."""
 ROOM_PAUSE = timedelta(milliseconds=20)
 """The same while room is wanted, which arrivals take meanwhile."""
 
@@ -52,6 +57,7 @@ class Upkeep:
         self._fullness = Fullness()
         self._exhausted = False
         self._pruned_at = float("-inf")
+        self._prunes_from = float("-inf")
         self._one_at_a_time = asyncio.Lock()
         self._damage = ""
 
@@ -64,6 +70,15 @@ class Upkeep:
     def limit(self) -> int:
         """Bytes that may be in use."""
         return self._retention().max_size
+
+    def doubt_clock(self) -> None:
+        """Delete nothing by age for a while: much time seems to have passed at once."""
+        self._prunes_from = time.monotonic() + DISBELIEF.total_seconds()
+
+    def doubt_clock_since(self, last: datetime | None) -> None:
+        """The same, where the last event before this start is long ago."""
+        if last is not None and self._now() - last > LEAP:
+            self.doubt_clock()
 
     async def watch(self) -> None:
         """Look how full it is, for ever; apart from the pruning, which may take its time."""
@@ -86,7 +101,8 @@ class Upkeep:
         try:
             async with self._one_at_a_time:
                 await self._make_room()
-                if time.monotonic() - self._pruned_at >= PRUNE_EVERY.total_seconds():
+                is_time = time.monotonic() - self._pruned_at >= PRUNE_EVERY.total_seconds()
+                if is_time and time.monotonic() >= self._prunes_from:
                     self._pruned_at = time.monotonic()
                     await self._prune_outlived()
         except StoreUnavailable:

@@ -64,7 +64,7 @@ def test_every_promise_names_its_proof() -> None:
     assert [int(number) for number, _, proof in rows if "tests/" not in proof] == []
 
 
-LINE = r"(relay|replay|enricher|event|request|delivery|target|source|store|events|config|admin|http)\.[a-z_]+"
+LINE = r"(relay|clock|replay|enricher|event|request|delivery|target|source|store|events|config|admin|http)\.[a-z_]+"
 
 
 def logged_events() -> set[str]:

@@ -94,8 +94,8 @@ class Owner(Protocol):
     def changed(self) -> None:
         """Something has ended."""
 
-    def interrupted(self, at: datetime) -> None:
-        """An attempt came to nothing by a fault of ours."""
+    def interrupted(self, wait: timedelta) -> None:
+        """An attempt came to nothing by a fault of ours, which lasts for so long at least."""
 
     async def cleared(self, claim: Claim) -> Outcome | None:
         """What was prepared is about to be sent: None where it may be, else why it must not be sent now."""
@@ -240,7 +240,7 @@ class Carrier:
             if frees_at_once:
                 self._free_slot()
             if sent.outcome.kind is OutcomeKind.INTERRUPTED:
-                self._interrupted(sent.outcome, ended_at)
+                self._interrupted(sent.outcome)
             settled = await self._store.settle(
                 Settlement(claim, sent.outcome, began_at, ended_at, self._rule(claim, sent.outcome, began_at, target))
             )
@@ -254,13 +254,13 @@ class Carrier:
         self._observer.attempted(Attempted(claim, sent, began_at, ended_at, settled))
         self._tell(was)
 
-    def _interrupted(self, outcome: Outcome, at: datetime) -> None:
+    def _interrupted(self, outcome: Outcome) -> None:
         """A fault of ours would meet the next attempt as well. What waits for something of its own holds up no other,
         unless the target takes but one that it chooses itself."""
         if outcome.retry_after is None:
-            self._owner.interrupted(at)
+            self._owner.interrupted(timedelta(0))
         elif self.health.state is TargetState.DISABLED:
-            self._owner.interrupted(at + min(outcome.retry_after, LONGEST_PAUSE))
+            self._owner.interrupted(min(outcome.retry_after, LONGEST_PAUSE))
 
     def _let_go(self, claim: Claim) -> None:
         self._preparing.discard(claim.delivery_id)

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from random import Random
 from typing import Protocol
 
@@ -19,8 +20,9 @@ from relay.delivery.lane import Lane
 from relay.delivery.limits import Limits
 from relay.delivery.preparing import Brings
 from relay.model import RELAY, Claim, Event, Outcome, OutcomeKind, Target, TargetHealth, TargetState
+from relay.rules.clock import bounded, longest_asked, longest_waits
 from relay.rules.health import Enable, at_start, disabled_by_hand, enabled_by_hand
-from relay.store import Store, StoreUnavailable
+from relay.store import LongestWaits, Store, StoreUnavailable
 
 RECLAIM_EVERY = timedelta(seconds=30)
 FATAL_FAILURES = 5
@@ -143,13 +145,16 @@ class Dispatcher:
     async def _take_up(
         self, targets: Iterable[Target], digests: Mapping[str, tuple[str, str]]
     ) -> dict[str, TargetHealth]:
-        """The health of each target under today's config, stored."""
+        """The health of each target under today's config, stored, and no delivery waiting longer than that allows."""
+        targets = tuple(targets)
         enabled: set[str] = set()
 
         def change(target: Target) -> Callable[[TargetHealth], TargetHealth]:
             def judged(health: TargetHealth) -> TargetHealth:
                 url, settings = digests[target.name]
-                verdict = at_start(health, target, url_digest=url, settings_digest=settings, now=self._now())
+                now = self._now()
+                sane = bounded(health, target, now)
+                verdict = at_start(sane, target, url_digest=url, settings_digest=settings, now=now)
                 if isinstance(verdict, Enable):
                     enabled.add(target.name)
                 return verdict.health
@@ -160,7 +165,22 @@ class Dispatcher:
         healths = await self._store.change_healths(changes) if changes else {}
         for name in enabled:
             self._observer.enabled(healths[name])
+        await self._store.shorten_waits(_longest_waits(targets), now=self._now())
         return healths
+
+    async def clock_set_back(self) -> None:
+        """Let nothing wait for a time that the clock will not show again for long.
+
+        Raises:
+            StoreUnavailable: some may wait still.
+        """
+        now, targets = self._now(), tuple(self._targets.values())
+        changes = {target.name: partial(bounded, target=target, now=now) for target in targets}
+        healths = await self._store.change_healths(changes)
+        await self._store.shorten_waits(_longest_waits(targets), now=now)
+        for name, health in healths.items():
+            if name in self._lanes:
+                self._lanes[name].health_changed(health)
 
     def _open_lane(self, target: Target, sender: SendsOne, health: TargetHealth | None) -> None:
         """Deliver to a target, in its old lane where it has one; without `health` that is what the lane knows."""
@@ -328,3 +348,9 @@ class Dispatcher:
             with suppress(StoreUnavailable):
                 if await self._store.reclaim(self._now(), alive=alive):
                     self.wake(self._lanes)
+
+
+def _longest_waits(targets: Iterable[Target]) -> dict[str, LongestWaits]:
+    return {
+        target.name: LongestWaits(longest_waits(target.schedule), longest_asked(target.schedule)) for target in targets
+    }

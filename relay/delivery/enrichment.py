@@ -221,6 +221,11 @@ class Enrichment:
         wait = client.pace.wait(now) or WAITS[0]
         return waiting(answer.reason, wait)
 
+    def clock_set_back(self) -> None:
+        """Let everybody be asked whose wait is counted by a clock that was wrong."""
+        for client in self._clients.values():
+            client.pace = client.pace.set_back()
+
     async def close(self) -> None:
         """Fetch no more."""
         tasks = tuple(self._under_way.values())

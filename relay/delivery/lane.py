@@ -76,8 +76,8 @@ class Lane:
         self._at_once = False
         self._arrivals = True
         self._due_at: datetime | None = now()
-        self._asked_at = now()
-        self._paused_until: datetime | None = None
+        self._asked_at = self.beat
+        self._paused_until = self.beat
         self._rate_at: datetime | None = None
         self._draining = False
         self._broken: BaseException | None = None
@@ -163,9 +163,10 @@ class Lane:
     def _pump(self) -> timedelta:
         """Begin what may begin, fetch what can be had, and say how long nothing will change by itself."""
         now = self._now()
-        if self._paused_until is not None and now < self._paused_until:
+        pause = self._paused_until - self._loop.time()
+        if pause > 0:
             self._step_aside(now)
-            return self._paused_until - now
+            return timedelta(seconds=pause)
         if not self._store.condition().writable or self._carrier.busy > UNSETTLED:
             self._step_aside(now)
             return BREATH
@@ -282,11 +283,11 @@ class Lane:
             return
         is_due = self._is_due(now)
         self._at_once = self._at_once and is_due
-        if not is_due and now - self._asked_at <= LOOK_AGAIN:
+        if not is_due and self._loop.time() - self._asked_at <= LOOK_AGAIN.total_seconds():
             return
         limit = min(limit, self._affordable(now) - len(self._ready) - self._carrier.preparing)
         if limit > 0:
-            self._asked_at = now
+            self._asked_at = self._loop.time()
             self._ahead, self._used = min(WINDOW, 3 * self._used // 2), 0
             self._fetch = asyncio.create_task(self._claim(limit, turn), name=f"claim {self.target.name}")
 
@@ -304,7 +305,7 @@ class Lane:
             )
         except StoreUnavailable:
             self._due_at = self._due_at or now
-            self._paused_until = now + BREATH
+            self._pause(BREATH)
         except Exception as error:  # noqa: BLE001 - a bug ends the loop loudly, not this task silently
             self._broken, self._due_at = error, now
         else:
@@ -358,9 +359,13 @@ class Lane:
             self._due_at = self._now()
         self._changed.set()
 
-    def interrupted(self, at: datetime) -> None:
-        """An attempt came to nothing by a fault of ours."""
-        self._paused_until = at + BREATH
+    def interrupted(self, wait: timedelta) -> None:
+        """An attempt came to nothing by a fault of ours, which lasts for so long at least."""
+        self._pause(wait + BREATH)
+
+    def _pause(self, span: timedelta) -> None:
+        """Begin nothing for so long, by a clock that nobody sets."""
+        self._paused_until = self._loop.time() + span.total_seconds()
 
     def broke(self, error: BaseException) -> None:
         """An attempt ended by a bug."""

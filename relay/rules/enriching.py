@@ -164,6 +164,10 @@ class Pace:
         """How long nobody may ask, None where somebody may."""
         return None if self.wait_until is None or now >= self.wait_until else self.wait_until - now
 
+    def set_back(self) -> "Pace":
+        """The same after the clock was set back: when somebody may ask is not known any more, so one may now."""
+        return replace(self, failed_at=None, wait_until=None)
+
 
 def paced(pace: Pace, answer: Answer, *, began_at: datetime, now: datetime, rng: Random) -> Pace:
     """The pace after an answer. Fetches that fail together are one failure: what began before the last one was recorded

@@ -74,9 +74,10 @@ _UPPER_ESCAPE = re.compile(r"%[0-9A-F]{2}")
 
 LOG_WORDS = frozenset(
     """
-    admin.denied config.reload_refused config.reloaded config.warning delivery.attempted delivery.dead
-    delivery.skipped event.enriched event.not_enriched enricher.failing enricher.recovered
-    delivery.loops_keep_failing delivery.loop_failed event.accepted event.duplicate event.unrouted events.pruned
+    admin.denied clock.stepped clock.suspect config.reload_refused config.reloaded config.warning
+    delivery.attempted delivery.dead delivery.skipped event.enriched event.not_enriched enricher.failing
+    enricher.recovered delivery.loops_keep_failing delivery.loop_failed event.accepted event.duplicate event.unrouted
+    events.pruned
     http.client_gone http.error http.malformed relay.crashed relay.start_refused relay.started relay.stopped
     relay.stopping request.bad_hops request.failed request.refused request.unproven source.may_be_switched_off
     relay.notice_lost source.silent store.nearly_full store.recovered store.unavailable target.disabled target.enabled

@@ -66,6 +66,8 @@ class Refusal:
 
     reason: str
     detail: str = ""
+    skew_s: int | None = None
+    """Seconds that a request is ahead of our clock, where that alone is wrong with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,9 +214,10 @@ def untimely(timestamp: bytes, tolerance: timedelta, now: datetime) -> Refusal |
     """What is wrong with the time of a request whose signature is right; whole seconds, both ends in time."""
     ahead = int(timestamp) - int(now.timestamp())
     if ahead > FAR_AHEAD.total_seconds():
-        return Refusal("bad_timestamp", "the timestamp is years ahead; is it in milliseconds?")
+        skew = ahead if ahead < 10 * FAR_AHEAD.total_seconds() else None  # ours may have been set back by decades
+        return Refusal("bad_timestamp", "the timestamp is years ahead; is it in milliseconds?", skew)
     if abs(ahead) > tolerance.total_seconds():
-        return Refusal("stale_timestamp", f"skew_s={ahead:+d}")
+        return Refusal("stale_timestamp", f"skew_s={ahead:+d}", ahead)
     return None
 
 

@@ -142,6 +142,16 @@ class Outlived:
 
 
 @dataclass(frozen=True, slots=True)
+class LongestWaits:
+    """How long a delivery of one target may wait at most."""
+
+    by_step: tuple[timedelta, ...]
+    """At each step of its schedule, from 0; the last is that of all that follow."""
+    asked: timedelta
+    """Where it was asked to, or waits for something of its own."""
+
+
+@dataclass(frozen=True, slots=True)
 class Condition:
     """Whether the store takes writes in time, why not, and since when.
 
@@ -208,6 +218,10 @@ class Store(Protocol):
     async def reclaim(self, now: datetime, *, alive: frozenset[int]) -> int:
         """Make due again what was claimed under a lease that has ended, but for the claims that are alive here;
         return how many."""
+
+    async def shorten_waits(self, longest: Mapping[str, LongestWaits], *, now: datetime) -> int:
+        """Make due again in time what waits for longer than it may, as it does once the clock was set back; return how
+        many deliveries. Sources that were heard in a time to come were heard now."""
 
     async def target_health(self, name: str) -> TargetHealth:
         """The stored health of a target; a fresh one where none is stored."""

@@ -245,6 +245,11 @@ class Metrics:
         if source in self._by_source:
             self._heard[source] = max(at.timestamp(), self._heard_at(source))
 
+    def clock_set_back(self) -> None:
+        """No source was heard later than now."""
+        now = self._now()
+        self._heard.update({source: min(at, now) for source, at in self._heard.items()})
+
     def last_event(self, source: str) -> datetime | None:
         """When the last event of a source came, duplicates included; None where none has."""
         at = self._heard.get(source)
@@ -264,7 +269,7 @@ class Metrics:
         counter = self._by_outcome.get((target, outcome))
         if counter is not None:
             counter.inc()
-            self._by_target[target][0].observe(seconds)
+            self._by_target[target][0].observe(max(0.0, seconds))
 
     def enriched(self, enricher: str, outcome: str) -> None:
         """Count a fetch."""
@@ -276,7 +281,7 @@ class Metrics:
         """Note how long an event took from its receipt to its delivery."""
         known = self._by_target.get(target)
         if known is not None:
-            known[1].observe(latency_seconds)
+            known[1].observe(max(0.0, latency_seconds))
 
     def committed(self, seconds: float) -> None:
         """Note how long the store took for a commit."""

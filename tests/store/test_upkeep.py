@@ -187,3 +187,42 @@ async def test_an_outage_is_left_to_the_store_and_the_upkeep_goes_on(backend: Ba
     await kept.upkeep._prune_some()
     with pytest.raises(StoreUnavailable):
         await kept.upkeep.look()
+
+
+@pytest.mark.row("F30")
+async def test_after_a_leap_of_the_clock_nothing_goes_by_age_for_a_while(store: Store) -> None:
+    """Ten years ahead all seems over; what a wrong clock says of ages is not believed at once. By hand it is."""
+    kept = Kept(store, 100 * MIB)
+    for _ in range(3):
+        await stored(store)
+    kept.now += timedelta(days=3650)
+    kept.upkeep.doubt_clock()
+    await kept.upkeep._prune_some()
+    assert (await kept.upkeep.outlived()).events == 3
+    assert await kept.upkeep.prune() == 3
+
+
+@pytest.mark.row("F30")
+@pytest.mark.parametrize(("away", "left"), [(timedelta(days=400), 3), (timedelta(hours=23), 0)], ids=str)
+async def test_a_start_long_after_the_last_event_believes_its_clock_only_after_a_while(
+    store: Store, away: timedelta, left: int
+) -> None:
+    """It may be a machine whose clock is not right yet."""
+    kept = Kept(store, 100 * MIB)
+    for _ in range(3):
+        await stored(store)
+    kept.now = NOW + timedelta(days=400)
+    kept.upkeep.doubt_clock_since(kept.now - away)
+    await kept.upkeep._prune_some()
+    assert (await kept.upkeep.outlived()).events == left
+
+
+@pytest.mark.row("F30")
+async def test_events_of_a_time_to_come_hide_no_older_ones_from_retention(store: Store) -> None:
+    """A clock that was years ahead for thousands of events has left them in the walk by age; it goes on behind them."""
+    kept = Kept(store, 100 * MIB)
+    ahead = NOW + timedelta(days=3650)
+    await asyncio.gather(*(store.accept(an_event(at=ahead), ()) for _ in range(2100)))
+    await stored(store)
+    kept.now = NOW + timedelta(days=8)
+    assert await kept.upkeep.prune() == 1

@@ -56,6 +56,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def __init__(self) -> None:
         self._jumping = _JumpingSelector()
+        self._set_by = timedelta(0)
         super().__init__(self._jumping)
 
     def time(self) -> float:
@@ -64,7 +65,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def now(self) -> datetime:
         """The virtual wall clock."""
-        return EPOCH + timedelta(seconds=self._jumping.clock)
+        return EPOCH + self._set_by + timedelta(seconds=self._jumping.clock)
+
+    def set_clock(self, by: timedelta) -> None:
+        """Set the wall clock, as a person or a time service does; no timer of the loop goes by it."""
+        self._set_by += by
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
         """Wait for the threads however long it really takes: a span of virtual time would be over at once."""

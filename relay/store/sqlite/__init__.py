@@ -24,6 +24,7 @@ from relay.store import (
     Claimed,
     Condition,
     Copy,
+    LongestWaits,
     Outlived,
     Retention,
     Settled,
@@ -177,6 +178,11 @@ class SqliteStore:
     async def reclaim(self, now: datetime, *, alive: frozenset[int]) -> int:
         """See `Store.reclaim`."""
         number: int = await self._writer.work(lambda tx: batch.reclaim(tx, lease_before=now, alive=alive))
+        return number
+
+    async def shorten_waits(self, longest: Mapping[str, LongestWaits], *, now: datetime) -> int:
+        """See `Store.shorten_waits`."""
+        number: int = await self._writer.work(lambda tx: batch.shorten_waits(tx, longest, now=now))
         return number
 
     async def target_health(self, name: str) -> TargetHealth:

@@ -28,7 +28,7 @@ from relay.model import (
     Turn,
 )
 from relay.rules.retry import is_recorded
-from relay.store import Accepted, Ruling, Settled, Settlement
+from relay.store import Accepted, LongestWaits, Ruling, Settled, Settlement
 from relay.store.sqlite.ledger import INLINE_BODY
 from relay.store.sqlite.releasing import release_held
 from relay.store.sqlite.rows import (
@@ -172,7 +172,7 @@ def _delivery_row(settlement: Settlement, ruling: Ruling) -> tuple[Any, ...]:
     first of an ordered target is tried by its schedule meanwhile.
     """
     claim, outcome, decision = settlement.claim, settlement.outcome, ruling.decision
-    due_at, step = millis(claim.event.received_at), claim.step
+    due_at, step = millis(min(claim.event.received_at, settlement.ended_at)), claim.step
     reason: str | None = outcome.reason
     settled_at: int | None = millis(settlement.ended_at)
     match decision:
@@ -193,7 +193,7 @@ def _delivery_row(settlement: Settlement, ruling: Ruling) -> tuple[Any, ...]:
 
 def _attempt_row(seq: int, settlement: Settlement) -> tuple[Any, ...]:
     claim, outcome = settlement.claim, settlement.outcome
-    took = (settlement.ended_at - settlement.began_at) // timedelta(milliseconds=1)
+    took = max(timedelta(0), settlement.ended_at - settlement.began_at) // timedelta(milliseconds=1)
     return (
         seq,
         claim.target,
@@ -231,6 +231,33 @@ def reclaim(tx: Transaction, *, lease_before: datetime | None, alive: frozenset[
     for _, target, _ in lost:
         tx.changes.moved(target, _IN_FLIGHT, _PENDING)
     return len(lost)
+
+
+_SHORTEN = """UPDATE delivery SET due_at = :now + bound FROM (
+        SELECT event_seq AS seq, CASE WHEN outcome IN ('throttled', 'interrupted') THEN :asked
+            ELSE coalesce((SELECT value FROM json_each(:by_step) WHERE key = step), :last) END AS bound
+        FROM delivery WHERE target = :target AND state = 'pending' AND due_at > :now)
+    WHERE event_seq = seq AND target = :target AND due_at > :now + bound"""
+
+
+def shorten_waits(tx: Transaction, longest: Mapping[str, LongestWaits], *, now: datetime) -> int:
+    """Let no pending delivery of these targets be due later than it may be. What is claimed was due when it was."""
+    number = 0
+    for target, waits in longest.items():
+        by_step = [wait // timedelta(milliseconds=1) for wait in waits.by_step]
+        values = {
+            "target": target,
+            "now": millis(now),
+            "asked": waits.asked // timedelta(milliseconds=1),
+            "by_step": json.dumps(by_step),
+            "last": by_step[-1],
+        }
+        number += tx.db.execute(_SHORTEN, values).rowcount
+    claimed = "UPDATE delivery SET due_at = :now WHERE state = 'in_flight' AND due_at > :now"
+    number += tx.db.execute(claimed, {"now": millis(now)}).rowcount
+    tx.db.execute("UPDATE heard SET at = :now WHERE at > :now", {"now": millis(now)})
+    tx.changes.heard_by = tx.changes.clock = now
+    return number
 
 
 def change_health(tx: Transaction, name: str, change: Callable[[TargetHealth], TargetHealth]) -> TargetHealth:

@@ -74,6 +74,7 @@ _CHOICE: dict[Turn, str] = {
 def claim(tx: Transaction, wishes: Sequence[ClaimWish]) -> list[Claimed]:
     """Claim for several callers; events that they share are read once."""
     taken = [_take(tx, wish) for wish in wishes]
+    tx.changes.clock = wishes[-1].now if wishes else None
     events = _events(tx, sorted({row[1] for rows in taken for row in rows}))
     claimed = [_claims(tx, wish, rows, events) for wish, rows in zip(wishes, taken, strict=True)]
     scarce = [wish for wish, claims in zip(wishes, claimed, strict=True) if len(claims) < wish.limit]

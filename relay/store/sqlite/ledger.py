@@ -52,6 +52,11 @@ class Changes:
     heard: dict[str, datetime] = field(default_factory=dict)
     """When each source was heard, by an event or by its duplicate."""
 
+    clock: datetime | None = None
+    """What the clock showed to who called."""
+    heard_by: datetime | None = None
+    """Nothing was heard later than this, whatever is remembered."""
+
     def hear(self, source: str, at: datetime) -> None:
         """A source has sent something that was genuine."""
         self.heard[source] = max(at, self.heard.get(source, at))
@@ -78,6 +83,8 @@ class Ledger:
     rests: dict[str, Rest] = field(default_factory=dict)
     heard: dict[str, datetime] = field(default_factory=dict)
     """When each source was last heard."""
+    clock: datetime | None = None
+    """What the clock showed when somebody claimed last; it may have been set back since an event was received."""
     silences_told: frozenset[str] = frozenset()
     """Sources whose silence had been told when the file was opened, and lasted."""
     fresh: dict[int, Event] = field(default_factory=dict)
@@ -98,6 +105,9 @@ class Ledger:
             self.rests.pop(target, None)
             if rest is not None:
                 self.rests[target] = rest
+        self.clock = changes.clock or self.clock
+        if changes.heard_by is not None:
+            self.heard = {source: min(at, changes.heard_by) for source, at in self.heard.items()}
         for source, at in changes.heard.items():
             self.heard[source] = max(at, self.heard.get(source, at))
         self._remember(changes.events)

@@ -42,7 +42,7 @@ _STAYS = f"""EXISTS (SELECT 1 FROM delivery d WHERE d.event_seq = e.seq
     AND d.state IN ({", ".join(f"'{state.value}'" for state in KEPT_AGAINST_SIZE)}))"""
 _BUSY = ", ".join(f"'{state.value}'" for state in OPEN)
 _BY_AGE = f"""
-    SELECT e.seq, e.size, e.received_at <= :old, e.received_at <= :old AND NOT EXISTS (
+    SELECT e.seq, e.size, e.received_at <= :old OR e.received_at > :now, e.received_at <= :old AND NOT EXISTS (
         SELECT 1 FROM delivery d WHERE d.event_seq = e.seq AND (
             d.state IN ({_BUSY})
             OR d.settled_at > CASE d.state WHEN 'dead' THEN :dead ELSE :delivered END
@@ -162,6 +162,7 @@ def _begin_log(tx: Transaction) -> None:
 
 def _ages(retention: Retention, now: datetime) -> dict[str, Any]:
     return {
+        "now": millis(now),
         "old": millis(now - min(retention.delivered, retention.dead)),
         "dead": millis(now - retention.dead),
         "delivered": millis(now - retention.delivered),

@@ -6,6 +6,7 @@ waits for its own step.
 """
 
 from relay.store.sqlite.ledger import Rest
+from relay.store.sqlite.rows import millis
 from relay.store.sqlite.transaction import Transaction
 
 RELEASE = 10_000
@@ -31,10 +32,11 @@ def _release(tx: Transaction, target: str, rest: Rest) -> None:
     query = f"""SELECT event_seq, state = 'pending' AND attempts + replays > 0 FROM delivery INDEXED BY delivery_open
         WHERE target = ? AND state IN ('pending', 'in_flight') AND event_seq > ? AND event_seq <= ?
         ORDER BY event_seq LIMIT {RELEASE}"""
+    latest = (1 << 62) if tx.ledger.clock is None else millis(tx.ledger.clock)
     rows = list(tx.db.execute(query, (target, rest.after, rest.last)))
     tx.db.executemany(
-        """UPDATE delivery SET due_at = coalesce((SELECT received_at FROM event WHERE seq = event_seq), due_at)
+        """UPDATE delivery SET due_at = min(?, coalesce((SELECT received_at FROM event WHERE seq = event_seq), due_at))
         WHERE event_seq = ? AND target = ?""",
-        [(seq, target) for seq, is_held in rows if is_held and seq not in rest.spared],
+        [(latest, seq, target) for seq, is_held in rows if is_held and seq not in rest.spared],
     )
     tx.changes.rests[target] = Rest(rows[-1][0], rest.last, rest.spared) if len(rows) == RELEASE else None
