@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import os
+import shutil
 import sqlite3
 import stat
 from contextlib import closing
@@ -13,7 +14,7 @@ import aiosqlite
 import pytest
 
 from relay.model import Way
-from relay.store import StoreInUse
+from relay.store import StoreError, StoreInUse
 from relay.store.sqlite import SqliteStore
 from relay.store.sqlite.connection import migrate
 from relay.store.sqlite.schema import APPLICATION_ID, MIGRATIONS
@@ -298,3 +299,84 @@ async def test_a_store_of_the_first_schema_is_taken_over_whole(file: Path) -> No
             (1, 1, 500),
             (2, 2, 500),
         ]
+
+
+# a kill while the file is given its log
+
+BLANK = bytes.fromhex(
+    "53514c69746520666f726d6174203300100002020040202000000001000000010000000000000000000000000000000000000000"
+    "000000000000000000000000000000000000000000000000000000000000000000000000000000000001002e63010d0000000010"
+)
+"""The first page of a new database, as a kill leaves it in the midst of its change to a log."""
+BLANK_JOURNAL = bytes.fromhex("d9d505f920a163d700000000c3d607c3000000000000020000001000")
+"""The journal beside it."""
+
+
+@pytest.mark.row("F1", "F37")
+async def test_a_new_file_that_a_kill_has_left_half_made_is_made(file: Path) -> None:
+    """The very first start was killed between the file and its log: the next one is a start like any."""
+    file.write_bytes(BLANK.ljust(4096, b"\0"))
+    file.with_name("relay.db-journal").write_bytes(BLANK_JOURNAL.ljust(512, b"\0"))
+    store = await SqliteStore.open(file, Watch())
+    await stored(store, "crm")
+    await store.close()
+    assert not file.with_name("relay.db-journal").exists()
+
+
+async def half_given_its_log(file: Path, home: Path) -> Path:
+    """A store with three events, put back from a copy, that a kill has left with a change half made."""
+    await used(file)
+    home.mkdir()
+    with closing(sqlite3.connect(file)) as db:
+        db.execute("PRAGMA journal_mode=DELETE")
+        db.execute("PRAGMA cache_size=1")
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("UPDATE event SET body = randomblob(400000)")  # more than the cache: it reaches the file
+        for end in ("", "-journal"):
+            shutil.copy(file.with_name(file.name + end), home / f"relay.db{end}")
+        db.execute("ROLLBACK")
+    return home / "relay.db"
+
+
+@pytest.mark.row("F1", "F37")
+async def test_a_copy_whose_first_start_was_killed_loses_nothing(file: Path, tmp_path: Path) -> None:
+    """What was half written is undone before anything is judged."""
+    killed = await half_given_its_log(file, tmp_path / "killed")
+    store = await SqliteStore.open(killed, Watch())
+    claims = await taken(store, limit=9)
+    assert len(claims) == 3
+    for claim in claims:
+        assert await store.body(claim.event.id) == claim.event.body
+    await store.close()
+
+
+@pytest.mark.row("F8", "F37")
+async def test_starting_afresh_moves_a_half_made_change_with_its_database(file: Path, tmp_path: Path) -> None:
+    """Left beside the new file, it would be undone in that one."""
+    killed = await half_given_its_log(file, tmp_path / "killed")
+    store = await SqliteStore.open(killed, Watch(), afresh=True)
+    await stored(store, "crm")
+    await store.close()
+    assert not killed.with_name("relay.db-journal").exists()
+    store = await SqliteStore.open(killed, Watch())
+    assert len(await taken(store, limit=9)) == 1
+    await store.close()
+
+
+@pytest.mark.row("F8")
+async def test_a_strangers_half_made_change_is_left_alone(tmp_path: Path) -> None:
+    """A database that is not ours is refused as it was, its journal too."""
+    file = tmp_path / "theirs.db"
+    with closing(sqlite3.connect(file)) as db:
+        db.executescript("PRAGMA cache_size=1; CREATE TABLE t (x); INSERT INTO t VALUES (randomblob(100000));")
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("UPDATE t SET x = randomblob(300000)")
+        home = tmp_path / "killed"
+        home.mkdir()
+        for end in ("", "-journal"):
+            shutil.copy(file.with_name(file.name + end), home / f"relay.db{end}")
+        db.execute("ROLLBACK")
+    before = {each.name: each.read_bytes() for each in home.iterdir()}
+    with pytest.raises(StoreError):
+        await SqliteStore.open(home / "relay.db", Watch())
+    assert {each.name: each.read_bytes() for each in home.iterdir() if not each.name.endswith(".guard")} == before

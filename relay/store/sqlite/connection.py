@@ -8,7 +8,7 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -112,6 +112,7 @@ async def open_writer(database: Path) -> StoreConnection:
     if sqlite3.sqlite_version_info < OLDEST_SQLITE:
         raise StoreUnusable(f"SQLite {sqlite3.sqlite_version} is too old; 3.37 or newer is needed")
     if database.exists() and database.stat().st_size:
+        _undo_half_done(database)
         await _judge(database)
     before = os.umask(0o077)
     try:
@@ -216,6 +217,28 @@ async def value(connection: aiosqlite.Connection, sql: str) -> object:
     """The single value of a query."""
     rows = list(await connection.execute_fetchall(sql))
     return rows[0][0] if rows else None
+
+
+def _undo_half_done(database: Path) -> None:
+    """Let SQLite undo what a kill has cut short while a new file, or a copy, was given its log: a connection that
+    cannot write cannot read such a file either. Only for what is ours, or too small to be anybody's.
+
+    Raises:
+        StoreError: it cannot be undone.
+    """
+    if not database.with_name(database.name + "-journal").exists():
+        return
+    with database.open("rb") as file:
+        header = file.read(100)
+    is_ours = int.from_bytes(header[68:72], "big") == APPLICATION_ID
+    is_one_page = int.from_bytes(header[28:32], "big") <= 1
+    if not (is_ours or is_one_page):
+        return
+    try:
+        with closing(sqlite3.connect(database, timeout=BUSY_TIMEOUT_S)) as db:
+            db.execute("PRAGMA schema_version").fetchone()
+    except sqlite3.Error as error:
+        raise in_words(database, error) from None
 
 
 async def _judge(database: Path) -> None:

@@ -21,7 +21,8 @@ from relay.store import StoreInUse, StoreUnusable
 from relay.store.sqlite.schema import APPLICATION_ID
 
 _MAGIC = b"SQLite format 3\0"
-_SIDE_FILES = ("", "-wal", "-shm")
+_SIDE_FILES = ("", "-wal", "-shm", "-journal")
+"""The last is there while a file is given its log, and where a kill has cut that short."""
 _NO_LOG = 1
 """The header's write version of a database that was never written with a log (section 1.3 there), as a copy is."""
 _LOG_HEADER = 32
@@ -111,7 +112,7 @@ class Guard:
             if not os.access(database, os.W_OK):  # SQLite would open it all the same, to read
                 raise StoreUnusable(f"{database}: cannot be written; give its user the right to")
             return
-        side_file = any(database.with_name(database.name + end).exists() for end in _SIDE_FILES[1:])
+        side_file = any(database.with_name(database.name + end).exists() for end in ("-wal", "-shm"))
         if remembered or side_file:
             became = "emptied" if database.exists() else "vanished"
             raise StoreUnusable(f"{database}: {became} since its last use; {_START_AFRESH}")
