@@ -78,6 +78,9 @@ class Gateway:
         self.config = config
         self._options = options
         self._within = within
+        self.program: Sequence[str] = (sys.executable, "-m", "relay")
+        self.environ: dict[str, str] = {}
+        """Set beside the environment of the tests."""
         self.lines: list[dict[str, Any]] = []
         self.hooks = ""
         self.admin = ""
@@ -104,9 +107,10 @@ class Gateway:
         self._started = asyncio.Event()
         self._process = await asyncio.create_subprocess_exec(
             *self._within,
-            *(sys.executable, "-m", "relay", "run", "--config", str(self.config), *options),
+            *(*self.program, "run", "--config", str(self.config), *options),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
+            env=os.environ | self.environ,
         )
         self._reading = asyncio.create_task(self._read())
         async with asyncio.timeout(START_S):
