@@ -13,7 +13,7 @@ import pytest
 
 from relay.store import StoreInUse
 from relay.store.sqlite import SqliteStore
-from relay.store.sqlite.file import durability_warning
+from relay.store.sqlite.file import _holder, durability_warning
 from relay.store.sqlite.schema import MIGRATIONS
 from tests.support.store_files import abandoned, refused, strange, used
 from tests.support.store_parts import Watch, stored, taken
@@ -69,10 +69,24 @@ async def test_a_store_in_use_is_found_in_use_by_another_name_too(file: Path, ot
         file.with_name("relay.db.guard").unlink()
         same = file
     words = await refused(same, StoreInUse, unchanged=False)
-    assert "in use by another relay, under another name; stop it first" in words
+    assert f"in use by another relay, under another name (process {os.getpid()}); stop it first" in words
     await stored(store, "crm")
     await store.close()
     await used(file)
+
+
+@pytest.mark.row("F11")
+def test_where_the_system_does_not_say_who_holds_a_lock_nothing_is_made_up(tmp_path: Path) -> None:
+    """Another process namespace, another system, or a list that cannot be read."""
+    file, locks = tmp_path / "relay.db", tmp_path / "locks"
+    with file.open("wb") as opened:
+        found = os.fstat(opened.fileno())
+        place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+        locks.write_text(f"1: POSIX  ADVISORY  WRITE 7 {place} 0 EOF\n2: FLOCK  ADVISORY  WRITE 0 {place} 0 EOF\nodd\n")
+        assert _holder(opened.fileno(), locks) == ""
+        locks.write_text(f"2: FLOCK  ADVISORY  WRITE 4711 {place} 0 EOF\n")
+        assert _holder(opened.fileno(), locks) == " (process 4711)"
+        assert _holder(opened.fileno(), tmp_path / "none") == ""
 
 
 @pytest.mark.slow

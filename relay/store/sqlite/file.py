@@ -93,8 +93,11 @@ class Guard:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            holder = _holder(fd)
             os.close(fd)
-            raise StoreInUse(f"{database}: in use by another relay, under another name; stop it first") from None
+            raise StoreInUse(
+                f"{database}: in use by another relay, under another name{holder}; stop it first"
+            ) from None
         except OSError:
             pass  # a file system without such locks
         self._file = fd
@@ -185,6 +188,18 @@ class Guard:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+def _holder(fd: int, locks: Path = Path("/proc/locks")) -> str:
+    """Which process has locked an open file, in brackets; nothing where the system does not say."""
+    found = os.fstat(fd)
+    place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    try:
+        lines = [line.split() for line in locks.read_text().splitlines()]
+    except OSError:
+        return ""
+    pids = [words[4] for words in lines if len(words) > 5 and words[1] == "FLOCK" and words[5] == place]
+    return f" (process {pids[0]})" if pids and pids[0].isdigit() and pids[0] != "0" else ""
 
 
 def _read(fd: int) -> dict[str, int]:
