@@ -70,6 +70,7 @@ async def machine(home: Path, one: Target, script: Script) -> AsyncIterator[Mach
         await relay.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.row("F30")
 @pytest.mark.parametrize("by", STEPS, ids=str)
 @virtually
@@ -92,6 +93,7 @@ async def test_a_retry_waits_no_longer_than_its_step_whatever_the_clock_does(tmp
         assert it.leaps == (by > timedelta(0))
 
 
+@pytest.mark.slow
 @pytest.mark.row("F30")
 @pytest.mark.parametrize("by", STEPS, ids=str)
 @virtually

@@ -477,6 +477,7 @@ async def test_of_several_addresses_the_first_fault_is_told(make_sender: MakeSen
     assert sender._broken(OSError("[Errno 99999] 10.0.0.1")).reason == "connection broke: unknown fault"
 
 
+@pytest.mark.slow
 @pytest.mark.row("F29")
 async def test_an_answer_that_came_while_the_process_stood_still_counts(make_sender: MakeSender) -> None:
     """A standstill longer than the timeout makes no failure of an answer that has come meanwhile."""
@@ -493,6 +494,7 @@ async def test_an_answer_that_came_while_the_process_stood_still_counts(make_sen
         assert (await sending).outcome.kind is OutcomeKind.DELIVERED
 
 
+@pytest.mark.slow
 @pytest.mark.row("F29")
 async def test_a_failure_in_which_the_process_stood_still_is_not_the_targets(make_sender: MakeSender) -> None:
     """It is interrupted: no step, no count. The next, in which nothing stood still, is the target's own again."""

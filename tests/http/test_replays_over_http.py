@@ -70,7 +70,7 @@ def sent(arrival: Arrival) -> tuple[str | None, str | None, str | None]:
     return arrival["relay-event-id"], arrival["relay-attempt"], arrival["relay-replay"]
 
 
-@pytest.mark.row("H60")
+@pytest.mark.row("H60", "B47")
 async def test_a_dead_event_is_replayed(strict: Gateway) -> None:
     """The same bytes and id, marked, under the next number; told once. A second call finds nothing that had ended."""
     (event,) = await dead(strict)
@@ -87,6 +87,7 @@ async def test_a_dead_event_is_replayed(strict: Gateway) -> None:
     await until(lambda: states(strict) == {"delivered": 1})
 
 
+@pytest.mark.row("B47")
 async def test_a_delivered_event_is_replayed_though_its_key_is_known(strict: Gateway) -> None:
     """Dedupe turns away what a sender repeats, not what an operator asks for; and the key stays known."""
     event = await posted(strict, id=1)

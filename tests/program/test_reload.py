@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import ssl
+import sys
 from pathlib import Path
 
 import aiohttp
@@ -214,3 +215,80 @@ async def test_a_renewed_certificate_is_served_without_a_restart(tmp_path: Path)
             await until(lambda: bool(gateway.said("config.reloaded")))
             second = await asyncio.to_thread(ssl.get_server_certificate, ("127.0.0.1", port))
             assert second != first
+
+
+BAD = {
+    "garbage": b"\x00\xff\xfe{{{",
+    "empty": b"",
+    "a list": b"- sources\n",
+    "tabs": b"server:\n\tlisten: x\n",
+    "an unknown key": b"souces: {}\n",
+    "unset": b'sources: {shop: {provider: custom, secrets: ["${NOBODY_SETS_THIS}"]}}\n',
+    "half a secret": b'sources: {shop: {provider: custom, secrets: ["abc"], verify: {scheme: bearer}}}\n',
+}
+
+
+async def lines_of_check(config: Path) -> list[str]:
+    """What `relay check` prints of a config."""
+    check = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "relay", "check", "--config", str(config)),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, errors = await check.communicate()
+    assert check.returncode == 78
+    return errors.decode().splitlines()
+
+
+@pytest.mark.slow
+@pytest.mark.row("F35", "C56")
+async def test_a_bad_half_written_or_missing_config_changes_nothing(tmp_path: Path) -> None:
+    """Each is refused with the lines that `relay check` prints, a file cut off anywhere too; the config before stays
+    in force, as a whole, and the next good one is taken."""
+    async with Sink() as sink, Gateway(write_config(tmp_path / "c.yaml", sink)) as gateway:
+        good = gateway.config.read_bytes()
+        larger = text_of(tmp_path, sink, MORE).encode()
+        cut = {f"cut at {at}": larger[:at] for at in range(20, len(larger) - 12, len(larger) // 5)}
+        for number, (name, content) in enumerate((BAD | cut | {"gone": b""}).items(), start=1):
+            if name == "gone":
+                gateway.config.unlink()
+            else:
+                gateway.config.write_bytes(content)
+            gateway.signal(signal.SIGHUP)
+            await until(lambda number=number: len(gateway.said("config.reload_refused")) == number)
+            if name in ("tabs", "unset", "gone"):
+                assert gateway.said("config.reload_refused")[-1]["problems"] == await lines_of_check(gateway.config)
+            status, answer = await gateway.post(*webhook(number))
+            assert status == 200
+            await until(lambda answer=answer: answer["id"] in sink.ids("crm"))
+        assert gateway.said("config.reloaded") == []
+        assert sink.ids("more") == []
+        gateway.config.write_bytes(good)
+        gateway.signal(signal.SIGHUP)
+        await until(lambda: len(gateway.said("config.reloaded")) == 1)
+
+
+@pytest.mark.slow
+@pytest.mark.row("B33")
+async def test_a_reload_rules_the_very_next_attempt(tmp_path: Path) -> None:
+    """A delivery that has failed at the old address is tried next at the new one, with the new header, and so is what
+    comes in after; nothing of the old config is remembered anywhere."""
+
+    async def answer(arrival: Arrival) -> int:
+        return 500 if arrival.target == "old" else 200
+
+    async with Sink(answer) as sink:
+        config = write_config(tmp_path / "c.yaml", sink, targets={"old": ", retry: {schedule: [3s, 3s]}"})
+        config.write_text(config.read_text().replace("old: {", "crm: {").replace("[old]", "[crm]"))
+        async with Gateway(config) as gateway:
+            _, first = await gateway.post(*webhook(1))
+            await until(lambda: len(sink.arrivals) == 1)
+            text = config.read_text().replace("/old", "/new").replace(", retry", ', headers: {X-New: "1"}, retry')
+            config.write_text(text)
+            gateway.signal(signal.SIGHUP)
+            await until(lambda: bool(gateway.said("config.reloaded")))
+            _, second = await gateway.post(*webhook(2))
+            await until(lambda: len(sink.ids("new")) == 2)
+            assert set(sink.ids("new")) == {first["id"], second["id"]}
+            assert all(one.headers["x-new"] == "1" for one in sink.arrivals if one.target == "new")
+            assert len(sink.ids("old")) == 1
