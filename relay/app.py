@@ -379,9 +379,11 @@ class App:
         if self._hooks is not None:
             works.append(self._hooks.close(min(server.body_timeout + COMMIT, LONGEST_FINISH).total_seconds()))
         await asyncio.gather(*works)
+        if not self._store.condition().writable:
+            return  # a disk that hangs must not keep the process for what was turned away
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORDS.total_seconds()):
-                await self._refusals.flush()  # a disk that hangs must not keep the process for what was turned away
+                await self._refusals.flush()
 
     async def run_until(self, asked: asyncio.Event) -> int:
         """Serve until asked to stop or unable to go on; returns the exit code."""

@@ -25,7 +25,7 @@ LONGEST_PAUSE = timedelta(minutes=1)
 """How long the probes of a target wait for what one of them waits for."""
 SOON = timedelta(seconds=5)
 """When a delivery is tried again that had not in time what it lacks."""
-LAST_WORDS = timedelta(seconds=2)
+LAST_WORDS = timedelta(seconds=1)
 """At an end, how long the record of interrupted attempts may take."""
 
 

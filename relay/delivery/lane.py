@@ -155,10 +155,12 @@ class Lane:
         self._draining = True
         self._step_aside(self._now())
         self._changed.set()
+        began = self._loop.time()
         if self._fetch is not None:
             await asyncio.wait([self._fetch], timeout=LAST_WORDS.total_seconds())
         self._give_back()
-        await self._carrier.finish(patience, why=why)
+        left = patience - timedelta(seconds=self._loop.time() - began)
+        await self._carrier.finish(max(timedelta(0), left), why=why)
 
     def _pump(self) -> timedelta:
         """Begin what may begin, fetch what can be had, and say how long nothing will change by itself."""

@@ -53,6 +53,8 @@ from relay.store.sqlite.writer import Writer
 
 CLOSE_S = 3.0
 """How long a close waits for the disk."""
+HUNG_CLOSE_S = 1.0
+"""The same for a disk that has not answered for a while: a stop has its time, and has waited already."""
 
 
 class SqliteStore:
@@ -327,9 +329,10 @@ class SqliteStore:
 
     async def close(self) -> bool:
         """See `Store.close`. Where it takes too long it goes on by itself, and the lock is held until it is done."""
+        patience = CLOSE_S if self._writer.condition().writable else HUNG_CLOSE_S
         if self._closing is None:
             self._closing = asyncio.create_task(self._close(), name="store closing")
-        await asyncio.wait({self._closing}, timeout=CLOSE_S)
+        await asyncio.wait({self._closing}, timeout=patience)
         if not self._closing.done():
             self._writer.abandon()
             return False
