@@ -1,5 +1,6 @@
 """What spans sections: names, paths, listeners, limits of the process, and the whole `Config` in the end."""
 
+import errno
 import ipaddress
 import os
 import resource
@@ -171,14 +172,15 @@ def _check_store_url(url: str) -> Path:
     if not name or name == ":memory:" or "?" in name or "#" in name:
         raise Refused("must name a file: sqlite:///relative.db or sqlite:////absolute.db")
     file, above = (name, f" {Path(name).parent}") if not isinstance(url, Expanded) else ("the expanded value", "")
+    home = Path(name).absolute().parent
     try:
         if Path(name).is_dir():
             raise Refused(f"{file} is a directory; name a file in it")
-        home = Path(name).absolute().parent
         if not home.is_dir():
             raise Refused(f"directory{above} does not exist")
     except OSError as error:
-        raise Refused(f"cannot look at {file}: {error.strerror}") from None
+        if error.errno != errno.EIO:  # a disk that fails is no fault of the config: the store will say so
+            raise Refused(f"cannot look at {file}: {error.strerror}") from None
     return home
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.store import StoreInUse
+from relay.store import StoreInUse, StoreUnusable
 from relay.store.sqlite import SqliteStore
 from relay.store.sqlite.file import _holder, durability_warning
 from relay.store.sqlite.schema import MIGRATIONS
@@ -312,6 +312,17 @@ async def test_a_damaged_page_is_found_at_the_start(file: Path, offset: int) -> 
 
 
 # the place
+
+
+@pytest.mark.row("C52")
+@pytest.mark.parametrize("place", ["loop", "name"])
+async def test_a_path_that_leads_nowhere_is_refused_in_words(tmp_path: Path, place: str) -> None:
+    """A loop of links, a name that is too long: no traceback."""
+    file = tmp_path / ("relay.db" if place == "loop" else "x" * 300)
+    if place == "loop":
+        file.symlink_to(file)
+    with pytest.raises(StoreUnusable, match=r"(?i)too long|loop|too many levels"):
+        await SqliteStore.open(file, Watch())
 
 
 @pytest.mark.row("C52")

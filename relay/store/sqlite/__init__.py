@@ -9,8 +9,8 @@ import hashlib
 import itertools
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -48,6 +48,7 @@ from relay.store.sqlite.reading import Reading, room_of
 from relay.store.sqlite.replays import SqliteReplays
 from relay.store.sqlite.rows import headers_from, millis, moment_if_sound
 from relay.store.sqlite.schema import MIGRATIONS
+from relay.store.sqlite.soundness import check_log
 from relay.store.sqlite.transaction import Transaction
 from relay.store.sqlite.writer import Writer
 
@@ -91,37 +92,20 @@ class SqliteStore:
             StoreUnusable: it must not be used as it is; nothing was changed.
             StoreInUse: another process has it.
         """
-        path = path.resolve()
-        guard = Guard.acquire(path)
-        try:
-            aside = set_aside(path, guard) if afresh else None
-            await undo_cut_short(path)
-            guard.check(path)
-            missing = guard.misses_log(path)
-            renew_log(path)
-            connection = await open_writer(path)
-        except OSError as error:
-            guard.release()
-            raise StoreUnusable(f"{path}: {error.strerror}") from None
-        except BaseException:
-            guard.release()
-            raise
-        try:
-            ledger = Ledger()
-            await connection.run(partial(_take_over, ledger=ledger))
-            remove_copies(path)
-            sync_directory(path)
-            guard.pin(path)
-            reader = await open_reader(path)
-            guard.remember(path, is_open=True)
-        except BaseException as error:
-            await connection.close()
-            guard.release()
-            if isinstance(error, sqlite3.Error):
-                raise in_words(path, error) from None
-            if isinstance(error, OSError):
-                raise StoreUnusable(f"{path}: {error.strerror}") from None
-            raise
+        with _in_words_of_the_port(path):
+            path = path.resolve()
+            async with AsyncExitStack() as undoing:
+                guard, aside, missing = await asyncio.to_thread(_guarded, path, afresh=afresh)
+                undoing.callback(guard.release)
+                connection = await open_writer(path)
+                undoing.push_async_callback(connection.close)
+                ledger = Ledger()
+                await connection.run(partial(_take_over, ledger=ledger))
+                await asyncio.to_thread(_tidy, path, guard)
+                reader = await open_reader(path)
+                undoing.push_async_callback(reader.close)
+                await asyncio.to_thread(guard.remember, path, is_open=True)
+                undoing.pop_all()
         commits = Commits(watcher)
         writer = Writer(
             path,
@@ -353,6 +337,41 @@ class SqliteStore:
     async def _remember(self) -> None:
         with contextlib.suppress(OSError):
             await asyncio.to_thread(self._guard.remember, self._path, is_open=False)
+
+
+@contextlib.contextmanager
+def _in_words_of_the_port(path: Path) -> Iterator[None]:
+    """Whatever bars the opening is told with the file and what the system says of it."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise in_words(path, error) from None
+    except (OSError, RuntimeError) as error:  # the latter is a loop of symbolic links
+        raise StoreUnusable(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _guarded(path: Path, *, afresh: bool) -> tuple[Guard, Path | None, str | None]:
+    """The held guard of a file that may be opened, what was set aside, and what to say of a log that is gone. This and
+    what follows runs in threads: a disk that hangs must not make the process deaf to signals."""
+    guard = Guard.acquire(path)
+    try:
+        aside = set_aside(path, guard) if afresh else None
+        undo_cut_short(path)
+        guard.check(path)
+        check_log(path)
+        missing = guard.misses_log(path)
+        renew_log(path)
+        return guard, aside, missing
+    except BaseException:
+        guard.release()
+        raise
+
+
+def _tidy(path: Path, guard: Guard) -> None:
+    """Remove what a kill has left of copies, make the file's name durable, and know the file again."""
+    remove_copies(path)
+    sync_directory(path)
+    guard.pin(path)
 
 
 def _take_over(db: sqlite3.Connection, ledger: Ledger) -> None:

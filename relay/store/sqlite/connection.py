@@ -18,6 +18,7 @@ import aiosqlite
 from relay.store import StoreError, StoreInUse, StoreUnusable
 from relay.store.sqlite.file import sync_directory
 from relay.store.sqlite.schema import APPLICATION_ID, MIGRATIONS
+from relay.store.sqlite.soundness import missing_columns
 
 Result = TypeVar("Result")
 
@@ -111,9 +112,9 @@ async def open_writer(database: Path) -> StoreConnection:
     """
     if sqlite3.sqlite_version_info < OLDEST_SQLITE:
         raise StoreUnusable(f"SQLite {sqlite3.sqlite_version} is too old; 3.37 or newer is needed")
-    if database.exists() and database.stat().st_size:
-        _undo_half_done(database)
-        await _judge(database)
+    size = await asyncio.to_thread(_size, database)
+    if size:
+        await _judge(database, size)
     before = os.umask(0o077)
     try:
         connect = partial(sqlite3.connect, database, isolation_level=None, timeout=BUSY_TIMEOUT_S)
@@ -128,31 +129,28 @@ async def open_writer(database: Path) -> StoreConnection:
     return connection
 
 
-async def undo_cut_short(database: Path) -> None:
+def undo_cut_short(database: Path) -> None:
     """Let SQLite undo what a cut has left half done in a rollback journal: the one transaction that has such a journal
-    makes a file, or a copy that is put in its place, one with a log. It can be undone only by who may write.
+    makes a file, or a copy that is put in its place, one with a log. It can be undone only by who may write. What is
+    another's is left alone.
 
     Raises:
         StoreError: it cannot be undone.
     """
     try:
-        with database.open("rb") as file, database.with_name(database.name + "-journal").open("rb") as journal:
+        with database.with_name(database.name + "-journal").open("rb") as journal, database.open("rb") as file:
             header, undoes = file.read(100), journal.read(20)
-    except OSError:
-        return  # one of them is not there, or is for the others to refuse
+    except FileNotFoundError:
+        return
     is_creation = undoes.startswith(_JOURNAL_MAGIC) and undoes[16:20] == bytes(4)
     is_ours = header[68:72] == APPLICATION_ID.to_bytes(4, "big")
     if not header or not undoes or not (is_creation or is_ours):
         return
     try:
-        connect = partial(sqlite3.connect, database, isolation_level=None, timeout=BUSY_TIMEOUT_S)
-        connection = StoreConnection(connect)
-        await _opened(connection)
+        with closing(sqlite3.connect(database, timeout=BUSY_TIMEOUT_S)) as db:
+            db.execute("PRAGMA schema_version").fetchone()
     except sqlite3.Error as error:
         raise in_words(database, error) from None
-    async with _closed_on_failure(connection, database):
-        await value(connection, "PRAGMA schema_version")
-    await connection.close()
 
 
 async def open_reader(database: Path) -> StoreConnection:
@@ -180,7 +178,7 @@ async def open_copier(database: Path) -> StoreConnection:
 
 
 async def _open_to_read(database: Path) -> StoreConnection:
-    uri = f"{database.resolve().as_uri()}?mode=ro"
+    uri = f"{database.as_uri()}?mode=ro"
     try:
         connect = partial(sqlite3.connect, uri, uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S)
         connection = StoreConnection(connect)
@@ -219,39 +217,21 @@ async def value(connection: aiosqlite.Connection, sql: str) -> object:
     return rows[0][0] if rows else None
 
 
-def _undo_half_done(database: Path) -> None:
-    """Let SQLite undo what a kill has cut short while a new file, or a copy, was given its log: a connection that
-    cannot write cannot read such a file either. Only for what is ours, or too small to be anybody's.
-
-    Raises:
-        StoreError: it cannot be undone.
-    """
-    if not database.with_name(database.name + "-journal").exists():
-        return
-    with database.open("rb") as file:
-        header = file.read(100)
-    is_ours = int.from_bytes(header[68:72], "big") == APPLICATION_ID
-    is_one_page = int.from_bytes(header[28:32], "big") <= 1
-    if not (is_ours or is_one_page):
-        return
-    try:
-        with closing(sqlite3.connect(database, timeout=BUSY_TIMEOUT_S)) as db:
-            db.execute("PRAGMA schema_version").fetchone()
-    except sqlite3.Error as error:
-        raise in_words(database, error) from None
+def _size(database: Path) -> int:
+    return database.stat().st_size if database.exists() else 0
 
 
-async def _judge(database: Path) -> None:
+async def _judge(database: Path, size: int) -> None:
     """Refuse a database that is not ours, too new or damaged, without writing a byte of it."""
-    connection = await open_reader(database)
+    connection = await _open_to_read(database)
     async with _closed_on_failure(connection, database):
         await _check_whose(connection, database)
-        if database.stat().st_size <= QUICK_CHECK_LIMIT:
+        if size <= QUICK_CHECK_LIMIT:
             await _check_sound(connection, database)
     await connection.close()
 
 
-async def _check_whose(connection: aiosqlite.Connection, database: Path) -> None:
+async def _check_whose(connection: StoreConnection, database: Path) -> None:
     application = await value(connection, "PRAGMA application_id")
     version = await value(connection, "PRAGMA user_version")
     assert isinstance(version, int)
@@ -263,15 +243,21 @@ async def _check_whose(connection: aiosqlite.Connection, database: Path) -> None
             f"{database}: written by a newer version (schema {version}, this one knows {len(MIGRATIONS)}); "
             "upgrade relay"
         )
+    missing = None if is_blank else await connection.run(partial(missing_columns, version=version))
+    if missing is not None:
+        raise StoreUnusable(_damaged(database, f"{missing} is missing"))
 
 
 async def _check_sound(connection: aiosqlite.Connection, database: Path) -> None:
     found = await value(connection, "PRAGMA quick_check(1)")
     if found != "ok":
-        raise StoreUnusable(
-            f"{database}: damaged ({found}); restore it from a backup, or start afresh on purpose with: "
-            "relay run --new-store"
-        )
+        raise StoreUnusable(_damaged(database, str(found)))
+
+
+def _damaged(database: Path, why: str) -> str:
+    return (
+        f"{database}: damaged ({why}); restore it from a backup, or start afresh on purpose with: relay run --new-store"
+    )
 
 
 async def _prepare(connection: aiosqlite.Connection, database: Path) -> None:

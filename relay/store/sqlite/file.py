@@ -169,8 +169,10 @@ class Guard:
         size = database.stat().st_size if database.exists() else int(_read(self._fd).get("bytes", 0))
         log = database.with_name(database.name + "-wal")
         needs_log = is_open or (log.exists() and log.stat().st_size > 0)
-        note = json.dumps({"pid": os.getpid(), "bytes": size, "log": int(needs_log)})
-        os.pwrite(self._fd, note.ljust(_NOTE_BYTES).encode(), 0)
+        note = json.dumps({"pid": os.getpid(), "bytes": size, "log": int(needs_log)}).ljust(_NOTE_BYTES).encode()
+        written = 0
+        while written < len(note):  # a disk may take less than it is given
+            written += os.pwrite(self._fd, note[written:], written)
         os.fsync(self._fd)
 
     def forget(self) -> None:
@@ -203,11 +205,12 @@ def _holder(fd: int, locks: Path = Path("/proc/locks")) -> str:
 
 
 def _read(fd: int) -> dict[str, int]:
+    """What was noted; of a note that cannot be read this is left: there was a store."""
     try:
         note = json.loads(os.pread(fd, 4096, 0) or b"{}")
-    except ValueError:
-        return {}
-    return note if isinstance(note, dict) else {}
+        return {name: int(value) for name, value in note.items()}
+    except (ValueError, TypeError, AttributeError):
+        return {"bytes": 1}
 
 
 def _check_header(database: Path, size: int, remembered: int) -> None:

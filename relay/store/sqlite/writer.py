@@ -255,10 +255,10 @@ class Writer:
         db = self._connection()
         await self._admission.admit(batch_, db)
         began = time.perf_counter()
-        results, changes = await db.run(partial(batch_.commit, ledger=self.ledger))
         if time.monotonic() - self._seen_at >= PRESENCE_S:
-            self._check_presence()  # what was committed to a file without a name is not promised
+            await db.run(lambda _: self._check_presence())  # what is committed to a file without a name is lost
             self._seen_at = time.monotonic()
+        results, changes = await db.run(partial(batch_.commit, ledger=self.ledger))
         self.ledger.apply(changes)
         self._checkpoints.committed(batch_.size)
         for operation, result in results:
@@ -336,8 +336,7 @@ class Writer:
             with contextlib.suppress(sqlite3.Error, ValueError):
                 await db.close()
         try:
-            self._check()
-            self._check_presence()
+            await asyncio.to_thread(self._look)
             self._db = await open_writer(self._path)
             await self._db.run(cut_log)  # on a full disk this is the room to write in
             await self._db.run(_try_to_write)
@@ -349,6 +348,11 @@ class Writer:
         for settlement in self._settlements:  # what waited for the store has not waited for a commit
             settlement.since = time.monotonic()
         self._tell()
+
+    def _look(self) -> None:
+        """See that the file is what it was; in a thread, for a disk that hangs must not hold up the loop."""
+        self._check()
+        self._check_presence()
 
     async def _checkpoint_if_due(self) -> None:
         """Move the log's pages home between commits, where no answer waits for it."""

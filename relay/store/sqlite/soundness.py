@@ -1,0 +1,110 @@
+"""What SQLite itself passes over: a log that is broken in its middle, and tables whose description has changed.
+
+Law: nothing here writes to the database or its log. SQLite takes the first broken frame of a log for its end, as after
+a power cut, and forgets what was committed behind it; only what no cut can leave is called damage here.
+"""
+
+import os
+import sqlite3
+import struct
+from contextlib import closing
+from pathlib import Path
+
+from relay.store import StoreUnusable
+from relay.store.sqlite.schema import MIGRATIONS
+
+_LOG_HEADER = struct.Struct(">8I")
+"""Magic, format, page size, checkpoints, two salts, two sums (sqlite.org/fileformat2.html, section 4.1)."""
+_FRAME_HEADER = struct.Struct(">6I")
+"""Page, pages of the database after a commit (0: none), two salts, two sums."""
+_MAGIC = (0x377F0682, 0x377F0683)
+_VALID_FRAMES = struct.Struct("=I")
+_VALID_FRAMES_AT = 16
+"""Where the shared index says how many frames are valid (sqlite.org/walformat.html, section 2.1)."""
+_TORN = 1
+"""Commits behind the valid ones that a cut may leave: the one that was being written, and promised to nobody."""
+
+
+def check_log(database: Path) -> None:
+    """Refuse a store whose log holds commits behind a broken frame: they were promised, and opening would forget them.
+
+    Raises:
+        StoreUnusable: it does; nothing was changed.
+    """
+    log = database.with_name(database.name + "-wal")
+    if not log.exists() or log.stat().st_size <= _LOG_HEADER.size:
+        return
+    with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=2.0)) as db:
+        db.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+        with database.with_name(database.name + "-shm").open("rb") as index:
+            index.seek(_VALID_FRAMES_AT)
+            (valid,) = _VALID_FRAMES.unpack(index.read(_VALID_FRAMES.size))
+    lost = _commits_behind(log, valid)
+    if lost > _TORN:
+        raise StoreUnusable(
+            f"{log}: damaged behind frame {valid}, and {lost} commits after it would be lost; restore the store from a "
+            f"backup, or give them up on purpose: sqlite3 {database} 'PRAGMA wal_checkpoint(TRUNCATE)', or begin with "
+            "an empty store: relay run --new-store"
+        )
+
+
+def _commits_behind(log: Path, valid: int) -> int:
+    """Commits of the log's present round that stand behind its valid frames."""
+    fd = os.open(log, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        header = os.pread(fd, _LOG_HEADER.size, 0)
+        magic, _, page_size, _, *salts, _, _ = _LOG_HEADER.unpack(header)
+        if magic not in _MAGIC or not _is_whole(header):
+            return 0 if valid else _commits_of_first(fd)
+        step = _FRAME_HEADER.size + page_size
+        return _commits(fd, _LOG_HEADER.size + valid * step, step, salts)
+    finally:
+        os.close(fd)
+
+
+def _commits_of_first(fd: int) -> int:
+    """The same where the log's own header is broken, so that nothing of it is valid."""
+    page_size = 4096
+    first = os.pread(fd, _FRAME_HEADER.size, _LOG_HEADER.size)
+    if len(first) < _FRAME_HEADER.size:
+        return 0
+    _, _, *salts, _, _ = _FRAME_HEADER.unpack(first)
+    return _commits(fd, _LOG_HEADER.size, _FRAME_HEADER.size + page_size, salts)
+
+
+def _commits(fd: int, start: int, step: int, salts: list[int]) -> int:
+    number = 0
+    for place in range(start, os.fstat(fd).st_size, step):
+        frame = os.pread(fd, _FRAME_HEADER.size, place)
+        if len(frame) < _FRAME_HEADER.size:
+            break
+        _, pages, *found, _, _ = _FRAME_HEADER.unpack(frame)
+        number += bool(pages) and found == salts
+    return number
+
+
+def _is_whole(header: bytes) -> bool:
+    """Whether a log's header bears its sums; their order of bytes is told by the magic."""
+    words = struct.unpack(">6I" if header[3] & 1 else "<6I", header[:24])
+    one = other = 0
+    for first, second in zip(words[::2], words[1::2], strict=True):
+        one = (one + first + other) & 0xFFFFFFFF
+        other = (other + second + one) & 0xFFFFFFFF
+    return struct.unpack(">2I", header[24:]) == (one, other)
+
+
+def missing_columns(db: sqlite3.Connection, version: int) -> str | None:
+    """A table or a column that a store of this version must have and this one has not; None where all are there."""
+    with closing(sqlite3.connect(":memory:")) as sound:
+        sound.executescript("".join(MIGRATIONS[:version]))
+        lacking = _columns(sound) - _columns(db)
+    return ".".join(min(lacking)) if lacking else None
+
+
+def _columns(db: sqlite3.Connection) -> set[tuple[str, str]]:
+    query = "SELECT t.name, c.name FROM sqlite_schema t JOIN pragma_table_info(t.name) c WHERE t.type = 'table'"
+    return {(_text(table), _text(column)) for table, column in db.execute(query).fetchall()}
+
+
+def _text(name: object) -> str:
+    return name if isinstance(name, str) else repr(name)
