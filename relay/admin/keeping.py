@@ -6,14 +6,17 @@ short is never taken for a whole one.
 
 from typing import Protocol
 
+import structlog
 from aiohttp import web
 
 from relay.admin.answers import SAFE, Problem, json_body, shown
 from relay.admin.calls import Call
 from relay.admin.reading import Query
-from relay.store import COPY_TYPE, CopyUnderWay, NoRoomForCopy, Outlived, Store, StoreUnusable
+from relay.store import COPY_TYPE, CopyUnderWay, NoRoomForCopy, Outlived, Store, StoreUnavailable, StoreUnusable
 
 LONGEST_ID = 128
+
+log = structlog.get_logger()
 
 
 class Keeper(Protocol):
@@ -85,8 +88,12 @@ class KeepingCalls:
                 answer = web.StreamResponse(headers=headers)
                 answer.content_length = copy.size
                 await answer.prepare(request)
-                async for part in copy.parts():
-                    await answer.write(part)
+                try:
+                    async for part in copy.parts():
+                        await answer.write(part)
+                except StoreUnavailable as error:  # it is too late for another answer: cut short, it is no copy
+                    log.error("http.error", message="a backup was cut short", error=str(error))
+                    raise ConnectionResetError from None
                 await answer.write_eof()
                 return answer
         except CopyUnderWay as error:

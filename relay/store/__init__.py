@@ -58,7 +58,7 @@ class Copy(Protocol):
         """Bytes."""
 
     def parts(self) -> AsyncIterator[bytes]:
-        """Its bytes, in order, `size` in all."""
+        """Its bytes, in order, `size` in all; raises `StoreUnavailable` where the disk does not give them."""
 
 
 @dataclass(frozen=True, slots=True)

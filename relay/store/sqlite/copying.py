@@ -55,7 +55,7 @@ class Copying:
         """Make the copy; returns it open, its name gone already."""
         file = self._path.with_name(f"{self._path.name}{_MARK}{secrets.token_hex(8)}")
         try:
-            fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fd = await self._begun(file)
         except OSError as error:
             raise NoRoomForCopy(f"{self._path.parent}: no copy can be made there: {error.strerror}") from None
         try:
@@ -69,10 +69,18 @@ class Copying:
                 raise NoRoomForCopy(_no_room(self._path, room)) from None
             if is_damage(error):
                 raise in_words(self._path, error) from None
-            if isinstance(error, sqlite3.Error | ValueError):
+            if isinstance(error, sqlite3.Error | ValueError | OSError):
                 raise StoreUnavailable(f"{self._path}: cannot be copied now: {error}") from None
             raise
         return fd
+
+    async def _begun(self, file: Path) -> int:
+        beginning = asyncio.ensure_future(asyncio.to_thread(_begin, self._path, file))
+        try:
+            return await asyncio.shield(beginning)
+        except asyncio.CancelledError:
+            os.close(await beginning)
+            raise
 
     async def _fill(self, file: Path) -> None:
         connection = self._connection = await open_copier(self._path)
@@ -104,7 +112,18 @@ class FileCopy:
     async def parts(self) -> AsyncIterator[bytes]:
         """See `Copy.parts`."""
         for start in range(0, self.size, PART):
-            yield await asyncio.to_thread(partial(os.pread, self._fd, min(PART, self.size - start), start))
+            try:
+                part = await asyncio.to_thread(os.pread, self._fd, min(PART, self.size - start), start)
+            except OSError as error:
+                raise StoreUnavailable(f"the copy cannot be read any more: {error.strerror}") from None
+            yield part
+
+
+def _begin(path: Path, file: Path) -> int:
+    """Make an empty file for a copy, and remove what a disk did not let go of when the ones before were over."""
+    with contextlib.suppress(OSError):
+        remove_copies(path)
+    return os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
 
 def remove_copies(path: Path) -> None:
@@ -115,8 +134,10 @@ def remove_copies(path: Path) -> None:
 
 def _remove(file: Path) -> None:
     """Remove one copy, with what SQLite may have left beside it."""
-    for end in ("", "-journal"):
-        file.with_name(file.name + end).unlink(missing_ok=True)
+    try:
+        file.unlink(missing_ok=True)
+    finally:
+        file.with_name(f"{file.name}-journal").unlink(missing_ok=True)
 
 
 async def _off_the_loop(work: Callable[[], None]) -> None:
