@@ -56,6 +56,8 @@ COMMIT = timedelta(seconds=3)
 LONGEST_FINISH = timedelta(seconds=20)
 LAST_WORDS = timedelta(seconds=1)
 """How long what was refused may take to be stored at a stop."""
+STOP_MARGIN = timedelta(seconds=4)
+"""What a stop may take beside `drain_timeout`, whatever does not answer."""
 
 log = structlog.get_logger()
 
@@ -351,12 +353,18 @@ class App:
         self._dispatcher.look_after("config watch", watch.run)
 
     async def stop(self) -> None:
-        """Close the port, finish requests, give attempts under way `drain_timeout`, record it all, close the store."""
+        """Close the port, finish requests, give attempts under way `drain_timeout`, record it all, close the store.
+        What is not done in time is left: it waits for a disk that does not answer."""
         self._draining = True
         self._ingress.drain()
         if self._hooks is not None:
             self._hooks.stop_accepting()
-        await self._closing.aclose()
+        down = asyncio.create_task(self._closing.aclose(), name="taking down")
+        limit = self._config.server.drain_timeout + STOP_MARGIN
+        if not (await asyncio.wait({down}, timeout=limit.total_seconds()))[0]:
+            self._stuck = True
+            return
+        await down
 
     @property
     def is_stuck(self) -> bool:

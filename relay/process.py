@@ -15,6 +15,7 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
+from typing import NoReturn
 
 import structlog
 
@@ -28,6 +29,8 @@ from relay.telemetry.logs import LogPipe, start_logging
 
 CANNOT_LISTEN, STORE_UNUSABLE, STORE_IN_USE = 69, 74, 75
 """Exit codes of a start that was refused, as sysexits has them."""
+START_PATIENCE_S = 15.0
+"""How long a start goes on that was asked to stop."""
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _LEAST = re.compile(r">=\s*([0-9][0-9A-Za-z.]*)")
@@ -80,7 +83,9 @@ async def _serve_until(
     tell_warnings(config)
     app = App(config, new_store=new_store)
     app.watch_log(pipe)
-    await app.start()
+    if not await _started(app, asked):
+        log.info("relay.stopped", exit_code=0)
+        _leave_stuck(pipe, 0)
     _settle_memory()
     log.info(
         "relay.started",
@@ -99,11 +104,7 @@ async def _serve_until(
     code = await app.run_until(asked)
     log.info("relay.stopped", exit_code=code)
     if app.is_stuck:
-        log.error(
-            "store.unavailable", reason="the disk does not answer; what was acknowledged is safe, leaving at once"
-        )
-        pipe.close(0.5)
-        os._exit(code)
+        _leave_stuck(pipe, code)
     return code
 
 
@@ -141,6 +142,25 @@ def _give_memory_back() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(MMAP_THRESHOLD, 32 * 1024)
         libc.mallopt(ARENA_MAX, 2)
+
+
+async def _started(app: App, asked: asyncio.Event) -> bool:
+    """Start the app; False where a stop was asked for and the start does not end: it waits for a disk that hangs."""
+    starting = asyncio.create_task(app.start(), name="start")
+    stopping = asyncio.create_task(asked.wait(), name="stop asked for")
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not starting.done() and not (await asyncio.wait({starting}, timeout=START_PATIENCE_S))[0]:
+        return False
+    await starting
+    return True
+
+
+def _leave_stuck(pipe: LogPipe, code: int) -> NoReturn:
+    """End the process without waiting for threads that wait for the disk."""
+    log.error("store.unavailable", reason="the disk does not answer; what was acknowledged is safe, leaving at once")
+    pipe.close(0.5)
+    os._exit(code)
 
 
 def _settle_memory() -> None:

@@ -4,15 +4,17 @@ Law: every call but the two health checks needs the token, where one is set; wit
 bound, and a page in a browser cannot use it. Errors are `application/problem+json` and hold no input.
 """
 
+import asyncio
 import hmac
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any
 
 import structlog
 from aiohttp import web
 
 from relay.admin.answers import SAFE, Problem, shown
-from relay.admin.calls import Call, Calls
+from relay.admin.calls import API, Call, Calls
 from relay.admin.description import description_calls
 from relay.admin.events import EventCalls
 from relay.admin.keeping import KeepingCalls
@@ -24,7 +26,7 @@ from relay.admin.targets import TargetCalls
 from relay.connections import is_one_too_many, speaks_http_1
 from relay.delivery.dispatcher import Dispatcher, UnknownTarget
 from relay.model import Secret
-from relay.store import Backlog, Store, StoreUnavailable
+from relay.store import Backlog, Store, StoreUnavailable, StoreUnusable
 
 __all__ = [
     "Admin",
@@ -40,6 +42,10 @@ __all__ = [
     "status_calls",
 ]
 
+HANGS_S = 10.0
+"""How long a call waits for a store that does not take writes now."""
+LASTING = frozenset({f"/{API}/stream", f"/{API}/backup"})
+"""Calls whose answers take as long as they take, and are under way long before."""
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 log = structlog.get_logger()
@@ -71,6 +77,7 @@ class Admin:
         self._render_metrics = render_metrics
         self._denied_at = float("-inf")
         self._denied = 0
+        self._unanswered: set[asyncio.Task[web.StreamResponse]] = set()
         self._open: dict[str, Callable[[], Awaitable[web.Response]]] = {
             "/healthz": self._healthz,
             "/readyz": self._readyz,
@@ -94,7 +101,7 @@ class Admin:
         except UnknownTarget:
             known = ", ".join(sorted(self._dispatcher.targets)) or "none"
             return Problem(404, f"unknown target; known: {known}").answer()
-        except StoreUnavailable as error:
+        except (StoreUnavailable, StoreUnusable) as error:
             return Problem(503, f"the store cannot take it now: {error}", retry_after=2).answer()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -108,7 +115,28 @@ class Admin:
         if is_one_too_many(request):
             raise Problem(503, "too many connections are open", retry_after=1)
         self._admit(request)
-        return await self.calls.answer(request)
+        return await (self.calls.answer(request) if path in LASTING else self._in_time(self.calls.answer(request)))
+
+    async def _in_time(self, answer: Coroutine[Any, Any, web.StreamResponse]) -> web.StreamResponse:
+        """The answer to a call, unless it waits for a disk that hangs: what was asked is not known to be done then, and
+        goes on, so that who is told of a change learns of it."""
+        answering = asyncio.create_task(answer)
+        try:
+            while not (await asyncio.wait({answering}, timeout=HANGS_S))[0]:
+                condition = self._store.condition()
+                if not condition.writable:
+                    self._unanswered.add(answering)
+                    answering.add_done_callback(self._forget)
+                    raise StoreUnavailable(f"{condition.reason}; what was asked may still be done")
+        except asyncio.CancelledError:
+            answering.cancel()
+            raise
+        return answering.result()
+
+    def _forget(self, answering: "asyncio.Task[web.StreamResponse]") -> None:
+        self._unanswered.discard(answering)
+        if not answering.cancelled():
+            answering.exception()  # nobody waits for it any more
 
     def _admit(self, request: web.BaseRequest) -> None:
         """Let through who has the token; without one, only what no foreign page can send."""

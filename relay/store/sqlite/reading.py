@@ -4,6 +4,7 @@ Law: a view sees what is committed and nothing else. What the disk has damaged i
 read as an outage.
 """
 
+import asyncio
 import os
 import sqlite3
 from collections.abc import Callable
@@ -15,6 +16,9 @@ from relay.store import StoreUnavailable
 from relay.store.sqlite.connection import StoreConnection, in_words, is_damage
 
 Result = TypeVar("Result")
+
+DEADLINE_S = 30.0
+"""How long a read may take; the longest of views are over in a fraction of it, so that it is the disk which hangs."""
 
 
 class Reading:
@@ -36,7 +40,10 @@ class Reading:
             StoreUnavailable: it cannot be read now.
         """
         try:
-            return await self._connection.run(work)
+            async with asyncio.timeout(DEADLINE_S):
+                return await self._connection.run(work)
+        except TimeoutError:
+            raise StoreUnavailable(f"{self._path}: the disk did not answer within {DEADLINE_S:g} s") from None
         except (sqlite3.Error, ValueError, OSError) as error:
             if is_damage(error):
                 raise in_words(self._path, error) from None
