@@ -43,7 +43,7 @@ from tests.support.store_parts import Watch, taken
 from tests.support.store_processes import told
 from tests.support.system_calls import Reader
 
-SCATTERED = int(os.environ.get("RELAY_SCATTERED_CUTS", "150"))
+SCATTERED = int(os.environ.get("RELAY_SCATTERED_CUTS", "120"))
 """Images of which a random half of what was not synced is left."""
 
 pytestmark = [
@@ -378,7 +378,7 @@ async def test_a_program_that_syncs_too_little_is_found_out(tmp_path: Path, brok
             await life.send_until_killed(gateway, 25, senders=4, after=90)
     steps = life.steps()
     first = next(number for number, step in enumerate(steps) if isinstance(step, Promised))
-    cuts = list(cuts_at(steps, range(first, len(steps), len(steps) // 60), Model.STRICT, random.Random(0)))
+    cuts = list(cuts_at(steps, range(first, len(steps), len(steps) // 30), Model.STRICT, random.Random(0)))
     lost = [cut for cut in cuts if await wrongs(cut, life.sent)]
     print(f"{broken}: {len(lost)} of {len(cuts)} cuts lose something")
     assert lost
