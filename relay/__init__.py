@@ -21,6 +21,7 @@ The map. Imports point down only, siblings on a floor do not import each other, 
 | 5 | `config/` | Reads the YAML into frozen, fully checked values; every refusal names its place. |
 | 5 | `telemetry/` | Logs and metrics: set-up, redaction, the bounded writer, who is told what. |
 | 4 | `intake` | Judges a request's head and reads its body, within our limits. |
+| 4 | `desks` | What the ingress knows of each source, and remembers between its requests. |
 | 4 | `skew` | Says when a source's requests fail for their time alone. |
 | 4 | `listener` | A listening socket with our limits around aiohttp's server. |
 | 4 | `connections` | One caller's connection, within its bounds. |

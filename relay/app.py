@@ -34,7 +34,7 @@ from relay.reloading import (
     limits,
     rooms_for,
     tell_names,
-    tell_unknown,
+    tell_of_the_past,
 )
 from relay.rules.secrets import hideable_token
 from relay.standing import Standing
@@ -144,7 +144,7 @@ class App:
         self._closing.push_async_callback(self._close_store)
         self._closing.push_async_callback(self._close_admin)  # after all that it shows has stopped
         self._store.task.add_done_callback(self._writer_ended)
-        await self._tell_of_the_past()
+        tell_of_the_past(self._store, config, self._metrics, now=_now())
         self._notifier = self._make_notifier()
         self._outbound = Outbound(
             config, self._store, self._reporter, token_fetched=self._hide_token, now=_now, rng=SystemRandom()
@@ -237,23 +237,6 @@ class App:
     def _destinations(self) -> Destinations:
         """Where a replayed event may go, by the config as it is now."""
         return Destinations(self._dispatcher.targets, self._config.routes)
-
-    async def _tell_of_the_past(self) -> None:
-        """What the store remembers and the config does not say: unsafe ground, deliveries of targets that are gone, and
-        when each source was last heard."""
-        if self._store.aside is not None:
-            log.warning("store.set_aside", reason=f"--new-store: begun afresh, the old one is {self._store.aside}")
-        if self._store.missing is not None:
-            log.error("store.log_missing", reason=self._store.missing)
-        unsafe = self._store.warning()
-        if unsafe:
-            log.warning("config.warning", reason=unsafe)
-        configured = {target.name for target in self._config.targets}
-        for name, held in self._store.waiting().items():
-            if name not in configured:
-                tell_unknown(name, held)
-        for source, at in self._store.last_received().items():
-            self._metrics.source_seen(source, min(at, _now()))
 
     def _doubt_clock(self) -> None:
         self._upkeep.doubt_clock()

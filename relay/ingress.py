@@ -10,24 +10,24 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
-from functools import lru_cache, partial
+from functools import partial
 from typing import Protocol
 
 import structlog
 from aiohttp import web
 
 from relay.connections import speaks_http_1
+from relay.desks import Desk, Lines, Memory
 from relay.ids import fresh_id
 from relay.intake import RETRY_SOON, Held, Intake, Limits, Turned
 from relay.listener import REFUSALS, json_answer, peer_of, plain_answer
 from relay.model import NO_TYPE, Content, Event, Headers, ReceivedRequest, Route, Source, VerifiedRequest
 from relay.rules.expressions import view_from
 from relay.rules.forwarding import MOST_HOPS, incoming_hops, storable_headers
-from relay.rules.rate import Bucket, Quota, spend, take
-from relay.rules.routing import CONDITION_FAILED, Routed, Subject, meant, routed, routed_by_name
-from relay.rules.secrets import harmless, keys_of
+from relay.rules.rate import take
+from relay.rules.routing import CONDITION_FAILED, Routed, Subject, meant, routed
+from relay.rules.secrets import harmless
 from relay.rules.verification import Refusal, prove_headers, unproven, verify
-from relay.skew import ClockWatch
 from relay.store import Accepted, Store, StoreFull, StoreUnavailable
 from relay.store.archive import RefusedRequest
 
@@ -38,10 +38,6 @@ HEAVY_BODY = 256 * 1024
 """Bodies beyond this are verified in a thread, so that they do not hold up the others."""
 LARGEST_ON_THE_LOOP = 64 * 1024
 """Bodies beyond this are named and routed in a thread: conditions may look at every member of them."""
-TYPES = 256
-"""Types of a source for which it is remembered where their events go."""
-LINES_A_SECOND = 20
-"""Warnings of a kind, a second and source; the rest is counted in the next."""
 RETRY_WHEN_FULL = 10
 """Seconds that a sender is asked to wait when there is no room, which takes longer to change than other faults."""
 
@@ -65,44 +61,6 @@ class KeepsRefusals(Protocol):
         """A request of a source was turned away; `request` makes what is kept of it."""
 
 
-class _Lines:
-    """Lines about one source's requests that somebody should look at: a few a second, the rest counted in the next."""
-
-    def __init__(self, source: str) -> None:
-        self._source = source
-        self._quotas: dict[str, Quota] = {}
-
-    def tell(self, event: str, fields: Callable[[], dict[str, object]]) -> None:
-        """Tell of one, unless there were too many; `fields` is asked only then."""
-        self._quotas[event], untold = spend(self._quotas.get(event, Quota()), LINES_A_SECOND, time.monotonic())
-        if untold is not None:
-            suppressed = {"suppressed": untold} if untold else {}
-            log.warning(event, source=self._source, **fields(), **suppressed)
-
-
-class _Memory:
-    """What is remembered of a source between its requests, also when its config changes."""
-
-    def __init__(self, source: str) -> None:
-        self.bucket = Bucket()
-        self.other_than_200 = 0
-        self.lines = _Lines(source)
-        self.clock = ClockWatch(source)
-
-
-class _Desk:
-    """One source as its config has it; a request under way keeps the desk that it came to."""
-
-    def __init__(self, source: Source, routes: Sequence[Route], forwarded: frozenset[str], memory: _Memory) -> None:
-        self.source = source
-        self.routes = tuple(route for route in routes if source.name in route.sources)
-        self.forwarded = forwarded
-        self.keys = keys_of(source)
-        self.memory = memory
-        self.routed_by_name = lru_cache(maxsize=TYPES)(partial(routed_by_name, source.name, routes=self.routes))
-        """Where all events of a type go; None where more than that decides."""
-
-
 class Ingress:
     """The public listener's handler."""
 
@@ -119,15 +77,15 @@ class Ingress:
         limits: Limits,
         now: Callable[[], datetime],
     ) -> None:
-        self._memories: dict[str, _Memory] = {}
-        self._desks: dict[str, _Desk] = {}
+        self._memories: dict[str, Memory] = {}
+        self._desks: dict[str, Desk] = {}
         self._intake = Intake(limits)
         self._store = store
         self._wake = wake
         self._counters = counters
         self._refusals = refusals
         self._now = now
-        self._strays = _Lines(NOBODY)
+        self._strays = Lines(NOBODY)
         self.change(sources, routes, forwarded=forwarded, limits=limits)
 
     def change(
@@ -139,8 +97,8 @@ class Ingress:
             forwarded: what any target asks for of the headers that are left out by default.
         """
         sources = tuple(sources)
-        self._memories = {source.name: self._memories.get(source.name) or _Memory(source.name) for source in sources}
-        self._desks = {source.path: _Desk(source, routes, forwarded, self._memories[source.name]) for source in sources}
+        self._memories = {source.name: self._memories.get(source.name) or Memory(source.name) for source in sources}
+        self._desks = {source.path: Desk(source, routes, forwarded, self._memories[source.name]) for source in sources}
         self._keys = frozenset[str]().union(*(desk.keys for desk in self._desks.values()))
         self._intake.limits = limits
 
@@ -199,7 +157,7 @@ class Ingress:
         near = difflib.get_close_matches(path[:256], self._desks, 1, 0.8)
         return {"detail": f"like that of source {self._desks[near[0]].source.name}"} if near else {}
 
-    async def _receive(self, request: web.BaseRequest, desk: _Desk, held: Held) -> web.Response | Turned:
+    async def _receive(self, request: web.BaseRequest, desk: Desk, held: Held) -> web.Response | Turned:
         """The path of one webhook, in order."""
         began = time.perf_counter()
         headers: Headers = tuple(request.headers.items())
@@ -233,13 +191,13 @@ class Ingress:
             self._tell_failed(desk, event)
         return self._accepted(desk, event, accepted, found.targets, verified, began)
 
-    def _check_rate(self, desk: _Desk) -> Turned | None:
+    def _check_rate(self, desk: Desk) -> Turned | None:
         if desk.source.rate is None:
             return None
         desk.memory.bucket, wait = take(desk.memory.bucket, desk.source.rate, self._now())
         return None if wait is None else Turned(429, "rate", retry_after=-(-wait // timedelta(seconds=1)))
 
-    async def _verify(self, request: ReceivedRequest, desk: _Desk) -> VerifiedRequest | Refusal:
+    async def _verify(self, request: ReceivedRequest, desk: Desk) -> VerifiedRequest | Refusal:
         source = desk.source
         if len(request.body) > HEAVY_BODY:
             found = await asyncio.to_thread(verify, request, source.check, self._now())
@@ -258,7 +216,7 @@ class Ingress:
         return plain_answer(200, told)
 
     def _name(
-        self, request: VerifiedRequest, content: Content, desk: _Desk, *, id_: str, now: datetime, hops: int
+        self, request: VerifiedRequest, content: Content, desk: Desk, *, id_: str, now: datetime, hops: int
     ) -> tuple[Event, Routed]:
         """The event that a request becomes, and where it goes; in any thread."""
         source = desk.source.name
@@ -289,7 +247,7 @@ class Ingress:
         )
         return event, found
 
-    def _tell_failed(self, desk: _Desk, event: Event) -> None:
+    def _tell_failed(self, desk: Desk, event: Event) -> None:
         """Tell of the conditions that could not be evaluated on an event."""
         for place, reason in event.failed_conditions:
             fields: dict[str, object] = {"route": place, "event_id": event.id, "type": event.type, "reason": reason}
@@ -297,7 +255,7 @@ class Ingress:
 
     def _accepted(
         self,
-        desk: _Desk,
+        desk: Desk,
         event: Event,
         accepted: Accepted,
         targets: Sequence[str],
@@ -334,7 +292,7 @@ class Ingress:
         answer = {"id": accepted.event_id, "duplicate": accepted.duplicate}
         return json_answer(200 if accepted.duplicate else source.status, json.dumps(answer).encode())
 
-    def _refused(self, desk: _Desk, turned: Turned, request: web.BaseRequest) -> None:
+    def _refused(self, desk: Desk, turned: Turned, request: web.BaseRequest) -> None:
         """Count a refusal and tell of it."""
         self._counters.event_received(desk.source.name, "refused")
         self._refusals.refused(desk.source.name, turned.status, lambda: self._kept(desk.source, turned, request))
@@ -363,7 +321,7 @@ class Ingress:
         client = self._intake.client(request)
         return client if isinstance(client, str) else peer_of(request)
 
-    def _watch_sender(self, desk: _Desk, status: int) -> None:
+    def _watch_sender(self, desk: Desk, status: int) -> None:
         """Say it once when a sender that gives up easily has had enough refusals to give up. One who does not even post
         is somebody with a browser."""
         if status == 405:

@@ -35,6 +35,7 @@ from relay.outbound import Outbound
 from relay.rules.crowding import Rooms, rooms
 from relay.rules.secrets import log_secrets
 from relay.store import StoreUnavailable
+from relay.store.sqlite import SqliteStore
 from relay.telemetry.logs import LogPipe, clip, set_format, set_level
 from relay.telemetry.metrics import Metrics
 
@@ -300,6 +301,24 @@ def tell_warnings(config: Config) -> None:
 def tell_unknown(target: str, held: int) -> None:
     """Tell that deliveries wait for a target that the config does not name."""
     log.warning("target.unknown", target=target, held=held, reason="not in the config: held until it is back")
+
+
+def tell_of_the_past(store: SqliteStore, config: Config, metrics: Metrics, *, now: datetime) -> None:
+    """Tell at a start what the store remembers and the config does not say: unsafe ground, deliveries of targets that
+    are gone, and when each source was last heard."""
+    if store.aside is not None:
+        log.warning("store.set_aside", reason=f"--new-store: begun afresh, the old one is {store.aside}")
+    if store.missing is not None:
+        log.error("store.log_missing", reason=store.missing)
+    unsafe = store.warning()
+    if unsafe:
+        log.warning("config.warning", reason=unsafe)
+    configured = {target.name for target in config.targets}
+    for name, held in store.waiting().items():
+        if name not in configured:
+            tell_unknown(name, held)
+    for source, at in store.last_received().items():
+        metrics.source_seen(source, min(at, now))
 
 
 async def aside(call: Callable[[], Result]) -> Result:

@@ -88,6 +88,33 @@ from relay.model.delivering import (
 from relay.model.enriching import (
     Enricher as Enricher,
 )
+from relay.model.proving import (
+    ApiKeyCheck as ApiKeyCheck,
+)
+from relay.model.proving import (
+    BasicCheck as BasicCheck,
+)
+from relay.model.proving import (
+    BearerCheck as BearerCheck,
+)
+from relay.model.proving import (
+    Check as Check,
+)
+from relay.model.proving import (
+    HmacCheck as HmacCheck,
+)
+from relay.model.proving import (
+    NoCheck as NoCheck,
+)
+from relay.model.proving import (
+    ProofList as ProofList,
+)
+from relay.model.proving import (
+    Secret as Secret,
+)
+from relay.model.proving import (
+    StandardWebhooksCheck as StandardWebhooksCheck,
+)
 from relay.model.receiving import (
     FORM_TYPE as FORM_TYPE,
 )
@@ -98,22 +125,10 @@ from relay.model.receiving import (
     RELAY as RELAY,
 )
 from relay.model.receiving import (
-    ApiKeyCheck as ApiKeyCheck,
-)
-from relay.model.receiving import (
     Asked as Asked,
 )
 from relay.model.receiving import (
-    BasicCheck as BasicCheck,
-)
-from relay.model.receiving import (
-    BearerCheck as BearerCheck,
-)
-from relay.model.receiving import (
     Challenge as Challenge,
-)
-from relay.model.receiving import (
-    Check as Check,
 )
 from relay.model.receiving import (
     Content as Content,
@@ -125,9 +140,6 @@ from relay.model.receiving import (
     Headers as Headers,
 )
 from relay.model.receiving import (
-    HmacCheck as HmacCheck,
-)
-from relay.model.receiving import (
     IPNetwork as IPNetwork,
 )
 from relay.model.receiving import (
@@ -135,12 +147,6 @@ from relay.model.receiving import (
 )
 from relay.model.receiving import (
     Namer as Namer,
-)
-from relay.model.receiving import (
-    NoCheck as NoCheck,
-)
-from relay.model.receiving import (
-    ProofList as ProofList,
 )
 from relay.model.receiving import (
     Provider as Provider,
@@ -158,13 +164,7 @@ from relay.model.receiving import (
     Sample as Sample,
 )
 from relay.model.receiving import (
-    Secret as Secret,
-)
-from relay.model.receiving import (
     Source as Source,
-)
-from relay.model.receiving import (
-    StandardWebhooksCheck as StandardWebhooksCheck,
 )
 from relay.model.receiving import (
     Throttle as Throttle,

@@ -6,7 +6,7 @@ change of any of it is seen as a change of the target; none shows a secret in it
 
 from dataclasses import dataclass, field
 
-from relay.model.receiving import ApiKeyCheck, BasicCheck, BearerCheck, HmacCheck, Secret
+from relay.model.proving import ApiKeyCheck, BasicCheck, BearerCheck, HmacCheck, Secret
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from relay.model.credentials import Auth, ClientTls, Proxy
-from relay.model.receiving import Event, Headers, Rate, StandardWebhooksCheck
+from relay.model.proving import StandardWebhooksCheck
+from relay.model.receiving import Event, Headers, Rate
 from relay.model.shaping import Body, BodyFormat
 
 

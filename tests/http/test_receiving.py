@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from relay.ingress import LINES_A_SECOND
+from relay.desks import LINES_A_SECOND
 from tests.http.configs import SOURCES
 from tests.http.gateway import SECRET, TOKEN, Gateway, Start, chunked, request, signature, until, wired
 

@@ -26,7 +26,7 @@ from relay.model import (
     StandardWebhooksCheck,
     Target,
 )
-from relay.model.receiving import Check
+from relay.model.proving import Check
 from relay.rules.secrets import LOG_WORDS, SHORTEST_IN_LOG, blotted, credentials, hideable_token, log_secrets
 
 HOST = "http://crm.test"
