@@ -4,7 +4,9 @@ import asyncio
 import os
 import random
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
@@ -182,6 +184,29 @@ async def test_a_log_whose_end_is_torn_is_taken_up_to_there(file: Path, tmp_path
     os.truncate(log, int(log.stat().st_size * left))
     store = await SqliteStore.open(more, Watch())
     assert len(await taken(store, limit=99)) >= 4
+    await store.close()
+
+
+def log_after(killed: Path, home: Path, size: int) -> bytes:
+    """The log of a copy of a killed store after one commit more, as large as that."""
+    shutil.copytree(killed.parent, home)
+    with closing(sqlite3.connect(home / killed.name)) as db:
+        db.execute("PRAGMA wal_autocheckpoint=0")
+        db.execute(f"CREATE TABLE more AS SELECT randomblob({size}) AS filler")
+        return (home / f"{killed.name}-wal").read_bytes()
+
+
+@pytest.mark.row("F3", "F8")
+async def test_the_ends_of_commits_whose_sync_failed_are_no_damage(file: Path, tmp_path: Path) -> None:
+    """Each was written over by a shorter one. Nobody was promised what stands in such ends, however many there are."""
+    killed = await killed_with(file, tmp_path / "killed", 2)
+    logs = [log_after(killed, tmp_path / str(size), size) for size in (10_000, 100_000, 300_000)]
+    done = logs[0]
+    for log in logs[1:]:
+        done += log[len(done) :]
+    killed.with_name("relay.db-wal").write_bytes(done)
+    store = await SqliteStore.open(killed, Watch())
+    assert len(await taken(store, limit=99)) == 5
     await store.close()
 
 

@@ -7,6 +7,7 @@ a power cut, and forgets what was committed behind it; only what no cut can leav
 import os
 import sqlite3
 import struct
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -18,6 +19,8 @@ _LOG_HEADER = struct.Struct(">8I")
 _FRAME_HEADER = struct.Struct(">6I")
 """Page, pages of the database after a commit (0: none), two salts, two sums."""
 _MAGIC = (0x377F0682, 0x377F0683)
+_PAGE = 4096
+"""Bytes of a page, where the log's own header does not tell."""
 _VALID_FRAMES = struct.Struct("=I")
 _VALID_FRAMES_AT = 16
 """Where the shared index says how many frames are valid (sqlite.org/walformat.html, section 2.1)."""
@@ -49,48 +52,67 @@ def check_log(database: Path) -> None:
 
 
 def _commits_behind(log: Path, valid: int) -> int:
-    """Commits of the log's present round that stand behind its valid frames."""
+    """Commits of the log's present round that stand behind its valid frames, where more than a cut can leave do."""
     fd = os.open(log, os.O_RDONLY | os.O_CLOEXEC)
     try:
         header = os.pread(fd, _LOG_HEADER.size, 0)
         magic, _, page_size, _, *salts, _, _ = _LOG_HEADER.unpack(header)
-        if magic not in _MAGIC or not _is_whole(header):
-            return 0 if valid else _commits_of_first(fd)
-        step = _FRAME_HEADER.size + page_size
-        return _commits(fd, _LOG_HEADER.size + valid * step, step, salts)
+        order = ">" if magic & 1 else "<"
+        if magic in _MAGIC and _sums(header[:-8], (0, 0), order) == struct.unpack(">2I", header[-8:]):
+            step = _FRAME_HEADER.size + page_size
+            return _commits(fd, _LOG_HEADER.size + valid * step, step, salts, order)
+        return 0 if valid else _commits_of_first(fd)
     finally:
         os.close(fd)
 
 
 def _commits_of_first(fd: int) -> int:
     """The same where the log's own header is broken, so that nothing of it is valid."""
-    page_size = 4096
     first = os.pread(fd, _FRAME_HEADER.size, _LOG_HEADER.size)
     if len(first) < _FRAME_HEADER.size:
         return 0
     _, _, *salts, _, _ = _FRAME_HEADER.unpack(first)
-    return _commits(fd, _LOG_HEADER.size, _FRAME_HEADER.size + page_size, salts)
+    order = ">" if sys.byteorder == "big" else "<"
+    return _commits(fd, _LOG_HEADER.size, _FRAME_HEADER.size + _PAGE, salts, order)
 
 
-def _commits(fd: int, start: int, step: int, salts: list[int]) -> int:
-    number = 0
+def _commits(fd: int, start: int, step: int, salts: list[int], order: str) -> int:
+    """How many commits stand from a place on, if more than one of them belong together; else 0.
+
+    A commit whose sync failed is written over by the next, and where that is shorter its end stays behind it. Several
+    such ends look like several commits, but only what was committed one after the other has sums that go on.
+    """
+    number = together = most = 0
+    before: tuple[int, ...] | None = None
     for place in range(start, os.fstat(fd).st_size, step):
-        frame = os.pread(fd, _FRAME_HEADER.size, place)
-        if len(frame) < _FRAME_HEADER.size:
+        frame = os.pread(fd, step, place)
+        if len(frame) < step:
             break
-        _, pages, *found, _, _ = _FRAME_HEADER.unpack(frame)
-        number += bool(pages) and found == salts
-    return number
+        _, pages, *found, one, other = _FRAME_HEADER.unpack(frame[: _FRAME_HEADER.size])
+        if found != salts:
+            before = None
+            continue
+        if most <= _TORN:
+            goes_on = before is not None and _sums(frame[:8] + frame[_FRAME_HEADER.size :], before, order) == (
+                one,
+                other,
+            )
+            together = (together if goes_on else 0) + bool(pages)
+            most = max(most, together)
+            before = one, other
+        number += bool(pages)
+    return number if most > _TORN else 0
 
 
-def _is_whole(header: bytes) -> bool:
-    """Whether a log's header bears its sums; their order of bytes is told by the magic."""
-    words = struct.unpack(">6I" if header[3] & 1 else "<6I", header[:24])
-    one = other = 0
+def _sums(data: bytes, seed: tuple[int, ...], order: str) -> tuple[int, ...]:
+    """The two sums of a log over some of its bytes, going on from those before; their order of bytes is told by the
+    log's magic."""
+    words = struct.unpack(f"{order}{len(data) // 4}I", data)
+    one, other = seed
     for first, second in zip(words[::2], words[1::2], strict=True):
         one = (one + first + other) & 0xFFFFFFFF
         other = (other + second + one) & 0xFFFFFFFF
-    return struct.unpack(">2I", header[24:]) == (one, other)
+    return one, other
 
 
 def missing_columns(db: sqlite3.Connection, version: int) -> str | None:
