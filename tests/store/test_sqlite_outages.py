@@ -154,6 +154,43 @@ async def test_settlements_keep_their_order_through_an_outage(
     assert [*reversed(last)] == ids(claims)
 
 
+async def test_settlements_of_a_failing_commit_stay_before_those_that_came_meanwhile(
+    store: SqliteStore, backend: SqliteBackend
+) -> None:
+    """What is handed in while a commit fails is written after what failed with it: of two probes the later has the last
+    word."""
+    for _ in range(2):
+        await stored(store, "crm")
+    first, second = await taken(store, limit=2)
+    judged: list[str] = []
+    is_begun, go_on = threading.Event(), threading.Event()
+
+    def rule_of(claim: Any, *, waits: bool) -> Callable[[Any], Any]:
+        plain = settlement(claim).rule
+
+        def rule(health: Any) -> Any:
+            is_begun.set()
+            if waits:
+                go_on.wait(20)
+            judged.append(claim.event.id)
+            return plain(health)
+
+        return rule
+
+    await fill(store)
+    failing = asyncio.create_task(store.settle(settlement(first, rule=rule_of(first, waits=True))))
+    big = asyncio.create_task(store.accept(an_event(body=LARGE), ["crm"]))
+    await until(is_begun.is_set)
+    later = asyncio.create_task(store.settle(settlement(second, rule=rule_of(second, waits=False))))
+    await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.gather(failing, later)
+    with pytest.raises(StoreUnavailable):
+        await big
+    assert judged[0] == first.event.id
+    assert judged[-2:] == [first.event.id, second.event.id]
+
+
 @pytest.mark.slow
 async def test_a_close_in_an_outage_ends_and_tells_who_waits(backend: SqliteBackend, watch: Watch) -> None:
     """What cannot be written is not waited for; its delivery is taken back at the next start."""
