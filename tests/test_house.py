@@ -9,6 +9,7 @@ import pytest
 
 from tests.breaking.__main__ import broken
 from tests.breaking.lines import LINES, Break
+from tests.support.rows import LEFT_OUT, met, rows, table
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted((ROOT / "relay").rglob("*.py"))
@@ -111,3 +112,17 @@ def test_the_top_level_is_as_the_user_fixed_it() -> None:
 def test_a_line_that_carries_a_promise_is_where_the_breaks_look_for_it(one: Break) -> None:
     """What `tests.breaking` would break is there, once, and breaking it leaves Python that can be read."""
     ast.parse(broken(one, ROOT))
+
+
+def test_every_row_of_the_fault_table_is_met() -> None:
+    """Each row has a test that carries its name, or a reason why it has none; and no test names another row."""
+    found = set(met())
+    assert sorted(rows().keys() - found - LEFT_OUT.keys()) == []
+    assert sorted(found - rows().keys()) == []
+    assert len(LEFT_OUT) <= 10
+
+
+def test_the_readme_lists_the_rows_and_where_they_are_met() -> None:
+    """The table of the chapter on security is made from the markers: `python -m tests.support.rows`."""
+    listed = README.partition("<!-- rows -->\n")[2].partition("\n<!-- end -->")[0]
+    assert listed == table()

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from test_keeping import can_mount, small_disk
 
 from tests.support.program import Arrival, Gateway, Sink, until, webhook, write_config
+from tests.support.small_disk import can_mount, small_disk
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -37,7 +37,7 @@ async def readiness(gateway: Gateway) -> int:
         return answer.status
 
 
-@pytest.mark.row("F6", "B38", "B42", "B1")
+@pytest.mark.row("F6", "B38", "B42", "B43", "B1")
 @pytest.mark.skipif(not can_mount(), reason="needs the right to mount")
 async def test_nothing_is_sent_twice_while_a_disk_has_not_a_byte_left(tmp_path: Path) -> None:
     """Deliveries end while nothing can be written for 20 s: one copy each; with room again all is recorded and taken,

@@ -8,10 +8,9 @@ import json
 import shutil
 import signal
 import sqlite3
-import subprocess
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from test_cli import command, environment, run_relay
 
 from relay.store.sqlite.copying import verify_copy
 from tests.support.program import Gateway, Sink, until, webhook, write_config
+from tests.support.small_disk import can_mount, small_disk
 
 
 async def relay(gateway: Gateway, *arguments: str, given: bytes = b"") -> Any:
@@ -57,7 +57,7 @@ HEALTH = "SELECT name, state, disabled_by, reason, since, failures FROM target O
 
 
 @pytest.mark.slow
-@pytest.mark.row("F9")
+@pytest.mark.row("F8")
 async def test_a_relay_goes_on_from_its_backup(tmp_path: Path) -> None:
     """Backed up while it runs; its store is moved away, the copy put in its place, and it is as it was then."""
     async with Sink() as sink, Gateway(write_config(tmp_path / "config.yaml", sink)) as gateway:
@@ -189,12 +189,6 @@ async def test_prune_counts_and_erases_only_after_a_yes(tmp_path: Path) -> None:
         assert [line["event_id"] for line in gateway.said("event.erased")] == [first, second]
 
 
-def can_mount() -> bool:
-    """Whether this system lets us have a small file system of our own."""
-    command_ = shutil.which("unshare")
-    return command_ is not None and subprocess.run([command_, "-m", "true"], capture_output=True).returncode == 0
-
-
 @pytest.mark.slow
 @pytest.mark.row("F6", "F5")
 @pytest.mark.skipif(not can_mount(), reason="needs the right to mount")
@@ -249,23 +243,6 @@ async def posted_at_once(gateway: Gateway, count: int, size: int) -> list[str]:
     assert gateway.said("store.unavailable") == []
     assert {status for status, _ in answers} <= {200, 503}
     return [answer["id"] for status, answer in answers if status == 200]
-
-
-@asynccontextmanager
-async def small_disk(home: Path, size: str) -> AsyncIterator[tuple[str, ...]]:
-    """A file system of this size at this place, for those alone that the command which is given back starts."""
-    script = f"mount -t tmpfs -o size={size} none {home} && echo mounted && exec cat"
-    holder = await asyncio.create_subprocess_exec(
-        *("unshare", "-m", "sh", "-c", script), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-    )
-    assert holder.stdout is not None
-    assert holder.stdin is not None
-    try:
-        assert await holder.stdout.readline() == b"mounted\n"
-        yield ("nsenter", f"--mount=/proc/{holder.pid}/ns/mnt", f"--wd={Path.cwd()}")
-    finally:
-        holder.stdin.close()
-        await holder.wait()
 
 
 @pytest.mark.slow

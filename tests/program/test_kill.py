@@ -75,7 +75,7 @@ async def test_killed_between_the_targets_answer_and_its_record_it_sends_one_cop
 
 
 @pytest.mark.slow
-@pytest.mark.row("B71", "P5")
+@pytest.mark.row("B71")
 async def test_a_disabled_target_is_still_disabled_after_a_kill(tmp_path: Path) -> None:
     """Disabling survives SIGKILL, its events are held, and `enable` delivers them."""
     async with Sink() as sink, Gateway(write_config(tmp_path / "config.yaml", sink)) as gateway:

@@ -130,7 +130,7 @@ def is_delicate(step: Step) -> bool:
     return isinstance(step, Named | Resized | Synced | DirectorySynced)
 
 
-@pytest.mark.row("F2", "I1", "I5")
+@pytest.mark.row("F2")
 async def test_the_recording_has_all_that_a_cut_could_spoil(run: Recorded) -> None:
     """Every answer that a sender got is in it, group commits, deliveries settled, checkpoints of both kinds, a log that
     is written over from its beginning, a kill, a stop: else the others would prove less than they say."""
@@ -157,7 +157,7 @@ async def test_the_recording_has_all_that_a_cut_could_spoil(run: Recorded) -> No
     assert max(together) >= 4
 
 
-@pytest.mark.row("F2", "I1", "I5")
+@pytest.mark.row("F2")
 async def test_what_was_answered_is_there_after_a_power_cut_at_any_point(run: Recorded) -> None:
     """Of everything only what was synced is left: no event, delivery or record of one is missing, nothing is damaged,
     and the program's own opening refuses no image."""
@@ -167,7 +167,7 @@ async def test_what_was_answered_is_there_after_a_power_cut_at_any_point(run: Re
     assert number > 200
 
 
-@pytest.mark.row("F2", "I1", "I5")
+@pytest.mark.row("F2")
 async def test_what_was_answered_is_there_whatever_else_a_power_cut_leaves(run: Recorded, seed: int) -> None:
     """The same where a random half of the rest has reached the disk too, torn at sectors, in any order, or all."""
     print(f"seed {seed}")
@@ -181,7 +181,7 @@ async def test_what_was_answered_is_there_whatever_else_a_power_cut_leaves(run: 
     assert found == []
 
 
-@pytest.mark.row("F2", "I1", "I5")
+@pytest.mark.row("F2")
 async def test_a_power_cut_during_the_first_start_leaves_a_store_that_starts(run: Recorded, seed: int) -> None:
     """Nothing is promised yet, and whatever is left, of files and of names, needs no hand: neither a half-made file nor
     the journal of its making bars the next start."""
@@ -193,7 +193,7 @@ async def test_a_power_cut_during_the_first_start_leaves_a_store_that_starts(run
         assert found == [], f"seed {seed}"
 
 
-@pytest.mark.row("F2", "I1")
+@pytest.mark.row("F2")
 async def test_the_installed_command_delivers_what_a_power_cut_has_left(
     run: Recorded, seed: int, tmp_path: Path
 ) -> None:
@@ -283,7 +283,7 @@ async def what_is_due(image: Image) -> int | str:
 # two faults, one after the other
 
 
-@pytest.mark.row("F2", "F3", "I1", "I5")
+@pytest.mark.row("F2", "F3")
 @pytest.mark.parametrize("then", ["it recovers", "it is killed"])
 async def test_a_failed_fsync_and_then_a_power_cut_lose_nothing(tmp_path: Path, then: str) -> None:
     """What the failed fsync was to bring to the disk is never there, though it is read back from memory: nothing that

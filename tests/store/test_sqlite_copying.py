@@ -244,7 +244,7 @@ async def test_what_is_no_whole_copy_is_not_taken_for_one(store: SqliteStore, tm
         verify_copy(copy)
 
 
-@pytest.mark.row("F9")
+@pytest.mark.row("F8")
 async def test_a_copy_in_the_place_of_the_old_file_is_gone_on_from(
     store: SqliteStore, file: Path, tmp_path: Path
 ) -> None:
@@ -266,7 +266,7 @@ async def test_a_copy_in_the_place_of_the_old_file_is_gone_on_from(
         await again.close()
 
 
-@pytest.mark.row("F9")
+@pytest.mark.row("F8")
 async def test_a_copy_beside_the_log_of_another_store_is_refused(file: Path, tmp_path: Path) -> None:
     """SQLite would write the old log's pages over the copy; the words say what to move away, and then it opens."""
     killed_one = await abandoned(file, tmp_path / "killed")

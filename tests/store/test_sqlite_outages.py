@@ -3,7 +3,6 @@
 import asyncio
 import shutil
 import sqlite3
-import subprocess
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import closing
@@ -16,6 +15,7 @@ from relay.model import OutcomeKind, RetryAt
 from relay.store import StoreUnavailable
 from relay.store.sqlite import SqliteStore
 from relay.store.sqlite.transaction import Transaction
+from tests.support.small_disk import can_mount
 from tests.support.store_backends import SqliteBackend, kept
 from tests.support.store_parts import LEASE, NOW, Watch, an_event, ids, one, settlement, stored, taken
 from tests.support.store_processes import told
@@ -331,14 +331,6 @@ async def test_a_limit_on_files_is_an_outage_that_ends(backend: SqliteBackend) -
     assert_survived(backend.path, said)
     assert backend.event_ids() == {said["first"], *said["promised"]}
     assert backend.deliveries()[said["first"], "crm"].state == "delivered"
-
-
-def can_mount() -> bool:
-    """Whether this system lets us have a small file system of our own."""
-    command = shutil.which("unshare")
-    if command is None:
-        return False
-    return subprocess.run([command, "-m", "true"], check=False, capture_output=True).returncode == 0
 
 
 @pytest.mark.row("F6", "B38")

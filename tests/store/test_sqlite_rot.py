@@ -174,7 +174,7 @@ async def test_a_log_that_is_broken_in_its_middle_is_refused(file: Path, tmp_pat
     await store.close()
 
 
-@pytest.mark.row("F9")
+@pytest.mark.row("F8")
 @pytest.mark.parametrize("left", [0.25, 0.5, 0.75, 0.999])
 async def test_a_log_whose_end_is_torn_is_taken_up_to_there(file: Path, tmp_path: Path, left: float) -> None:
     """A power cut tears what was being written, which was promised to nobody: it is no damage."""
