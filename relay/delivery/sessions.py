@@ -82,7 +82,7 @@ class WatchedHandler(ResponseHandler):
             return
         is_interim = self.head[9:10] == b"1" and len(self.head) < INTERIM_CAP
         if is_interim or len(self.head) < STATUS_LINE:
-            self.head += data
+            self.head += data[:INTERIM_CAP]
         for part in (data,) if len(data) <= SLICE else _sliced(data):
             if data and (self._is_over() or self._is_too_long()):
                 self.force_close()
@@ -90,6 +90,11 @@ class WatchedHandler(ResponseHandler):
                 return
             self._heard += len(part)
             super().data_received(part)
+
+    def close(self) -> None:
+        """Let go of the connection at once. Nothing of it is of use any more, and a tidy end would wait for a target
+        that neither reads what was sent nor takes leave: with its socket and the body, for as long as that pleases."""
+        self.abort()
 
     def _is_over(self) -> bool:
         """Whether the answer has come to its end: what follows was not asked for."""

@@ -2,7 +2,9 @@
 
 import asyncio
 import gzip
+import socket
 import ssl
+import threading
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -402,6 +404,48 @@ async def test_what_one_target_sets_no_target_gets(make_sender: MakeSender) -> N
         requests = one.received + other.received
         assert len(requests) == 6
         assert [request.all("cookie") for request in requests] == [[]] * 6
+
+
+def sockets() -> int:
+    """How many sockets this process has open."""
+    links = Path("/proc/self/fd").iterdir()
+    return sum(link.is_socket() for link in links)
+
+
+def serve_rudely(listener: socket.socket, context: ssl.SSLContext | None, answer: bytes, over: threading.Event) -> None:
+    """Take one connection, read little of it, answer, and then neither read nor close until it is over."""
+    one, _ = listener.accept()
+    with one if context is None else context.wrap_socket(one, server_side=True) as one:
+        one.recv(1024)
+        one.sendall(answer)
+        over.wait(30)
+
+
+@pytest.mark.row("F15", "F20", "T49")
+@pytest.mark.filterwarnings("ignore:Sending a large body")
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not show what is open")
+@pytest.mark.parametrize("secure", [False, True], ids=["with the body unsent", "with the farewell unanswered"])
+async def test_nothing_is_left_of_a_connection_that_is_given_up(
+    make_sender: MakeSender, tmp_path: Path, secure: bool
+) -> None:
+    """A target that neither reads what we send nor takes leave keeps neither a socket of ours nor the body."""
+    authority, over = Authority(tmp_path), threading.Event()
+    answer = NO_BODY.replace(b" 0", b" 200000") + b"x" * 200_000 if secure else b""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        context = authority.server() if secure else None
+        url = f"http{'s' if secure else ''}://127.0.0.1:{listener.getsockname()[1]}/hooks"
+        sender = make_sender(url, timeout=5 if secure else TIMEOUT, tls=ClientTls(ca=str(authority.ca)))
+        before = sockets()
+        target = asyncio.create_task(asyncio.to_thread(serve_rudely, listener, context, answer, over))
+        try:
+            outcome = await outcome_of(sender, b"{}" if secure else b"x" * 16 * MIB)
+            assert outcome.kind is (OutcomeKind.DELIVERED if secure else OutcomeKind.UNREACHABLE)
+            async with asyncio.timeout(10):
+                while sockets() > before + 1:  # the target's own end is in this process as well
+                    await asyncio.sleep(0.01)
+        finally:
+            over.set()
+            await target
 
 
 # --- TLS ---
