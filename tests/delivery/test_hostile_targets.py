@@ -44,7 +44,7 @@ MIB = 1024 * 1024
 MakeSender = Callable[..., Sender]
 
 
-@pytest.fixture(params=[True, False], ids=["short way", "long way"])
+@pytest.fixture(params=[True, pytest.param(False, marks=pytest.mark.slow)], ids=["short way", "long way"])
 async def make_sender(request: pytest.FixtureRequest) -> AsyncIterator[MakeSender]:
     """Builds senders by either way; both keep every promise."""
     made: list[Sender] = []
@@ -207,9 +207,11 @@ ANSWERS: dict[str, tuple[Answerer, set[OutcomeKind]]] = {
 async def test_no_answer_is_taken_for_that_of_the_next_request(make_sender: MakeSender) -> None:
     """Whatever a target says to one request, the next gets its own answer or none; and each is sent exactly once."""
 
+    turns = asyncio.Semaphore(16)
+
     async def tried(name: str, answer: Answerer, kinds: set[OutcomeKind]) -> None:
-        async with scripted(in_turn(answer, OTHER)) as server:
-            sender = make_sender(server.url, timeout=2)
+        async with turns, scripted(in_turn(answer, OTHER)) as server:
+            sender = make_sender(server.url, timeout=3)
             first = await outcome_of(sender, b"first")
             assert first.kind in kinds, f"{name}: {first}"
             assert "127.0.0.1" not in first.reason
@@ -449,6 +451,17 @@ async def test_nothing_is_left_of_a_connection_that_is_given_up(
 
 
 # --- TLS ---
+
+
+@pytest.mark.row("B51")
+async def test_connections_over_tls_are_used_again(make_sender: MakeSender, tmp_path: Path) -> None:
+    """What such a connection says for itself, its tickets for the next, is no answer that nobody asked for."""
+    authority = Authority(tmp_path)
+    async with scripted(OK, tls=authority.server()) as server:
+        sender = make_sender(server.url, timeout=5, tls=ClientTls(ca=str(authority.ca)))
+        for _ in range(20):
+            assert (await outcome_of(sender)).kind is OutcomeKind.DELIVERED
+        assert server.connections == 1
 
 
 @asynccontextmanager

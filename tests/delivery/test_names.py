@@ -33,7 +33,9 @@ from tests.support.scripted_target import ScriptedServer, scripted, status
 PUBLIC = EgressPolicy(policy="public")
 HERE = "127.0.0.1"
 METADATA = "169.254.169.254"
-A_MOMENT = 0.2
+PATIENCE = 1.0
+A_MOMENT = 0.3
+"""Seconds that an answer is first waited for: the second, where none will come."""
 
 Ask = Callable[..., "asyncio.Future[int]"]
 
@@ -53,11 +55,13 @@ async def server() -> AsyncIterator[ScriptedServer]:
 
 
 @asynccontextmanager
-async def session(names: NameServer, egress: EgressPolicy | None = None) -> AsyncIterator[aiohttp.ClientSession]:
+async def session(
+    names: NameServer, egress: EgressPolicy | None = None, *, patience: float = PATIENCE
+) -> AsyncIterator[aiohttp.ClientSession]:
     """What one target is asked with: a guarded connector, with the resolver that the program uses."""
 
     def resolver() -> AbstractResolver:
-        return aiohttp.AsyncResolver(nameservers=[f"{HERE}:{names.port}"], timeout=A_MOMENT, tries=DNS_TRIES)
+        return aiohttp.AsyncResolver(nameservers=[f"{HERE}:{names.port}"], timeout=patience, tries=DNS_TRIES)
 
     connector = guarded_connector(egress or EgressPolicy(), limit=8, resolver=resolver)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=20)) as one:
@@ -101,11 +105,11 @@ async def test_a_name_that_can_be_found_is_found(names: NameServer, server: Scri
         failing(REFUSED),
         addresses(),
         garbage,
-        silent,
-        of_another(addresses(HERE)),
+        pytest.param(silent, marks=pytest.mark.slow),
+        pytest.param(of_another(addresses(HERE)), marks=pytest.mark.slow),
         alias("crm.example"),
         alias("nowhere.example"),
-        truncated(silent),
+        pytest.param(truncated(silent), marks=pytest.mark.slow),
     ],
     ids=[
         "no",
@@ -206,7 +210,7 @@ async def test_a_mixed_answer_opens_nothing(names: NameServer, server: ScriptedS
 async def test_who_waits_for_a_name_holds_up_nobody(names: NameServer, server: ScriptedServer) -> None:
     """Neither other targets nor, by threads of the pool that all share, anything else in the process."""
     names.names |= {"hung.example": silent, "crm.example": addresses(HERE)}
-    async with session(names) as hung, session(names) as well:
+    async with session(names, patience=A_MOMENT) as hung, session(names) as well:
         waiting = [asyncio.ensure_future(hung.post("http://hung.example/")) for _ in range(8)]
         while not names.times("hung.example"):
             await asyncio.sleep(0)
