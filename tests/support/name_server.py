@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import ipaddress
 import shutil
-import socket
 import struct
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -200,8 +199,3 @@ def _message(
 ) -> bytes:
     head = question.wire[:2] + struct.pack("!HHHHH", 0x8180 | flags, 1, len(records), len(authority), 0)
     return head + question.wire[12 : question._end] + b"".join(records) + b"".join(authority)
-
-
-def loopback_alias(number: int) -> str:
-    """One of the many addresses of the loopback interface."""
-    return socket.inet_ntoa(struct.pack("!I", 0x7F000000 + number))
