@@ -35,9 +35,14 @@ async def test_answers_without_end_cost_no_memory_and_end_nothing(tmp_path: Path
         await post(0, 60)  # by then every buffer has been as large as it will be
         tried = lambda: {line["target"] for line in gateway.said("delivery.attempted")}  # noqa: E731
         await until(lambda: tried() == urls.keys())
-        before = memory(gateway)
-        await post(60, 120)
-        assert memory(gateway) - before < 5 * MIB
+        growths: list[int] = []
+        for done in (60, 100, 140):  # the store's own cache grows for a while, what is kept of answers would for ever
+            before = memory(gateway)
+            await post(done, done + 40)
+            growths.append(memory(gateway) - before)
+            if growths[-1] < 5 * MIB:
+                break
+        assert min(growths) < 5 * MIB, growths
         for line in gateway.said("delivery.attempted"):
             _, kinds = SENDABLE.get(line["target"], (None, {"delivered"}))
             assert line["outcome"] in kinds, line
