@@ -32,7 +32,7 @@ async def test_a_write_that_fails_once_loses_nothing_wherever_it_is(base: Path, 
     await swept([Fault(Call.WRITE, error, n, n) for n in NUMBERS], base, survive)
 
 
-@pytest.mark.row("F4", "B1", "B35")
+@pytest.mark.row("F4", "B1", "B35", "B43")
 @pytest.mark.parametrize("error", ERRORS, ids=errno.errorcode.get)
 async def test_writes_that_fail_for_a_while_are_an_outage_that_ends(base: Path, error: int) -> None:
     """From one on all fail, until the disk is well: no restart is needed."""

@@ -4,6 +4,7 @@ Law: real calls fail, those of SQLite and those of ours, counted over all thread
 orders lie in memory that both share, so that a test can make a disk ill and well while the process runs.
 """
 
+import atexit
 import ctypes
 import enum
 import errno
@@ -82,10 +83,11 @@ class Fault:
 
 @cache
 def library() -> Path:
-    """The compiled library; it stands beside what pytest and others leave, outside the project."""
+    """The compiled library, for as long as this process lives."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     assert compiler is not None, "a C compiler is needed: apt-get install gcc libc6-dev"
-    made = Path(os.environ.get("TMPDIR", "/tmp")) / f"faulty-disk-{os.getuid()}-{os.getpid()}.so"
+    made = Path(tempfile.gettempdir()) / f"faulty-disk-{os.getuid()}-{os.getpid()}.so"
+    atexit.register(made.unlink, missing_ok=True)
     command = [compiler, "-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-o", str(made), str(SOURCE), "-ldl"]
     subprocess.run(command, check=True, capture_output=True, text=True)
     return made

@@ -159,7 +159,9 @@ def serve() -> None:
                     print(json.dumps({"ended": pid, "code": os.waitstatus_to_exitcode(status)}), flush=True)
         if 0 in ready:
             part = os.read(0, 65536)
-            if not part:
+            if not part:  # whoever asked is gone, and nothing may outlive it
+                for pid in running:
+                    os.kill(pid, signal.SIGKILL)
                 return
             *orders, rest = (rest + part).split(b"\n")
             for raw in orders:
