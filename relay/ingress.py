@@ -86,6 +86,7 @@ class Ingress:
         self._refusals = refusals
         self._now = now
         self._strays = Lines(NOBODY)
+        self._keys_now = frozenset[str]()
         self.change(sources, routes, forwarded=forwarded, limits=limits)
 
     def change(
@@ -99,7 +100,8 @@ class Ingress:
         sources = tuple(sources)
         self._memories = {source.name: self._memories.get(source.name) or Memory(source.name) for source in sources}
         self._desks = {source.path: Desk(source, routes, forwarded, self._memories[source.name]) for source in sources}
-        self._keys = frozenset[str]().union(*(desk.keys for desk in self._desks.values()))
+        known = frozenset[str]().union(*(desk.keys for desk in self._desks.values()))
+        self._keys, self._keys_now = known | self._keys_now, known  # those of before are still sent for a while
         self._intake.limits = limits
 
     def drain(self) -> None:

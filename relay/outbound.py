@@ -3,6 +3,7 @@
 Law: whatever a change needs is made before anything is changed, so that it cannot fail half-way.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from random import Random
@@ -14,8 +15,11 @@ from relay.delivery.sender import Sender
 from relay.delivery.tokens import Tokens
 from relay.model import Source, Target
 from relay.rules.egress import EgressPolicy
+from relay.rules.secrets import credentials
 from relay.store import Store
 
+REMEMBERED = 4
+"""Credentials of a target, today's included: what it was told before a rotation it may still repeat."""
 USER_AGENT = f"relay/{__version__}"
 
 
@@ -37,15 +41,22 @@ class Outbound:
         self._egress = config.egress
         self._key_headers = _key_headers(config.sources)
         self._proof_headers = _proof_headers(config.sources)
+        self._retired: dict[str, deque[frozenset[str]]] = {}
+        """By target: its credentials of the last reloads, today's among them."""
         self._tokens = Tokens(lambda: self._egress, user_agent=USER_AGENT, fetched=token_fetched)
         self.enrichment = Enrichment(store, self._tokens, witness, user_agent=USER_AGENT, now=now, rng=rng)
         self.enrichment.exchange(self.enrichment.prepared(config.enrichers, config.egress))
 
     def sender(self, target: Target, egress: EgressPolicy) -> Sender:
         """A sender for a target under a policy. Raises OSError where no resolver, or no certificate, is to be had."""
+        secrets = credentials(target)
+        retired = self._retired.setdefault(target.name, deque(maxlen=REMEMBERED))
+        if secrets not in retired:
+            retired.append(secrets)
         return Sender(
             target,
             egress,
+            retired=frozenset[str]().union(*retired),
             key_headers=self._key_headers,
             proof_headers=self._proof_headers,
             user_agent=USER_AGENT,

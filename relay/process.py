@@ -9,6 +9,7 @@ import ctypes
 import gc
 import os
 import re
+import resource
 import signal
 import sys
 from contextlib import suppress
@@ -47,6 +48,7 @@ def run(config: Config, *, new_store: bool = False, watch: bool = False) -> int:
     if sys.stdout is None:  # closed by whoever started it: the log still must go somewhere
         sys.stdout = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lives
     _give_memory_back()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # it would hold secrets
     pipe = start_logging(config.log.level, config.log.format, sys.stdout)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:

@@ -62,10 +62,12 @@ class Sender:
         proof_headers: Mapping[str, frozenset[str]] = MappingProxyType({}),
         tokens: Tokens | None = None,
         short_way: bool | None = None,
+        retired: frozenset[str] = frozenset(),
     ) -> None:
         """`key_headers` names, for each source, the header that is its shared key: it is nobody else's to see.
         `proof_headers` names those that prove its body, which do not go with another one.
         `tokens` are everybody's; without them this sender has its own.
+        `retired` are credentials of before, which the target may still repeat.
         `short_way` False sends by `ClientSession.post` alone; None takes the short way where this aiohttp has it.
 
         Raises:
@@ -94,7 +96,7 @@ class Sender:
         is_short = target.proxy is None and (fits() if short_way is None else short_way)
         url = URL(self._short_url, encoded=True)
         self._wire = Wire(self._session, url, connect_timeout=connect) if is_short else None
-        self._secrets = credentials(target)
+        self._secrets = credentials(target) | retired
 
     async def send(self, claim: Claim, body: bytes, data: Any = Fetched.NOTHING) -> Sent:
         """Make one request for a claim; total but for cancellation.

@@ -166,7 +166,6 @@ async def endpoint() -> AsyncIterator[TokenEndpoint]:
         yield one
 
 
-@pytest.mark.row("B52")
 async def test_a_fetched_token_leaves_as_a_bearer(make_sender: MakeSender, endpoint: TokenEndpoint) -> None:
     """One token serves all deliveries of all targets with the same client."""
     tokens = Tokens(EgressPolicy, user_agent="relay/test")
@@ -179,6 +178,7 @@ async def test_a_fetched_token_leaves_as_a_bearer(make_sender: MakeSender, endpo
     await tokens.close()
 
 
+@pytest.mark.row("B52")
 async def test_no_token_is_unreachable_and_nothing_is_sent(make_sender: MakeSender, endpoint: TokenEndpoint) -> None:
     """With the reason in words; the target is never asked without a token."""
     endpoint.answer = refusal(401, error="invalid_client")

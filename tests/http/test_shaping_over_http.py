@@ -124,7 +124,6 @@ def test_the_readme_shows_what_is_expected_here() -> None:
         assert f"`{EXPECTED[name][2].decode()}`" in CHAPTER.replace("\n", " ").replace("gets `", "gets `")
 
 
-@pytest.mark.row("B52")
 async def test_the_relays_own_news_reach_a_chat_as_the_readme_says(tmp_path: Path) -> None:
     """The example of its chapter turns the message that it shows into one that people read."""
     chapter = README.partition("\n## Telling someone\n")[2].partition("\n## ")[0]

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -40,6 +41,7 @@ def write(folder: Path, parts: dict[str, Any]) -> Path:
 
 
 KNOWN = {  # what a target can repeat although it was not sent, because it knows it as well
+    C["rotated"]: (C["t_bearer"],),
     "X-Sig": (C["t_hmac"],),
     "webhook-signature": (C["t_sign"], f"whsec_{SIGN}", C["t_sign_old"]),
 }
@@ -53,7 +55,7 @@ async def echo(request: Received, writer: asyncio.StreamWriter) -> None:
         return
     said = [one for name in NAMES if (one := C[name]) in head]
     said += [C["t_basic"]] if b64encode(f"me:{C['t_basic']}".encode()).decode() in head else []
-    said += [one for mark, known in KNOWN.items() if mark in dict(request.headers) for one in known]
+    said += [one for mark, known in KNOWN.items() if mark in head for one in known]
     body = "\n".join(text for one in said for text in spellings(one).values()) + head
     if path.startswith("/cut/"):
         whole = f"HTTP/1.1 500 no\r\nContent-Length: 9999\r\n\r\nno: {said[0][:-3]}"
@@ -267,6 +269,9 @@ async def ran(gateway: Gateway, config: Path, parts: dict[str, Any], out: Output
     await asked(gateway, out, events)
     await verbs(config, out, events)
     proc = Path(f"/proc/{gateway.process.pid}")
+    assert re.search(r"^Max core file size +0 ", (proc / "limits").read_text(), re.MULTILINE), (
+        "a core would hold them all"
+    )
     out.add("command line", (proc / "cmdline").read_bytes())
     stored(config.parent, out, name="copy.db")
     raw_files(config.parent, out)
@@ -279,6 +284,23 @@ def replied(gateway: Gateway) -> int:
 
 def answered_since(gateway: Gateway, told: int) -> bool:
     return replied(gateway) > told
+
+
+async def retired(gateway: Gateway, out: Outputs) -> None:
+    """After a rotation: the old key where it does not belong, and a target that repeats the old credential."""
+    async with aiohttp.ClientSession() as session:
+        for headers, wanted in (
+            ({"X-Key": C["key_old"], "User-Agent": C["key_old"]}, 401),
+            ({"X-Key": C["rotated"], "X-Old": C["key"]}, 200),
+        ):
+            async with session.post(f"{gateway.hooks}/hooks/key", data=b'{"id": 99}', headers=headers) as answer:
+                out.add("answer", await answer.text())
+                assert answer.status == wanted
+        admin = {"Authorization": f"Bearer {C['admin']}"}
+        async with session.post(f"{gateway.admin}/api/v1/targets/bearer/test", headers=admin) as answer:
+            said = await answer.text()
+            out.add("a test after a rotation", said)
+            assert said.count("***") > 10, "it repeats the old one and the new one"
 
 
 def checked(config: Path) -> str:
@@ -296,6 +318,7 @@ async def reloaded(gateway: Gateway, config: Path, parts: dict[str, Any], out: O
         json.dumps(parts).replace('"1h"', "5").replace('"api_key"', '"api_kee"').replace('"me"', '"m:e"')
     )
     text = yaml.safe_dump(parts, sort_keys=False, width=10**9)
+    before = replied(gateway)
     for content in (
         yaml.safe_dump(rotated),
         yaml.safe_dump(broken, width=10**9),
@@ -318,6 +341,8 @@ async def reloaded(gateway: Gateway, config: Path, parts: dict[str, Any], out: O
         gateway.signal(signal.SIGHUP)
         await until(partial(answered_since, gateway, told))
         out.add("relay check", checked(config))
+        if told == before:
+            await retired(gateway, out)
     assert len(gateway.said("config.reload_refused")) >= 11
     config.write_text(text)
 

@@ -27,7 +27,18 @@ from relay.model import (
     Target,
 )
 from relay.model.proving import Check
-from relay.rules.secrets import LOG_WORDS, SHORTEST_IN_LOG, blotted, credentials, hideable_token, log_secrets
+from relay.rules.forwarding import storable_headers
+from relay.rules.secrets import (
+    LOG_WORDS,
+    SHORTEST_IN_LOG,
+    blotted,
+    credentials,
+    harmless,
+    hideable_token,
+    keys_of,
+    log_secrets,
+)
+from tests.support.canaries import found, spellings
 
 HOST = "http://crm.test"
 
@@ -142,6 +153,40 @@ def test_a_secret_is_blotted_out_in_every_form(echo: str) -> None:
     assert "s%" not in said
     assert said.startswith("before ")
     assert said.endswith(" after")
+
+
+@pytest.mark.row("B8", "B18")
+@given(st.from_regex(r"[!-)+-~]{12,40}", fullmatch=True), st.from_regex(r"[a-z ]{0,5}", fullmatch=True))
+def test_a_secret_is_blotted_out_in_every_code(secret: str, around: str) -> None:
+    """In any case, in base64 wherever in what is encoded it stands, in hex, fully escaped; nothing of its middle is
+    left."""
+    for code, echo in spellings(secret).items():
+        said = blotted(f"{around}{echo}{around}", frozenset({secret}))
+        assert "***" in said, code
+        assert found([secret], said) == [], code
+
+
+@pytest.mark.row("B18")
+@given(st.from_regex(r"[A-Za-z0-9/+%-]{12,40}", fullmatch=True), st.integers(4, 11))
+def test_of_a_text_that_was_cut_the_beginning_of_a_secret_goes_too(secret: str, size: int) -> None:
+    """An answer that breaks off in the midst of a secret does not show the half of it; a whole one keeps its end."""
+    assert blotted(f"no: {secret[:size]}", frozenset({secret}), is_cut=True) == "no: ***"
+    assert blotted(f"no: {secret[:size]}", frozenset({secret})) == f"no: {secret[:size]}"
+    assert blotted("no: nothing", frozenset({"0123456789abcdef"}), is_cut=True) == "no: nothing"
+
+
+@pytest.mark.row("B8")
+def test_a_key_that_a_sender_repeats_elsewhere_is_kept_nowhere() -> None:
+    """Not of an event, and not of a refusal; what a target asks for by name it gets."""
+    key = "0123456789abcdef-key"
+    keys = keys_of(source("shop", ApiKeyCheck("X-Key", (Secret(key.encode()),))))
+    headers: Headers = (("X-Key", key), ("User-Agent", f"me {key}"), ("X-Trace", f"a={key}"), ("Accept", "*/*"))
+    kept = storable_headers(headers, key_header="x-key", forwarded=frozenset(), keys=keys)
+    assert kept == (("Accept", "*/*"),)
+    asked = storable_headers(headers, key_header="x-key", forwarded=frozenset({"x-key"}), keys=keys)
+    assert asked == (headers[0], headers[3])
+    assert key not in str(harmless(((key, "a"), *headers), keys))
+    assert ("Accept", "*/*") in harmless(headers, keys)
 
 
 def test_the_longest_goes_first() -> None:

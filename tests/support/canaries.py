@@ -126,7 +126,7 @@ def spellings(secret: str) -> dict[str, str]:
 def _traces(secret: str) -> tuple[str, ...]:
     """What is left of a secret, in any of these codes, when it was not taken out: less than the whole is found too."""
     core = secret[2:-2]
-    coded = (b64encode(b"\0" * before + secret.encode()).decode()[4:-4] for before in range(3))
+    coded = [b64encode(b"\0" * before + secret.encode()).decode()[4:-4] for before in range(3)]
     raw = secret.encode()
     escaped = "".join(f"\\u{ord(letter):04x}" for letter in core)
     return tuple(
