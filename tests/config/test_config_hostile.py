@@ -104,7 +104,9 @@ def test_a_config_with_one_thing_wrong_tells_that_and_no_secret(whole: str) -> N
 
 
 @pytest.mark.row("C2", "C3", "C4", "C5", "C6", "C8", "C10", "T61")
-@pytest.mark.parametrize("what", ODD)
+@pytest.mark.parametrize(
+    "what", [pytest.param(one, marks=pytest.mark.slow) if one == "very many anchors" else one for one in ODD]
+)
 def test_whatever_is_no_config_is_refused_in_words(whole: str, what: str) -> None:
     """Bytes of any kind, bombs and other people's files; one that works goes on working behind what YAML allows."""
     assert judged(ODD[what]) is not None

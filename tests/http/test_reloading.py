@@ -450,6 +450,7 @@ async def test_what_a_reload_changes_rules_the_very_next_request_and_attempt(sta
         assert (arrival["x-token"], arrival["authorization"]) == (token, f"Bearer b-{number}")
 
 
+@pytest.mark.slow
 @pytest.mark.row("C56")
 async def test_whatever_is_wrong_with_a_config_the_one_of_before_runs_on(gateway: Gateway) -> None:
     """Each is answered with every problem, told in one line, and changes nothing."""

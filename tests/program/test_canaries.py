@@ -348,7 +348,7 @@ async def reloaded(gateway: Gateway, config: Path, parts: dict[str, Any], out: O
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 @pytest.mark.row("B8", "B18", "T56", "T62", "T12", "C56")
 async def test_no_canary_of_any_kind_comes_out_anywhere(tmp_path: Path) -> None:
     """Not in logs, metrics, the API, what the verbs print, error texts, the process's arguments, or the store's files
