@@ -3,7 +3,6 @@
 import asyncio
 import hmac
 import resource
-import time
 
 import pytest
 
@@ -282,14 +281,12 @@ async def test_a_tunnel_is_not_opened_and_nothing_behind_it_is_read(gateway: Gat
 
 @pytest.mark.row("H25", "T13")
 async def test_a_body_that_breaks_on_its_way_is_400_at_once(gateway: Gateway) -> None:
-    """Also where its head had come before, and though its deadline is far; it is told and counted once."""
+    """Also where its head had come before: at its deadline it would be 408. It is told and counted once."""
     async with wired(gateway.hooks) as wire:
         await wire.send(framed(b"Transfer-Encoding: chunked", body=b"5\r\nhello\r\n"))
         await until(lambda: gateway.app._hooks._server._is_busy())
-        began = time.monotonic()
         await wire.send(b"zz\r\n")
         answer = await wire.answer()
-        assert time.monotonic() - began < 5
         assert answer["connection"] == "close"
         await gateway.turned_away(answer, 400, "broken_body", source="open")
         assert await wire.rest() == b""
