@@ -425,6 +425,7 @@ async def test_an_odd_place_in_the_stream_is_refused(gateway: Gateway) -> None:
 NUMBERS = st.integers(0, 10**18 - 1)
 
 
+@settings(deadline=None)
 @given(st.builds(Position, NUMBERS, NUMBERS, NUMBERS, NUMBERS), st.text())
 def test_a_place_in_the_stream_is_read_as_it_was_written(position: Position, noise: str) -> None:
     """And nothing else is one."""

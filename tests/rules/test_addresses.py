@@ -3,7 +3,7 @@
 from ipaddress import ip_address, ip_network
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.rules.addresses import AddressRefusal, allowed, client_address
@@ -119,6 +119,7 @@ WRITTEN = st.one_of(
 
 
 @pytest.mark.row("T10", "T11", "H18", "H21")
+@settings(deadline=None)
 @given(hops=st.lists(WRITTEN, max_size=8), peer=WRITTEN, lines=st.integers(1, 3), forged=st.lists(st.text(max_size=9)))
 def test_the_client_is_who_a_plain_reading_says(
     hops: list[tuple[str, str]], peer: tuple[str, str], lines: int, forged: list[str]
