@@ -318,6 +318,16 @@ def test_more_connections_than_descriptors_are_refused(refused: Refuser, build: 
     ]
 
 
+@pytest.mark.row("T21")
+def test_connections_are_a_whole_number_that_leaves_room_for_some(refused: Refuser, build: Loader) -> None:
+    """Eight at least, so that one can be told that there are too many; 4096 where nothing is said."""
+    assert build().server.max_connections == 4096
+    assert build(server={"max_connections": 8}).server.max_connections == 8
+    for wrong in (7, 100_001, "many"):
+        (line,) = refused(server={"max_connections": wrong})
+        assert line.startswith("server.max_connections: ")
+
+
 def test_find_looks_where_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The option wins over the variable, that over the working directory."""
     monkeypatch.chdir(tmp_path)

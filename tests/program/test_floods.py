@@ -5,6 +5,8 @@ import contextlib
 import io
 import itertools
 import json
+import os
+import resource
 import signal
 import socket
 import statistics
@@ -50,6 +52,36 @@ async def test_idle_connections_beyond_the_descriptors_take_none_of_the_relays_o
         assert {line["event"].partition(".")[0] for line in gateway.lines} <= {
             *("relay", "config", "event", "delivery", "http", "request")
         }
+
+
+@slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.row("F27")
+async def test_descriptors_that_are_taken_away_while_it_runs_cost_idle_callers_first(tmp_path: Path, loop: str) -> None:
+    """Where the arithmetic of the start does not hold any more: whoever says nothing makes room for the relay's own
+    work, nothing spins, and it is as before when they have gone."""
+    command = within(loop=loop, folder=tmp_path)
+    async with Sink() as sink, Gateway(write_config(tmp_path / "config.yaml", sink), within=command) as gateway:
+        pid = gateway.process.pid
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (descriptors(pid) + 20, descriptors(pid) + 20))
+        with silent(gateway.hooks, 100):
+            await until(lambda: bool(gateway.said("http.connections_refused")))
+            lines, used = len(gateway.lines), _processor(pid)
+            assert (await _posted(gateway, "meanwhile"))[0] == 200
+            await until(lambda: len(sink.arrivals) == 1)
+            assert await metric(gateway, "relay_http_connections", listener="hooks") <= 21
+            assert len(gateway.lines) - lines < 20
+            assert _processor(pid) - used < 3
+        assert (await _posted(gateway, "after"))[0] == 200
+        await until(lambda: len(sink.arrivals) == 2)
+        assert gateway.said("asyncio.error") == gateway.said("http.error") == []
+
+
+def _processor(pid: int) -> float:
+    """Seconds of a processor that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def _posted(gateway: Gateway, number: str) -> tuple[int, dict[str, object]]:
