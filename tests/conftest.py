@@ -1,6 +1,10 @@
 """Options of the tests: `--row NAME` runs what meets a row of the table of faults, the longer tests included."""
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("relay", deadline=None)  # an example takes as long as a busy machine lets it
+settings.load_profile("relay")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

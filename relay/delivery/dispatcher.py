@@ -161,8 +161,9 @@ class Dispatcher:
 
             return judged
 
-        changes = {target.name: change(target) for target in targets}
-        healths = await self._store.change_healths(changes) if changes else {}
+        if not targets:
+            return {}
+        healths = await self._store.change_healths({target.name: change(target) for target in targets})
         for name in enabled:
             self._observer.enabled(healths[name])
         await self._store.shorten_waits(_longest_waits(targets), now=self._now())
