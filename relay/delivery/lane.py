@@ -165,10 +165,10 @@ class Lane:
     def _pump(self) -> timedelta:
         """Begin what may begin, fetch what can be had, and say how long nothing will change by itself."""
         now = self._now()
-        pause = self._paused_until - self._loop.time()
-        if pause > 0:
+        pause = timedelta(seconds=self._paused_until - self._loop.time())
+        if pause > timedelta(0):  # as a span: what is less than its smallest would be waited for for ever
             self._step_aside(now)
-            return timedelta(seconds=pause)
+            return pause
         if not self._store.condition().writable or self._carrier.busy > UNSETTLED:
             self._step_aside(now)
             return BREATH

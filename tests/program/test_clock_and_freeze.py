@@ -175,7 +175,7 @@ async def frozen(home: Path, seconds: float, times: int) -> None:
                 ids += [told["id"]] if status == 200 else []
                 await settled(gateway)
             assert most <= 4
-            assert set(ids) <= set(sink.ids("crm"))
+            await until(lambda: set(ids) <= set(sink.ids("crm")))
             assert len(sink.arrivals) == len(set(sink.ids("crm")))  # what was answered meanwhile counts: no copies
             outcomes = {line["outcome"] for line in gateway.said("delivery.attempted")}
             assert outcomes <= {"delivered", "interrupted"}
