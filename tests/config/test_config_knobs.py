@@ -88,6 +88,7 @@ def knobs() -> dict[str, Knob]:
         "server.listen": Knob("127.0.0.1:1", "127.0.0.1:2", "test_the_example_runs_and_stops"),
         "server.max_body": Knob("1KiB", "2KiB", "test_a_body_of_just_the_limit_is_taken"),
         "server.trusted_proxies": Knob(["10.0.0.1"], [], "test_the_rightmost_untrusted_address_is_the_client"),
+        "server.max_connections": Knob(8, 16, "test_where_all_are_busy_one_more_is_told_to_come_again"),
         "server.header_timeout": Knob("1s", "2s", "test_a_head_that_drips_is_cut_at_its_deadline"),
         "server.body_timeout": Knob("1s", "2s", "test_a_body_that_drips_is_408_at_its_deadline"),
         "server.drain_timeout": Knob(

@@ -17,10 +17,9 @@ import aiohttp
 import click
 import pytest
 from test_cli import environment
-from test_kill import in_flight
 
 from relay.cli import relay as overview
-from tests.support.program import Arrival, Gateway, Sink, until, webhook, write_config
+from tests.support.program import Arrival, Gateway, Sink, in_flight, until, webhook, write_config
 
 ONCE = ", retry: {schedule: []}, disable_after: never"
 """A target whose deliveries are dead after one refusal."""

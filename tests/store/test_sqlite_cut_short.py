@@ -105,11 +105,11 @@ async def test_a_log_that_was_left_behind_is_written_anew_as_it_was(file: Path, 
 
 
 @pytest.mark.row("F3")
-async def test_a_log_that_cannot_be_written_anew_is_told_in_words(file: Path) -> None:
-    """A disk that does not take it is no disk to promise on."""
+async def test_a_log_that_is_no_file_is_told_in_words(file: Path) -> None:
+    """It could be neither read nor written anew."""
     await used(file)
     file.with_name("relay.db-wal").mkdir()
-    with pytest.raises(StoreUnusable, match="Is a directory"):
+    with pytest.raises(StoreUnusable, match=r"relay\.db-wal: is no regular file; move it away"):
         await SqliteStore.open(file, Watch())
 
 

@@ -246,7 +246,7 @@ def set_aside(database: Path, guard: Guard) -> Path | None:
     Raises:
         StoreUnusable: it cannot be moved.
     """
-    files = [(end, database.with_name(database.name + end)) for end in (*_SIDE_FILES, "-journal")]
+    files = [(end, database.with_name(database.name + end)) for end in _SIDE_FILES]
     present = [(end, file) for end, file in files if file.exists()]
     moved = _free_name(database)
     try:
