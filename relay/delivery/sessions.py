@@ -161,9 +161,8 @@ def open_session(
         OSError: a certificate cannot be loaded any more, or no resolver can be had.
     """
     connector = guarded_connector(egress, limit=limit, ssl=True if tls is None else client_context(tls))
-    if hasattr(
-        connector, "_factory"
-    ):  # without it broken answers are judged more strictly, and endless ones not bounded
+    # without it broken answers are judged more strictly, and endless ones are not bounded
+    if hasattr(connector, "_factory"):
         handler = _TunnelledHandler if only_through_tls else WatchedHandler
         factory: Any = partial(handler, asyncio.get_running_loop(), longest=longest)
         connector._factory = factory  # noqa: SLF001 - there is no public way to an answer's first bytes
