@@ -85,7 +85,7 @@ async def settled(gateway: Gateway, within: float = 40) -> None:
     async with asyncio.timeout(within):
         while True:
             crm = (await gateway.targets())["crm"]
-            if (crm["state"], crm["held"], crm["pending"]) == ("active", 0, 0):
+            if (crm["state"], crm["held"], crm["oldest_pending_at"]) == ("active", 0, None):
                 return
             await asyncio.sleep(0.05)
 

@@ -165,7 +165,7 @@ async def test_a_thousand_slow_clients_cost_nobody_else_anything(tmp_path: Path)
             assert memory(pid, "VmHWM") - before < 100
             await until(lambda: all(map(ended, [*heads, *bodies, *mute])), within=40)
             await until(lambda: descriptors(pid) <= base + 4, within=40)
-            assert all(map(ended, deaf))
+            await until(lambda: all(map(ended, deaf)), within=40)  # the system still hands over what it has
             await dripping
         assert statistics.median(flooded) < max(3 * statistics.median(quiet), 0.25)
         assert (await metric(gateway, "relay_events_received_total", source="shop", result="refused")) == 200
