@@ -125,11 +125,15 @@ class Ledger:
         finally:
             shutil.rmtree(image)
 
-    def all_over(self) -> bool:
-        """Whether every target has what was answered."""
+    def missing(self) -> list[tuple[str, str]]:
+        """Event and target of what was answered and is not taken yet."""
         taken = {(copy.event_id, copy.target) for copy in self.history.copies if copy.taken}
         ids = {answer.event_id for answer in self.history.answers}
-        return all((event_id, target) in taken for event_id in ids for target in TARGETS)
+        return [(event_id, target) for event_id in ids for target in TARGETS if (event_id, target) not in taken]
+
+    def all_over(self) -> bool:
+        """Whether every target has what was answered."""
+        return not self.missing()
 
     def _unheard(self) -> None:
         """Excuse a copy for each attempt whose answer came too late to be heard."""
@@ -176,7 +180,10 @@ async def kill_often(home: Path, kills: int) -> None:
                 last = await nursery.life(config)
                 done = len(ledger.history.answers)
                 await until(lambda: len(ledger.history.answers) > done + 20)
-            await until(ledger.all_over, within=60)
+            try:
+                await until(ledger.all_over, within=60)
+            finally:
+                print(ledger.missing()[:10])
             last.signal(signal.SIGTERM)
             assert await last.ended() == 0
         ledger.judge()
