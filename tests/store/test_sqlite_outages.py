@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import sqlite3
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import closing
@@ -250,6 +251,24 @@ async def test_a_write_test_that_was_cut_short_does_not_bar_the_next(backend: Sq
     await stored(store, "crm")
     assert backend.rows("SELECT count(*) FROM sqlite_schema WHERE name = 'write_test'") == [(0,)]
     await store.close()
+
+
+@pytest.mark.row("F4")
+async def test_a_program_that_looks_in_after_an_outage_does_not_take_the_log_away(
+    store: SqliteStore, backend: SqliteBackend
+) -> None:
+    """The locks outlive the recovery: who leaves does not take itself for the last, and what is promised is kept."""
+    first = await stored(store, "crm")
+    assert await store.body(first.id) == first.body  # from now on the connection that reads has its lock
+    await fill(store)
+    with pytest.raises(StoreUnavailable):
+        await store.accept(an_event(body=LARGE), ["crm"])
+    await until(lambda: store.condition().writable)
+    look = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute('SELECT * FROM event'); db.close()"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", look, str(backend.path))
+    assert await process.wait() == 0
+    event = await stored(store, "crm")
+    assert event.id in backend.after_a_kill().event_ids()
 
 
 async def test_a_poison_and_an_outage_in_one_batch_are_told_apart(

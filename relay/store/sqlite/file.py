@@ -23,6 +23,8 @@ from relay.store.sqlite.schema import APPLICATION_ID
 _MAGIC = b"SQLite format 3\0"
 _SIDE_FILES = ("", "-wal", "-shm", "-journal")
 """The last is there while a file is given its log, and where a kill has cut that short."""
+_HEADER = 100
+"""Bytes of a database's own header (sqlite.org/fileformat2.html, section 1.3)."""
 _NO_LOG = 1
 """The header's write version of a database that was never written with a log (section 1.3 there), as a copy is."""
 _LOG_HEADER = 32
@@ -111,7 +113,7 @@ class Guard:
         remembered = int(_read(self._fd).get("bytes", 0))
         size = database.stat().st_size if database.exists() else 0
         if size:
-            _check_header(database, size, remembered)
+            _check_header(self._header(database), database, size, remembered)
             if not os.access(database, os.W_OK):  # SQLite would open it all the same, to read
                 raise StoreUnusable(f"{database}: cannot be written; give its user the right to")
             return
@@ -119,6 +121,18 @@ class Guard:
         if remembered or side_file:
             became = "emptied" if database.exists() else "vanished"
             raise StoreUnusable(f"{database}: {became} since its last use; {_START_AFRESH}")
+
+    def _header(self, database: Path) -> bytes:
+        """The first bytes of a database, read from where it is held: to open it once more and close that would end the
+        locks of SQLite, and another program that looks into the store would take itself for the last and delete the
+        log."""
+        try:
+            if self._file is not None and os.path.samestat(os.fstat(self._file), database.stat()):
+                return os.pread(self._file, _HEADER, 0)
+            with database.open("rb") as file:
+                return file.read(_HEADER)
+        except OSError as error:
+            raise StoreUnusable(f"{database}: cannot be read: {error.strerror}") from None
 
     def misses_log(self, database: Path) -> str | None:
         """What to say of a store whose log is gone although its last process was killed; None where all is well.
@@ -213,13 +227,8 @@ def _read(fd: int) -> dict[str, int]:
         return {"bytes": 1}
 
 
-def _check_header(database: Path, size: int, remembered: int) -> None:
-    try:
-        with database.open("rb") as file:
-            header = file.read(100)
-    except OSError as error:
-        raise StoreUnusable(f"{database}: cannot be read: {error.strerror}") from None
-    if not header.startswith(_MAGIC) or len(header) < 100:
+def _check_header(header: bytes, database: Path, size: int, remembered: int) -> None:
+    if not header.startswith(_MAGIC) or len(header) < _HEADER:
         raise StoreUnusable(f"{database}: file is not a database; {_START_AFRESH}")
     if int.from_bytes(header[68:72], "big") not in (APPLICATION_ID, 0):
         raise StoreUnusable(f"{database}: a database of another program; choose another store.url")
