@@ -131,7 +131,7 @@ async def test_a_job_and_its_turns_go_by_key(tmp_path: Path) -> None:
     """What is dead is found by its index; items, deliveries and events by their keys, whatever else is kept."""
     store, backend = await with_history(tmp_path, 50, "dead", "crm", "books")
     seen: list[str] = []
-    for connection in (store._writer._db, store._reading._connection):
+    for connection in (store._writer._db, await store._reading.connection()):
         assert connection is not None
         await connection.set_trace_callback(seen.append)
     job = await store.replays.create(a_job(Replayable.DEAD))

@@ -105,7 +105,7 @@ async def test_durability_is_read_back_from_the_live_connection(file: Path) -> N
     assert await pragma("application_id") == APPLICATION_ID
     assert await pragma("user_version") == len(MIGRATIONS)
     with pytest.raises(sqlite3.OperationalError, match="readonly"):
-        await store._reading._connection.execute("DELETE FROM event")
+        await (await store._reading.connection()).execute("DELETE FROM event")
     await store.close()
 
 

@@ -271,6 +271,33 @@ async def test_a_program_that_looks_in_after_an_outage_does_not_take_the_log_awa
     assert event.id in backend.after_a_kill().event_ids()
 
 
+@pytest.mark.row("B1", "B35")
+async def test_a_lock_that_nobody_holds_any_more_ends_with_the_outage(store: SqliteStore) -> None:
+    """A connection that reads may be what holds it: a recovery lets go of that too, and views open it anew."""
+    event = await stored(store, "crm")
+    reader = await store._reading.connection()
+    await reader.execute_fetchall("BEGIN")
+    await reader.execute_fetchall("SELECT * FROM event")
+    store._writer._fall_out(sqlite3.OperationalError("locking protocol"))
+    store._writer._wake.set()
+    await until(lambda: store.condition().writable)
+    assert await store.body(event.id) == event.body
+    assert await store._reading.connection() is not reader
+    with pytest.raises(ValueError, match=r"closed|active"):
+        await reader.execute_fetchall("SELECT 1")
+
+
+@pytest.mark.row("F5")
+async def test_views_keep_their_connection_where_the_disk_is_merely_full(store: SqliteStore) -> None:
+    """There may be no room to make the index anew."""
+    reader = await store._reading.connection()
+    await fill(store)
+    with pytest.raises(StoreUnavailable):
+        await store.accept(an_event(body=LARGE), ["crm"])
+    await until(lambda: store.condition().writable)
+    assert await store._reading.connection() is reader
+
+
 async def test_a_poison_and_an_outage_in_one_batch_are_told_apart(
     store: SqliteStore, backend: SqliteBackend, watch: Watch
 ) -> None:

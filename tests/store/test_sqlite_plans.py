@@ -41,7 +41,7 @@ class Traced:
 
     async def watch(self) -> None:
         """Remember from now on what both connections run."""
-        for db in (self.store._writer._db, self.store._reading._connection):
+        for db in (self.store._writer._db, await self.store._reading.connection()):
             assert db is not None
             await db.set_trace_callback(self._seen.append)
 
@@ -245,7 +245,7 @@ async def cost(directory: Path, waiting: int, work: Callable[[SqliteStore], Any]
     filled(backend.path, waiting, tried=tried)
     store = await backend.open(Watch())
     steps = Steps()
-    for db in (store._writer._db, store._reading._connection):
+    for db in (store._writer._db, await store._reading.connection()):
         assert db is not None
         await db.set_progress_handler(steps, Steps.EACH)
     await work(store)

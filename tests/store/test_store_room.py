@@ -98,7 +98,8 @@ class TimedReading(Reading):
     """A reading side that notes when each of its queries began and ended."""
 
     def __init__(self, inner: Reading) -> None:
-        super().__init__(inner._path, inner._connection)
+        super().__init__(inner._path)
+        self._opening = inner._opening
         self.times: list[tuple[float, float]] = []
 
     async def rows(self, query: str, values: Any = ()) -> list[Any]:

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import aiohttp
+
 from tests.support.faulty_disk import Fault, FaultyDisk
 from tests.support.forks import Fork, Forks
 
@@ -202,6 +204,13 @@ class Run:
         """Wait until the target has everything that was promised."""
         await until(lambda: self.copies.keys() >= set(self.promised.values()))
 
+    async def check_views(self) -> None:
+        """What was promised is shown: the connection that reads has got over the fault too."""
+        async with asyncio.timeout(PATIENCE_S), aiohttp.ClientSession() as session:
+            for id_ in self.promised.values():
+                async with session.get(f"http://{self.admin}/api/v1/events/{id_}") as answer:
+                    assert answer.status == 200, await answer.text()
+
     async def stop(self) -> int:
         """SIGTERM; the exit code."""
         assert self.fork is not None
@@ -285,6 +294,8 @@ async def survive(run: Run, fault: Fault, *, heal_after: float | None = None) ->
     await healing
     await run.accept("the last")
     await run.delivered()
+    await until(lambda: len(run.said("store.unavailable")) == len(run.said("store.recovered")))
+    await run.check_views()
     assert await run.stop() == 0
     run.check_log()
     assert len(run.said("store.unavailable")) == len(run.said("store.recovered")) <= 1
@@ -351,10 +362,12 @@ ABREAST = 6
 """Runs at a time: most of one is waiting for the others of its own processes."""
 
 
-async def swept(faults: Iterable[Fault], base: Path, one: Callable[[Run, Fault], Awaitable[object]]) -> list[object]:
+async def swept(
+    faults: Iterable[Fault], base: Path, one: Callable[[Run, Fault], Awaitable[object]], *, abreast: int = ABREAST
+) -> list[object]:
     """What came of a run for each fault; all that failed are told together."""
     failed: dict[str, str] = {}
-    turn = asyncio.Semaphore(ABREAST)
+    turn = asyncio.Semaphore(abreast)
 
     async def run_one(number: int, fault: Fault) -> object:
         async with turn, Targets() as targets:

@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -38,9 +38,9 @@ from relay.store.sqlite import batch
 from relay.store.sqlite.archive import SqliteArchive
 from relay.store.sqlite.batch import AcceptWish
 from relay.store.sqlite.claiming import ClaimWish
-from relay.store.sqlite.connection import in_words, open_reader, open_writer, undo_cut_short
-from relay.store.sqlite.copying import Copying, remove_copies
-from relay.store.sqlite.file import Guard, durability_warning, renew_log, set_aside, sync_directory
+from relay.store.sqlite.connection import open_writer
+from relay.store.sqlite.copying import Copying
+from relay.store.sqlite.file import Guard, durability_warning
 from relay.store.sqlite.following import Commits, SqliteFollowing
 from relay.store.sqlite.ledger import COUNTED, Ledger
 from relay.store.sqlite.pruning import Pruning
@@ -48,7 +48,7 @@ from relay.store.sqlite.reading import Reading, room_of
 from relay.store.sqlite.replays import SqliteReplays
 from relay.store.sqlite.rows import headers_from, millis, moment_if_sound
 from relay.store.sqlite.schema import MIGRATIONS
-from relay.store.sqlite.soundness import check_log
+from relay.store.sqlite.starting import guarded, in_words_of_the_port, tidy
 from relay.store.sqlite.transaction import Transaction
 from relay.store.sqlite.writer import Writer
 
@@ -61,14 +61,16 @@ HUNG_CLOSE_S = 1.0
 class SqliteStore:
     """The port on one SQLite file."""
 
-    def __init__(self, path: Path, guard: Guard, writer: Writer, reading: Reading, commits: Commits) -> None:
+    def __init__(
+        self, path: Path, guard: Guard, writer: Writer, reading: Reading, copying: Copying, commits: Commits
+    ) -> None:
         self._path = path
         self._guard = guard
         self._writer = writer
         self._reading = reading
         self._tokens = itertools.count(time.time_ns())
         self._pruning = Pruning(reading, writer)
-        self._copying = Copying(path)
+        self._copying = copying
         self._full: Condition | None = None
         self._archive = SqliteArchive(reading, writer)
         self.replays = SqliteReplays(reading, writer)
@@ -92,21 +94,27 @@ class SqliteStore:
             StoreUnusable: it must not be used as it is; nothing was changed.
             StoreInUse: another process has it.
         """
-        with _in_words_of_the_port(path):
+        async with in_words_of_the_port(path):
             path = path.resolve()
             async with AsyncExitStack() as undoing:
-                guard, aside, missing = await asyncio.to_thread(_guarded, path, afresh=afresh)
+                guard, aside, missing = await asyncio.to_thread(guarded, path, afresh=afresh)
                 undoing.callback(guard.release)
                 connection = await open_writer(path)
                 undoing.push_async_callback(connection.close)
                 ledger = Ledger()
                 await connection.run(partial(_take_over, ledger=ledger))
-                await asyncio.to_thread(_tidy, path, guard)
-                reader = await open_reader(path)
-                undoing.push_async_callback(reader.close)
+                await asyncio.to_thread(tidy, path, guard)
+                reading = Reading(path)
+                undoing.push_async_callback(reading.close)
+                await reading.connection()
                 await asyncio.to_thread(guard.remember, path, is_open=True)
                 undoing.pop_all()
-        commits = Commits(watcher)
+        commits, copying = Commits(watcher), Copying(path)
+
+        async def let_go() -> None:
+            await copying.abandon()
+            await reading.let_go()
+
         writer = Writer(
             path,
             connection,
@@ -114,8 +122,9 @@ class SqliteStore:
             commits,
             check=lambda: guard.check(path),
             check_presence=lambda: guard.check_presence(path),
+            let_go=let_go,
         )
-        store = cls(path, guard, writer, Reading(path, reader), commits)
+        store = cls(path, guard, writer, reading, copying, commits)
         store.aside, store.missing = aside, missing
         return store
 
@@ -337,41 +346,6 @@ class SqliteStore:
     async def _remember(self) -> None:
         with contextlib.suppress(OSError):
             await asyncio.to_thread(self._guard.remember, self._path, is_open=False)
-
-
-@contextlib.contextmanager
-def _in_words_of_the_port(path: Path) -> Iterator[None]:
-    """Whatever bars the opening is told with the file and what the system says of it."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise in_words(path, error) from None
-    except (OSError, RuntimeError) as error:  # the latter is a loop of symbolic links
-        raise StoreUnusable(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-
-
-def _guarded(path: Path, *, afresh: bool) -> tuple[Guard, Path | None, str | None]:
-    """The held guard of a file that may be opened, what was set aside, and what to say of a log that is gone. This and
-    what follows runs in threads: a disk that hangs must not make the process deaf to signals."""
-    guard = Guard.acquire(path)
-    try:
-        aside = set_aside(path, guard) if afresh else None
-        undo_cut_short(path)
-        guard.check(path)
-        check_log(path)
-        missing = guard.misses_log(path)
-        renew_log(path)
-        return guard, aside, missing
-    except BaseException:
-        guard.release()
-        raise
-
-
-def _tidy(path: Path, guard: Guard) -> None:
-    """Remove what a kill has left of copies, make the file's name durable, and know the file again."""
-    remove_copies(path)
-    sync_directory(path)
-    guard.pin(path)
 
 
 def _take_over(db: sqlite3.Connection, ledger: Ledger) -> None:

@@ -76,11 +76,17 @@ def is_damage(error: BaseException) -> bool:
     return primary_code(error) in _DAMAGED
 
 
+class LocksFail(StoreUnusable):
+    """SQLite has given up on a lock that nobody says to hold."""
+
+
 def in_words(database: Path, error: BaseException) -> StoreError:
     """An error of SQLite as one of the port's, with the file and what to do."""
     code = primary_code(error)
     if code in _HELD:
         return StoreInUse(f"{database}: locked by another program; close it first")
+    if code == sqlite3.SQLITE_PROTOCOL:
+        return LocksFail(f"{database}: its locks cannot be had: {error}")
     if code in _DAMAGED:
         return StoreUnusable(
             f"{database}: {error}; restore it from a backup, or start afresh on purpose with: relay run --new-store"

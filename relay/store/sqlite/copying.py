@@ -99,7 +99,8 @@ class Copying:
     async def abandon(self) -> None:
         """Have one that is being made end now, in vain."""
         if self._connection is not None:
-            await self._connection.interrupt()
+            with contextlib.suppress(ValueError):  # it has just been closed
+                await self._connection.interrupt()
 
 
 class FileCopy:

@@ -206,6 +206,25 @@ class Guard:
             self._file = None
 
 
+def lock_refusal(database: Path) -> str | None:
+    """What to say where the system gives no lock on a database or its index to anyone; None where it does, or where it
+    says that another holds one. SQLite takes each refusal of a lock on the index for the latter. Nothing of the file
+    may be open: to close it ends the locks of SQLite."""
+    for file in (database, database.with_name(database.name + "-shm")):
+        try:
+            fd = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)  # the first byte, which nobody locks
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                return f"{file}: cannot be locked: {error.strerror}"
+        finally:
+            os.close(fd)
+    return None
+
+
 def _holder(fd: int, locks: Path = Path("/proc/locks")) -> str:
     """Which process has locked an open file, in brackets; nothing where the system does not say."""
     found = os.fstat(fd)

@@ -5,6 +5,7 @@ read as an outage.
 """
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 from collections.abc import Callable
@@ -12,21 +13,37 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from relay.rules.fullness import Room
-from relay.store import StoreUnavailable
-from relay.store.sqlite.connection import StoreConnection, in_words, is_damage
+from relay.store import StoreError, StoreUnavailable
+from relay.store.sqlite.connection import NO_CONNECTION, StoreConnection, in_words, is_damage, open_reader
 
 Result = TypeVar("Result")
 
 DEADLINE_S = 30.0
 """How long a read may take; the longest of views are over in a fraction of it, so that it is the disk which hangs."""
+LET_GO_S = 2.0
+"""How long it is waited for a connection that is let go of; only a disk that hangs takes longer."""
 
 
 class Reading:
-    """The reading connection of one file."""
+    """The reading connection of one file: opened when it is first needed, and anew after it was let go of."""
 
-    def __init__(self, path: Path, connection: StoreConnection) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._connection = connection
+        self._opening: asyncio.Task[StoreConnection] | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._is_closed = False
+
+    async def connection(self) -> StoreConnection:
+        """The connection; one opening serves all who wait for it, and none of them can spoil it by leaving.
+
+        Raises:
+            StoreError: the file cannot be opened.
+        """
+        if self._is_closed:
+            raise StoreUnavailable(f"{self._path}: {NO_CONNECTION}")
+        if self._opening is None or _has_failed(self._opening):
+            self._opening = asyncio.create_task(open_reader(self._path), name="store reading")
+        return await asyncio.shield(self._opening)
 
     async def rows(self, query: str, values: Any = ()) -> list[Any]:
         """The rows of one query."""
@@ -41,7 +58,7 @@ class Reading:
         """
         try:
             async with asyncio.timeout(DEADLINE_S):
-                return await self._connection.run(work)
+                return await (await self._connection()).run(work)
         except TimeoutError:
             raise StoreUnavailable(f"{self._path}: the disk did not answer within {DEADLINE_S:g} s") from None
         except (sqlite3.Error, ValueError, OSError) as error:
@@ -49,9 +66,42 @@ class Reading:
                 raise in_words(self._path, error) from None
             raise StoreUnavailable(f"{self._path}: {error}") from None
 
+    async def _connection(self) -> StoreConnection:
+        try:
+            return await self.connection()
+        except (StoreError, RuntimeError) as error:  # the latter is a thread that cannot be had
+            raise StoreUnavailable(str(error)) from None
+
+    async def let_go(self) -> None:
+        """End the read that is under way and close the connection; the next read opens one anew."""
+        if self._opening is not None and self._opening.done() and not _has_failed(self._opening):
+            with contextlib.suppress(sqlite3.Error, ValueError):
+                await self._opening.result().interrupt()
+        self._leave()
+        if self._leaving:
+            await asyncio.wait(self._leaving, timeout=LET_GO_S)
+
     async def close(self) -> None:
-        """Close the connection."""
-        await self._connection.close()
+        """Close the connection for good, after the reads that wait for it."""
+        self._is_closed = True
+        self._leave()
+        await asyncio.gather(*self._leaving)
+
+    def _leave(self) -> None:
+        opening, self._opening = self._opening, None
+        if opening is not None:
+            leaving = asyncio.create_task(_close(opening), name="store reading closing")
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+
+
+def _has_failed(opening: "asyncio.Task[StoreConnection]") -> bool:
+    return opening.done() and (opening.cancelled() or opening.exception() is not None)
+
+
+async def _close(opening: "asyncio.Task[StoreConnection]") -> None:
+    with contextlib.suppress(StoreError, RuntimeError, sqlite3.Error, ValueError):
+        await (await opening).close()
 
 
 def room_of(db: sqlite3.Connection, path: Path) -> Room:

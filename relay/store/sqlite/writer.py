@@ -13,7 +13,7 @@ import contextlib
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -24,11 +24,12 @@ from tenacity import RetryCallState, Retrying, wait_exponential
 from relay.store import Condition, Settled, Settlement, StoreError, StoreUnavailable, StoreUnusable, Watcher
 from relay.store.sqlite.admission import Admission
 from relay.store.sqlite.batch import AcceptWish
-from relay.store.sqlite.checkpoints import Checkpoints, cut_log
+from relay.store.sqlite.checkpoints import Checkpoints
 from relay.store.sqlite.claiming import ClaimWish
-from relay.store.sqlite.connection import NO_CONNECTION, StoreConnection, in_words, is_fault, open_writer
+from relay.store.sqlite.connection import NO_CONNECTION, StoreConnection, in_words, is_fault
 from relay.store.sqlite.ledger import Ledger
 from relay.store.sqlite.operations import Batch, Operation, Wish, Work, drain, next_release
+from relay.store.sqlite.recovering import open_anew, taints
 
 QUEUE = 10_000
 """Events that may wait for the writer; beyond it new ones are refused."""
@@ -39,8 +40,6 @@ PRESENCE_S = 1.0
 """How often a commit looks whether its file still has its name."""
 BREATH_S = 0.1
 """Between a bug of the loop and its next turn, so that one that stays cannot spin."""
-WRITE_TEST = 256 * 1024
-"""Bytes that must fit before a store counts as recovered."""
 CLOSED = "the store is closed"
 OVERLOADED = "overloaded: too many events wait for the disk"
 SLOW = f"slow: no commit within {PATIENCE_S:g} s"
@@ -60,12 +59,15 @@ class Writer:
         *,
         check: Callable[[], None],
         check_presence: Callable[[], None],
+        let_go: Callable[[], Awaitable[None]],
     ) -> None:
         """`check` raises `StoreUnusable` where the file is not what it was, before it is opened anew;
-        `check_presence` where its name has come to mean another file or none, and is cheap."""
+        `check_presence` where its name has come to mean another file or none, and is cheap; `let_go` closes all other
+        connections."""
         self.ledger = ledger
         self._check = check
         self._check_presence = check_presence
+        self._let_go = let_go
         self._seen_at = time.monotonic()
         self._path = path
         self._db: StoreConnection | None = connection
@@ -83,6 +85,7 @@ class Writer:
         self._told: Condition | None = None
         self._is_watched = True
         self._failed_tries = 0
+        self._is_tainted = False
         self._checkpoints = Checkpoints()
         self._admission = Admission(path)
         self._loop = asyncio.get_running_loop()
@@ -282,6 +285,7 @@ class Writer:
             reason = f"{self._path}: the writer failed: {type(error).__name__}: {error}"
         if self._outage is None:
             self._outage = Condition(writable=False, reason=reason, since=datetime.now(UTC))
+        self._is_tainted = taints(error)
         unwritten, self._unwritten, self._current = self._unwritten, [], None
         kept = [operation for part in unwritten for operation in part.settlements]
         self._settlements.extendleft(reversed(kept))
@@ -329,20 +333,18 @@ class Writer:
             await self._try_again()
 
     async def _try_again(self) -> None:
-        """Open, write and delete something as large as a busy transaction, and learn anew what is committed: a commit
-        whose fsync failed may have reached the disk all the same."""
+        """Close what is open and open it anew, once."""
         if self._db is not None:
             db, self._db = self._db, None
             with contextlib.suppress(sqlite3.Error, ValueError):
                 await db.close()
         try:
             await asyncio.to_thread(self._look)
-            self._db = await open_writer(self._path)
-            await self._db.run(cut_log)  # on a full disk this is the room to write in
-            await self._db.run(_try_to_write)
-            await self._db.run(self.ledger.load)
-        except Exception:  # noqa: BLE001 - whatever bars it, a thread that cannot be had too, it is tried again
-            await self._roll_back()
+            if self._is_tainted:
+                await self._let_go()
+            self._db = await open_anew(self._path, self.ledger)
+        except Exception as error:  # noqa: BLE001 - whatever bars it, a thread that cannot be had too, it is tried again
+            self._is_tainted = taints(error)
             return
         self._outage = None
         for settlement in self._settlements:  # what waited for the store has not waited for a commit
@@ -381,15 +383,6 @@ class Writer:
         self._tell()
         if not self.idle or (self._told is not None and not self._task.done()):
             self._watch_the_late()
-
-
-def _try_to_write(db: sqlite3.Connection) -> None:
-    """Commit something as large as a busy transaction, and delete it."""
-    db.execute("BEGIN IMMEDIATE")
-    db.execute("DROP TABLE IF EXISTS write_test")
-    db.execute(f"CREATE TABLE write_test AS SELECT zeroblob({WRITE_TEST}) AS filler")
-    db.execute("COMMIT")
-    db.execute("DROP TABLE write_test")
 
 
 def _attempt(number: int) -> RetryCallState:

@@ -1,0 +1,53 @@
+"""The steps of a start before the store takes anything, and what bars one told in words.
+
+Law: what is found is judged before anything is changed; whoever reads why a start was refused learns what to do.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from relay.store import StoreError, StoreInUse, StoreUnusable
+from relay.store.sqlite.connection import LocksFail, in_words, undo_cut_short
+from relay.store.sqlite.copying import remove_copies
+from relay.store.sqlite.file import Guard, lock_refusal, renew_log, set_aside, sync_directory
+from relay.store.sqlite.soundness import check_log
+
+
+@asynccontextmanager
+async def in_words_of_the_port(path: Path) -> AsyncIterator[None]:
+    """Whatever bars the opening is told with the file and what the system says of it; nothing is left open by then."""
+    try:
+        yield
+    except (sqlite3.Error, StoreInUse, LocksFail) as error:
+        told = error if isinstance(error, StoreError) else in_words(path, error)
+        refusal = await asyncio.to_thread(lock_refusal, path) if isinstance(told, StoreInUse | LocksFail) else None
+        raise told if refusal is None else StoreUnusable(refusal) from None
+    except (OSError, RuntimeError) as error:  # the latter is a loop of symbolic links
+        raise StoreUnusable(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def guarded(path: Path, *, afresh: bool) -> tuple[Guard, Path | None, str | None]:
+    """The held guard of a file that may be opened, what was set aside, and what to say of a log that is gone. This and
+    what follows runs in threads: a disk that hangs must not make the process deaf to signals."""
+    guard = Guard.acquire(path)
+    try:
+        aside = set_aside(path, guard) if afresh else None
+        undo_cut_short(path)
+        guard.check(path)
+        check_log(path)
+        missing = guard.misses_log(path)
+        renew_log(path)
+        return guard, aside, missing
+    except BaseException:
+        guard.release()
+        raise
+
+
+def tidy(path: Path, guard: Guard) -> None:
+    """Remove what a kill has left of copies, make the file's name durable, and know the file again."""
+    remove_copies(path)
+    sync_directory(path)
+    guard.pin(path)
