@@ -271,7 +271,9 @@ class App:
             room=room.hooks,
             tls=None if certificate is None else certificate.context,
         )
-        self._streams = StreamCalls(self._store.following, is_held=self._standing.holds, now=_now)
+        self._streams = StreamCalls(
+            self._store.following, is_held=self._standing.holds, now=_now, places=room.admin.served
+        )
         behind = Behind(
             self._store,
             self._dispatcher,

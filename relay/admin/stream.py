@@ -65,13 +65,14 @@ class StreamCalls:
     """The streams that are open."""
 
     def __init__(
-        self, following: Following, *, is_held: Callable[[str], bool], now: Callable[[], datetime], most: int = STREAMS
+        self, following: Following, *, is_held: Callable[[str], bool], now: Callable[[], datetime], places: int
     ) -> None:
-        """`is_held` says of a target whether what is pending there waits for it to be enabled."""
+        """`is_held` says of a target whether what is pending there waits for it to be enabled; `places` are the
+        connections that the listener may hold, of which streams take half at most: somebody must be able to ask."""
         self._following = following
         self._is_held = is_held
         self._now = now
-        self._most = most
+        self._most = min(STREAMS, max(1, places // 2))
         self._open: dict[asyncio.Task[Any], web.BaseRequest] = {}
         self._over = asyncio.Event()
 

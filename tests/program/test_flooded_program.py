@@ -78,6 +78,20 @@ async def test_descriptors_that_are_taken_away_while_it_runs_cost_idle_callers_f
         assert gateway.said("asyncio.error") == gateway.said("http.error") == []
 
 
+@slow
+@pytest.mark.row("T21", "F27", "H62")
+async def test_who_asks_how_it_stands_is_told_beside_more_streams_than_there_is_room_for(tmp_path: Path) -> None:
+    """A stream never ends by itself: they leave places for probes of health, or the relay would look dead."""
+    limited = ["sh", "-c", 'ulimit -n 128 && exec "$@"', "sh"]
+    async with Sink() as sink, Gateway(write_config(tmp_path / "config.yaml", sink), within=limited) as gateway:
+        ask = b"GET /api/v1/stream HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+        with silent(gateway.admin, 100, ask):
+            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session:
+                for path in ("healthz", "readyz", "metrics"):
+                    async with session.get(f"{gateway.admin}/{path}") as answer:
+                        assert answer.status == 200
+
+
 def _processor(pid: int) -> float:
     """Seconds of a processor that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
