@@ -271,9 +271,7 @@ class App:
             room=room.hooks,
             tls=None if certificate is None else certificate.context,
         )
-        self._streams = StreamCalls(
-            self._store.following, is_held=self._standing.holds, now=_now, places=room.admin.served
-        )
+        self._streams = StreamCalls(self._store.following, is_held=self._standing.holds, now=_now, room=room.admin)
         behind = Behind(
             self._store,
             self._dispatcher,

@@ -22,6 +22,7 @@ from relay.admin.reading import Query
 from relay.admin.views import shown_at
 from relay.connections import has_left
 from relay.model import DeliveryState, OutcomeKind
+from relay.rules.crowding import Room
 from relay.store import StoreUnavailable
 from relay.store.archive import RefusedRequest
 from relay.store.following import AcceptedEvent, Following, Occurrence, Position, RecordedAttempt, UnknownPosition
@@ -65,14 +66,14 @@ class StreamCalls:
     """The streams that are open."""
 
     def __init__(
-        self, following: Following, *, is_held: Callable[[str], bool], now: Callable[[], datetime], places: int
+        self, following: Following, *, is_held: Callable[[str], bool], now: Callable[[], datetime], room: Room
     ) -> None:
-        """`is_held` says of a target whether what is pending there waits for it to be enabled; `places` are the
-        connections that the listener may hold, of which streams take half at most: somebody must be able to ask."""
+        """`is_held` says of a target whether what is pending there waits for it to be enabled; `room` is how
+        many connections the listener may hold, of which streams take half at most: somebody must be able to ask."""
         self._following = following
         self._is_held = is_held
         self._now = now
-        self._most = min(STREAMS, max(1, places // 2))
+        self._most = min(STREAMS, max(1, room.served // 2))
         self._open: dict[asyncio.Task[Any], web.BaseRequest] = {}
         self._over = asyncio.Event()
 
