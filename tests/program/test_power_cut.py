@@ -397,7 +397,7 @@ async def test_a_directory_that_was_never_synced_is_found_out(run: Recorded) -> 
 @pytest.mark.row("F2", "F3")
 async def test_a_log_that_is_not_written_anew_is_found_out(tmp_path: Path) -> None:
     """After a failed fsync and a kill, what the next process answers is lost with what it trusted."""
-    program = with_break(tmp_path, "store/sqlite/__init__.py", "        renew_log(path)\n", "")
+    program = with_break(tmp_path, "store/sqlite/starting.py", "        renew_log(path)\n", "")
     found = await after_a_failed_fsync(tmp_path, is_killed=True, program=program)
     assert any("lost: answered" in wrong for wrong in found)
 

@@ -5,7 +5,10 @@ lasts until none is left. A call that failed may have left a lock there that nob
 disk was merely full, no connection of before is kept, those that read included.
 """
 
+import json
 import sqlite3
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 
 from relay.store.sqlite.checkpoints import cut_log
@@ -22,9 +25,13 @@ def taints(error: BaseException) -> bool:
     return primary_code(error) != sqlite3.SQLITE_FULL
 
 
-async def open_anew(path: Path, ledger: Ledger) -> StoreConnection:
+async def open_anew(path: Path, ledger: Ledger, refused: Collection[int]) -> StoreConnection:
     """Open, write and delete something as large as a busy transaction, and learn anew what is committed: a commit whose
-    fsync failed may have reached the disk all the same.
+    fsync failed may have reached the disk all the same. Claims that were refused with it are given back then, or what
+    they hold would wait for the end of a lease that nobody has.
+
+    Args:
+        refused: the tokens of those claims.
 
     Raises:
         StoreError, sqlite3.Error: it does not work yet; nothing is left open.
@@ -33,11 +40,21 @@ async def open_anew(path: Path, ledger: Ledger) -> StoreConnection:
     try:
         await connection.run(cut_log)  # on a full disk this is the room to write in
         await connection.run(_try_to_write)
+        await connection.run(partial(_give_back, tokens=refused))
         await connection.run(ledger.load)
     except BaseException:
         await connection.close()
         raise
     return connection
+
+
+def _give_back(db: sqlite3.Connection, *, tokens: Collection[int]) -> None:
+    """Make due again what stands under claims that nobody got; the number that no request carried is taken again."""
+    db.execute(
+        """UPDATE delivery SET state = 'pending', attempts = attempts - 1, claim = NULL, lease_until = NULL
+        WHERE state = 'in_flight' AND claim IN (SELECT value FROM json_each(?))""",
+        (json.dumps([*tokens]),),
+    )
 
 
 def _try_to_write(db: sqlite3.Connection) -> None:

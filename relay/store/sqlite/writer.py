@@ -80,6 +80,7 @@ class Writer:
         self._wake = asyncio.Event()
         self._current: Batch | None = None
         self._unwritten: list[Batch] = []
+        self._refused_claims: set[int] = set()
         self._closing = asyncio.Event()
         self._outage: Condition | None = None
         self._told: Condition | None = None
@@ -290,6 +291,7 @@ class Writer:
         kept = [operation for part in unwritten for operation in part.settlements]
         self._settlements.extendleft(reversed(kept))
         refused = [operation for part in unwritten for operation in part.refusable]
+        self._refused_claims.update(operation.wish.token for part in unwritten for operation in part.claims)
         for operation in (*refused, *self._works, *self._accepts, *self._claims):
             operation.refuse(StoreUnavailable(reason))
         self._works.clear()
@@ -342,11 +344,12 @@ class Writer:
             await asyncio.to_thread(self._look)
             if self._is_tainted:
                 await self._let_go()
-            self._db = await open_anew(self._path, self.ledger)
+            self._db = await open_anew(self._path, self.ledger, self._refused_claims)
         except Exception as error:  # noqa: BLE001 - whatever bars it, a thread that cannot be had too, it is tried again
             self._is_tainted = taints(error)
             return
         self._outage = None
+        self._refused_claims.clear()
         for settlement in self._settlements:  # what waited for the store has not waited for a commit
             settlement.since = time.monotonic()
         self._tell()
