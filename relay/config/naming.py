@@ -5,7 +5,6 @@ no name, because an authentic request is never refused for its content. A namer 
 so that a reload sees which sources have changed.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,10 +14,13 @@ from relay.config.expansion import Expanded
 from relay.config.expressions import expression
 from relay.config.problems import Refused
 from relay.model import Content, Namer
-from relay.providers.reading import key_of, type_name
-from relay.rules.expressions import EVALUATION_FAULTS
+from relay.providers.reading import key_of, key_of_json, type_name
+from relay.rules.exactness import text_json
+from relay.rules.expressions import EVALUATION_FAULTS, search
 
 _HEADER = "header:"
+_MADE = frozenset({"multi_select_list", "multi_select_dict"})
+"""Expressions such as `[a, b]`, which find nothing but what they make."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +63,27 @@ class _Expression:
 
     def __call__(self, content: Content) -> str | None:
         try:
-            return _rendered(self.compiled.search(self.document(content)))
+            return _rendered(search(self.compiled, self.document(content)))
         except EVALUATION_FAULTS:
             return None
+
+
+@dataclass(frozen=True, slots=True)
+class _FoundKey:
+    """Keys events by what an expression finds: a text or a number by its own characters, anything else by its JSON."""
+
+    read: _Expression
+
+    def __call__(self, content: Content) -> str | None:
+        """Where an expression may find both, `true` has another key than the text that looks like it."""
+        read = self.read
+        try:
+            value = search(read.compiled, read.document(content))
+            text = _rendered(value)
+        except EVALUATION_FAULTS:
+            return None
+        is_like_a_text = isinstance(value, bool | list | dict) and read.compiled.parsed["type"] not in _MADE
+        return key_of_json(text) if is_like_a_text and text is not None else key_of(text)
 
 
 def event_type_namer(rule: str, *, form: bool) -> Namer:
@@ -73,10 +93,11 @@ def event_type_namer(rule: str, *, form: bool) -> Namer:
 
 def dedupe_key_namer(rule: str, *, form: bool) -> Namer:
     """A namer of dedupe keys; an empty one is none, a long one is hashed. Raises `Refused`."""
-    return _DedupeKey(_reader(rule, form=form))
+    read = _reader(rule, form=form)
+    return _FoundKey(read) if isinstance(read, _Expression) else _DedupeKey(read)
 
 
-def _reader(rule: str, *, form: bool) -> Namer:
+def _reader(rule: str, *, form: bool) -> _Header | _Expression:
     if rule.startswith(_HEADER):
         name = rule.removeprefix(_HEADER).strip()
         if isinstance(rule, Expanded) and not values.HEADER_NAME.fullmatch(name):
@@ -96,7 +117,7 @@ def _form(content: Content) -> Any:
 
 
 def _rendered(value: Any) -> str | None:
-    """A string as it is, null as no name, anything else as compact JSON."""
+    """A string as it is, null as no name, anything else as compact JSON, in which a number is as it was written."""
     if value is None or isinstance(value, str):
         return value
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return text_json(value)

@@ -59,7 +59,16 @@ def key_of(value: Any) -> str | None:
     text = str(value)
     if len(text) <= LONGEST_KEY and text.isprintable():
         return text
-    return f"sha256:{sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"
+    return _hashed(text.encode("utf-8", "surrogatepass"))
+
+
+def key_of_json(text: str) -> str:
+    """A dedupe key out of the JSON of a value that is neither a text nor a number; no text has the same one."""
+    return _hashed(b"\xff" + text.encode("utf-8", "surrogatepass"))  # no text begins with that byte in UTF-8
+
+
+def _hashed(octets: bytes) -> str:
+    return f"sha256:{sha256(octets).hexdigest()}"
 
 
 def json_in(text: str | None) -> Any:

@@ -6,34 +6,10 @@ keys. What is not JSON (RFC 8259: neither is NaN) is refused, never repaired.
 
 import json
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
+from relay.model.numbers import Exact, number
 from relay.model.receiving import LARGE, loads_in_turns
-
-
-class Exact(float):
-    """A number whose text a float would not give back."""
-
-    __slots__ = ("text",)
-    text: str
-
-    def __new__(cls, text: str) -> Self:
-        made = super().__new__(cls, text)
-        made.text = text
-        return made
-
-    def __repr__(self) -> str:
-        return self.text
-
-    __str__ = __repr__
-
-
-Exact.__name__ = "float"  # JMESPath knows a number by the name of its type
-
-
-def _number(text: str) -> float:
-    number = float(text)
-    return number if repr(number) == text else Exact(text)
 
 
 def _refused(constant: str) -> Any:
@@ -43,7 +19,7 @@ def _refused(constant: str) -> Any:
 def read(text: str | bytes) -> Any:
     """A value out of JSON text or bytes. Raises ValueError, or RecursionError where it is nested too deeply."""
     loads = loads_in_turns if len(text) > LARGE else json.loads
-    return loads(text, parse_float=_number, parse_constant=_refused)
+    return loads(text, parse_float=number, parse_constant=_refused)
 
 
 def document(body: bytes) -> tuple[str, Any] | None:

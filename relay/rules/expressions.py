@@ -12,11 +12,11 @@ from typing import Any
 
 import jmespath
 from jmespath.exceptions import IncompleteExpressionError, JMESPathError, LexerError
-from jmespath.functions import Functions
-from jmespath.visitor import TreeInterpreter
+from jmespath.functions import Functions, signature
+from jmespath.visitor import Options, TreeInterpreter
 
 from relay.model import Content, Event, Headers
-from relay.rules.exactness import document, text_json
+from relay.rules.exactness import ascii_json, document, text_json
 from relay.rules.forwarding import rfc3339
 
 LONGEST_EXPRESSION = 1000
@@ -152,10 +152,27 @@ def _check_functions(node: Any) -> None:
         pending.extend(node.get("children", ()))
 
 
+class _Functions(Functions):  # type: ignore[misc]  # jmespath has no types
+    """What expressions may call."""
+
+    @signature({"types": []})  # type: ignore[untyped-decorator]
+    def _func_to_string(self, value: Any) -> str:
+        """JMESPath's own would write a number as the float that it makes."""
+        return value if isinstance(value, str) else ascii_json(value)
+
+
+_OPTIONS = Options(custom_functions=_Functions())
+
+
+def search(expression: Any, document: Any) -> Any:
+    """What a compiled expression finds in a document. Raises `EVALUATION_FAULTS`."""
+    return expression.search(document, options=_OPTIONS)
+
+
 def found(text: str, document: Any) -> Any | Failed:
     """What an expression finds in a document, None where nothing is there."""
     try:
-        return _expression(text).search(document)
+        return search(_expression(text), document)
     except EVALUATION_FAULTS as error:
         return Failed(_words(error))
 
