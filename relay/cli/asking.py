@@ -12,6 +12,7 @@ import click
 
 from relay import __version__
 from relay.cli.endpoints import endpoint
+from relay.cli.parameters import FilePath
 from relay.cli.terminal import Failure, safe
 
 TIMEOUT = 3.0
@@ -21,7 +22,7 @@ LARGEST_ANSWER = 64 * 1024
 
 @click.command()
 @click.option("--admin", metavar="URL", help="The relay's admin address. Else $RELAY_ADMIN_URL, the config.")
-@click.option("--config", metavar="FILE", type=click.Path(path_type=Path), help="The config to find it in.")
+@click.option("--config", metavar="FILE", type=FilePath(path_type=Path), help="The config to find it in.")
 @click.option("--ready", is_flag=True, help="Ask whether it should get traffic, not just whether it is alive.")
 def health(admin: str | None, config: Path | None, *, ready: bool) -> None:
     """Ask a running relay whether it is alive; exit code 0 if so, else 1."""

@@ -21,6 +21,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 
 from relay.cli.configs import admin_value
 from relay.cli.locating import admin_url, config_path
+from relay.cli.parameters import FilePath, refuse_undecodable
 from relay.cli.terminal import Failure, Refused, Unanswered, safe
 from relay.config import keys, values
 
@@ -82,7 +83,7 @@ def admin_options(function: Wrapped) -> Wrapped:
         ),
         remembered_option("--token", metavar="TOKEN", help="Its token. Else $RELAY_ADMIN_TOKEN, the config."),
         remembered_option(
-            "--config", metavar="FILE", type=click.Path(path_type=Path), help="The config to find both in."
+            "--config", metavar="FILE", type=FilePath(path_type=Path), help="The config to find both in."
         ),
     )
     for option in reversed(options):
@@ -105,7 +106,9 @@ def for_programs(ctx: click.Context) -> bool:
 
 
 def access(ctx: click.Context) -> Access:
-    """What the options, the environment and the config say about the relay to talk to."""
+    """What the options, the environment and the config say about the relay to talk to, once all that it is to be asked
+    for is text."""
+    refuse_undecodable(ctx)
     config: Path | None = remembered(ctx, "config")
     url, said_by = admin_url(remembered(ctx, "admin"), config)
     token = remembered(ctx, "token") or os.environ.get("RELAY_ADMIN_TOKEN")

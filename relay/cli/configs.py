@@ -11,6 +11,7 @@ from typing import IO, Any, TypeVar
 
 import click
 
+from relay.cli.parameters import FilePath
 from relay.cli.terminal import plural
 from relay.config import Config, ConfigRefused, find, json_schema, load
 from relay.config.document import Entry, Table, read
@@ -25,7 +26,7 @@ Parsed = TypeVar("Parsed")
 config_option = click.option(
     "--config",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=FilePath(path_type=Path),
     help="The YAML. Else $RELAY_CONFIG, ./config.yaml, /etc/relay/config.yaml.",
 )
 
@@ -80,7 +81,7 @@ def admin_value(path: Path, key: str, parse: Callable[[Any], Parsed]) -> Parsed 
 
 
 @click.command()
-@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.argument("file", required=False, type=FilePath(path_type=Path))
 @config_option
 def check(file: Path | None, config: Path | None) -> None:
     """Tell everything that is wrong with a config, and what is doubtful.

@@ -17,6 +17,7 @@ from typing import BinaryIO
 import click
 
 from relay.cli.calling import access, call, download, for_programs, output_option
+from relay.cli.parameters import FilePath
 from relay.cli.terminal import Failure, plural, safe
 
 PRUNE, BACKUP = "/api/v1/prune", "/api/v1/backup"
@@ -66,7 +67,7 @@ def _ask(question: str) -> None:
 
 
 @click.command()
-@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True))
+@click.argument("file", type=FilePath(dir_okay=False, allow_dash=True))
 @click.option("--force", is_flag=True, help="Replace FILE where it exists.")
 @output_option
 @click.pass_context

@@ -12,11 +12,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
-from urllib.parse import quote
 
 import click
 
 from relay.cli.calling import Access, access, call, for_programs, output_option
+from relay.cli.parameters import segment
 from relay.cli.terminal import Failure, Refused, Unanswered, agreed, plural, safe
 
 EVENTS, REPLAYS = "/api/v1/events", "/api/v1/replays"
@@ -101,7 +101,7 @@ def _replay_events(how: _How, ids: Iterable[str], target: str | None) -> int:
     for event_id in ids:
         try:
             body = {} if target is None else {"target": target}
-            found = call(how.to, "POST", f"{EVENTS}/{quote(event_id, safe='')}/replay", body=body)
+            found = call(how.to, "POST", f"{EVENTS}/{segment(event_id, 'an event')}/replay", body=body)
         except Refused as refused:
             click.echo(f"relay: {safe(event_id)}: {refused.message}", err=True)
             code = 1
@@ -165,7 +165,7 @@ def _what(state: str, counted: dict[str, Any]) -> str:
 
 
 def _steer(to: Access, job_id: str, verb: str) -> dict[str, Any]:
-    found: dict[str, Any] = call(to, "POST", f"{REPLAYS}/{quote(job_id, safe='')}/{verb}", body={})
+    found: dict[str, Any] = call(to, "POST", f"{REPLAYS}/{segment(job_id, 'a replay')}/{verb}", body={})
     return found
 
 
@@ -202,7 +202,7 @@ def _looked_at(to: Access, job_id: str) -> dict[str, Any]:
     end = time.monotonic() + PATIENCE_S
     while True:
         try:
-            found: dict[str, Any] = call(to, "GET", f"{REPLAYS}/{quote(job_id, safe='')}")
+            found: dict[str, Any] = call(to, "GET", f"{REPLAYS}/{segment(job_id, 'a replay')}")
         except (Unanswered, Refused) as error:
             is_lost = isinstance(error, Refused) and error.status != 503
             if is_lost or time.monotonic() > end:

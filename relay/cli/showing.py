@@ -7,13 +7,13 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import quote
 
 import click
 
 from relay.cli.by_hand import commands
 from relay.cli.calling import access, call, for_programs, output_option, remembered
 from relay.cli.events import COLOURS, EVENTS, state_text
+from relay.cli.parameters import segment
 from relay.cli.terminal import Failure, apart, note, plural, safe, width
 
 MOST_TEXT = 64 * 1024
@@ -32,7 +32,7 @@ def show(ctx: click.Context, *, event_id: str, body: bool, curl: bool, target: s
     """Show one event: its headers, the routes that took it, every delivery and every attempt. Times are UTC."""
     if curl and (body or for_programs(ctx)):
         raise click.UsageError("--curl prints commands alone; it goes with neither --body nor --output json")
-    path = f"{EVENTS}/{quote(event_id, safe='')}" + ("?body=true" if body or curl else "")
+    path = f"{EVENTS}/{segment(event_id, 'an event')}" + ("?body=true" if body or curl else "")
     found = call(access(ctx), "GET", path)
     if target is not None:
         found["deliveries"] = [one for one in found["deliveries"] if one["target"] == target]

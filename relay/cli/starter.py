@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from relay.cli.parameters import FilePath
 from relay.cli.terminal import Failure
 from relay.providers import PROVIDERS
 
@@ -68,7 +69,7 @@ routes:
 
 
 @click.command()
-@click.argument("path", required=False, default="config.yaml", metavar="[FILE|DIRECTORY]")
+@click.argument("path", required=False, default="config.yaml", metavar="[FILE|DIRECTORY]", type=FilePath())
 def init(path: str) -> None:
     """Write a starter config with fresh secrets, by default config.yaml.
 

@@ -25,6 +25,7 @@ from relay.cli.calling import (
     Unready,
     access,
     begin_stream,
+    call,
     first_tries,
     for_programs,
     in_words,
@@ -33,7 +34,10 @@ from relay.cli.calling import (
 )
 from relay.cli.messages import Messages
 from relay.cli.occurrences import day, line
-from relay.cli.terminal import NARROWEST, Failure
+from relay.cli.stats import STATS
+from relay.cli.terminal import NARROWEST, Failure, safe
+from relay.config.problems import suggestion
+from relay.model import RELAY
 
 STREAM = "/api/v1/stream"
 SILENCE = timedelta(seconds=45)
@@ -65,13 +69,34 @@ def tail(ctx: click.Context, *, source: str | None, target: str | None, failed: 
     A relay that is restarted meanwhile is waited for, and nothing is left out.
     """
     wanted = {"source": source, "target": target, "failed": "true" if failed else None, "since": since}
-    query = urlencode({name: value for name, value in wanted.items() if value})
+    to = access(ctx)
+    query = urlencode({name: value for name, value in wanted.items() if value is not None})
     show = _as_object if for_programs(ctx) else _Lines().show
     try:
-        asyncio.run(_Tail(access(ctx), f"{STREAM}?{query}" if query else STREAM, show).run())
+        _refuse_unknown(to, sources=source, targets=target)
+        asyncio.run(_Tail(to, f"{STREAM}?{query}" if query else STREAM, show).run())
     except KeyboardInterrupt:
         if sys.stderr.isatty():
             click.echo(err=True)
+
+
+def _refuse_unknown(to: Access, **names: str | None) -> None:
+    """Refuse the name of a source or a target of which nothing can ever be shown.
+
+    Raises:
+        Failure: names those that there are.
+    """
+    if all(name is None for name in names.values()):
+        return
+    try:
+        counts = call(to, "GET", STATS)["totals"]
+    except Unready:
+        return  # what cannot be looked up now may be there
+    for what, name in names.items():
+        known = {*counts[what], RELAY} if what == "sources" else set(counts[what])
+        if name is not None and name not in known:
+            near = suggestion(name, known) or f"; known: {', '.join(sorted(known)) or 'none'}"
+            raise Failure(f'unknown {what.removesuffix("s")} "{safe(name)}"{near}')
 
 
 class _Tail:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from relay.cli.parameters import body_from
 from relay.cli.terminal import Failure, safe
 from relay.config.problems import suggestion
 from relay.model import Headers, Source
@@ -34,11 +35,12 @@ def data(_ctx: click.Context, _parameter: click.Parameter, given: str | None) ->
     if given is None:
         return None
     if given == "-":
-        return sys.stdin.buffer.read()
+        return body_from(sys.stdin.buffer, "what stdin brings")
     if not given.startswith("@"):
         return octets(given)
     try:
-        return Path(given[1:]).read_bytes()
+        with Path(given[1:]).open("rb") as file:
+            return body_from(file, given[1:])
     except OSError as error:
         raise click.BadParameter(f"cannot read {safe(given[1:])}: {error.strerror}") from None
 

@@ -275,3 +275,70 @@ async def test_an_event_tells_why_each_route_and_target_did_or_did_not_take_it(t
         "when it was received, the `when` of split > books failed: abs() was given what it does not take",
     ]
     assert lines[place + 6].startswith("headers ")
+
+
+UNDECODABLE = os.fsdecode(b"\xff")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("show", ""), '"" is no id of an event'),
+        (("show", "."), '"." is no id of an event'),
+        (("show", ".."), '".." is no id of an event'),
+        (("replay", ".."), '".." is no id of an event'),
+        (("show", UNDECODABLE), '"\\udcff" is no id of an event'),
+        (("events", "--type", UNDECODABLE), "'--type': is not UTF-8 text"),
+        (("events", "--target", UNDECODABLE), "'--target': is not UTF-8 text"),
+        (("tail", "--source", UNDECODABLE), "'--source': is not UTF-8 text"),
+        (("targets", "disable", "crm", "--reason", UNDECODABLE), "'--reason': is not UTF-8 text"),
+        (("targets", "enable", UNDECODABLE), "is not UTF-8 text"),
+        (("prune", "--event", UNDECODABLE), "'--event': is not UTF-8 text"),
+        (("backup", ""), "is empty; it names no file"),
+        (("check", ""), "is empty; it names no file"),
+        (("run", "--config", ""), "is empty; it names no file"),
+        (("events", "--config", ""), "is empty; it names no file"),
+        (("health", "--config", ""), "is empty; it names no file"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anybody_is_asked(
+    tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    """Exit code 2 with words, never a traceback."""
+    done = run_relay(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["send", "verify", "route"])
+@pytest.mark.parametrize("data", ["@/dev/zero", "-"])
+def test_a_body_that_never_ends_is_not_gathered_for_ever(tmp_path: Path, verb: str, data: str) -> None:
+    """Exit code 2 beyond what any relay takes, in little memory."""
+    source = ("--source", "shop") if verb == "route" else ("shop",)
+    with Path("/dev/zero").open("rb") as endless:
+        done = subprocess.run(
+            ("sh", "-c", 'ulimit -v 1500000; exec "$@"', "sh", *command(verb, *source, "--data", data)),
+            cwd=tmp_path,
+            env=environment(),
+            stdin=endless,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 2, done.stderr
+    assert "is larger than 64 MiB" in done.stderr
+
+
+async def test_a_tail_of_nothing_names_what_there_is(looked: Looked) -> None:
+    """A name that no source and no target has would be waited for without end."""
+    for option, name, words in (
+        ("--source", "nope", 'unknown source "nope"; known: relay, shop'),
+        ("--source", "shpo", 'unknown source "shpo"; did you mean "shop"?'),
+        ("--target", "nope", 'unknown target "nope"; known: books, crm'),
+        ("--target", "", 'unknown target ""; known: books, crm'),
+    ):
+        done = looked.tried("tail", option, name)
+        assert done.returncode == 1, done.stderr
+        assert words in done.stderr
