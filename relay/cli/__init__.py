@@ -118,6 +118,7 @@ def relay(ctx: click.Context) -> None:
 
 def main() -> None:
     """Run the command line of this process and exit."""
+    _hold_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -132,6 +133,16 @@ def main() -> None:
     except KeyboardInterrupt:
         code = INTERRUPTED
     sys.exit(code)
+
+
+def _hold_standard_streams() -> None:
+    """Let nothing that is opened later be taken for stdin, stdout or stderr, where whoever started us has closed them:
+    words for stderr would go into a socket, or into the event loop's own file, which ends the process."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is this
 
 
 def _outcome() -> int:

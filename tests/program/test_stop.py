@@ -1,7 +1,10 @@
 """Section 'shutdown and start' of the contract, on the installed command."""
 
 import asyncio
+import os
 import signal
+import socket
+import sys
 import time
 from pathlib import Path
 
@@ -176,6 +179,39 @@ async def test_a_port_in_use_is_named(tmp_path: Path) -> None:
         with pytest.raises(AssertionError, match=f"cannot listen on 127.0.0.1:{sink.port}: it is in use"):
             await gateway.start()
         assert await gateway.ended() == 69
+        assert len(gateway.said("relay.start_refused")) == 1
+        assert not gateway.said("store.unavailable"), "the store was taken down on purpose"
+
+
+@pytest.mark.parametrize("closed", [">&- 2>&- <&-", "2>&-", ">&-", "<&-"])
+async def test_closed_standard_streams_are_nobody_elses(tmp_path: Path, closed: str) -> None:
+    """It runs, its files have other numbers than the standard streams, and a stop ends it tidily."""
+    async with Sink() as sink:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        config = write_config(tmp_path / "c.yaml", sink)
+        config.write_text(config.read_text().replace("127.0.0.1:0", f"127.0.0.1:{port}", 1))
+        process = await asyncio.create_subprocess_exec(
+            *("sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "relay", "run", "--config", str(config)),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        try:
+            await until(lambda: _listens(port) or process.returncode is not None)
+            assert {Path(f"/proc/{process.pid}/fd/{number}").readlink() for number in range(3)} == {Path(os.devnull)}
+            process.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(30):
+                assert await process.wait() == 0
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as tried:
+        return tried.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.slow
