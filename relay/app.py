@@ -134,6 +134,7 @@ class App:
         try:
             await self._start()
         except BaseException:
+            self._draining = True  # what ends from here on is taken down on purpose
             await self._closing.aclose()
             raise
 
