@@ -26,6 +26,8 @@ PATH = re.compile(r"(/[A-Za-z0-9_-]{1,64})+/?")
 
 _UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _SIZES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4, "PiB": 1024**5}
+_DIGITS = re.compile(r"[-+]?[1-9][0-9]{18,}")
+"""A whole number that is longer than any that we take; the YAML leaves it text."""
 _STATUS = re.compile(r"([1-5][0-9]{2})(?:\s*-\s*([1-5][0-9]{2}))?")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
@@ -76,6 +78,8 @@ def integer(value: Any, *, low: int, high: int) -> int:
     """A whole number; its digits may come from the environment."""
     if isinstance(value, Expanded) and re.fullmatch(r"-?[0-9]{1,18}", value):
         value = int(value)
+    if isinstance(value, str) and _DIGITS.fullmatch(value):
+        raise Refused(f"needs at least {low}" if value.startswith("-") else f"must be at most {high}")
     if isinstance(value, bool) or not isinstance(value, int):
         raise Refused(f"must be a whole number, found {kind(value)}")
     if not low <= value <= high:

@@ -38,6 +38,8 @@ LONGEST_LIFETIME = 86_400.0
 LONGEST_MARGIN = 60.0
 """A token is renewed this many seconds before its end, or a fifth of its life where that is less."""
 MOST_CLIENTS = 1024
+LONGEST_INT = 400
+"""Digits of a whole number; one with more is no different from infinity."""
 LONGEST_TOKEN = 16 * 1024
 
 
@@ -236,14 +238,17 @@ def _read(status: int, body: bytes | None) -> tuple[str, float]:
     if body is None:
         raise NoToken(f"no token: the token endpoint's answer is longer than {ANSWER_CAP // 1024} KiB")
     try:
-        found = json.loads(body)
+        found = json.loads(body, parse_int=_whole)
+        is_json = True
     except (ValueError, RecursionError):
-        found = None
+        found, is_json = None, False
     answer: dict[str, Any] = found if isinstance(found, dict) else {}
     if status != 200:
         raise _refusal(status, answer.get("error"))
-    if not answer:
+    if not is_json:
         raise NoToken("no token: the token endpoint's answer is not JSON; is token_url right?")
+    if not isinstance(found, dict):
+        raise NoToken("no token: the token endpoint's answer is JSON, but no object with an access_token")
     value, kind = answer.get("access_token"), answer.get("token_type", "bearer")
     if not isinstance(value, str) or not value:
         code = _code(answer.get("error"))
@@ -253,6 +258,11 @@ def _read(status: int, body: bytes | None) -> tuple[str, float]:
     if not isinstance(kind, str) or kind.lower() != "bearer":
         raise NoToken("no token: the token endpoint gave a token of another type than Bearer")
     return value, _lifetime(answer.get("expires_in"))
+
+
+def _whole(text: str) -> int | float:
+    """A whole number of any length: Python makes no int of thousands of digits."""
+    return int(text) if len(text) < LONGEST_INT else float(text)
 
 
 def _refusal(status: int, error: object) -> Exception:

@@ -108,6 +108,8 @@ def compiled(text: str) -> Any:
         raise NoExpression(f"expression longer than {LONGEST_EXPRESSION} characters")
     try:
         expression = jmespath.compile(text)
+    except RecursionError:
+        raise NoExpression("expression nested too deep") from None
     except (JMESPathError, *EVALUATION_FAULTS) as error:
         raise NoExpression("is not a JMESPath expression", is_syntax=True, detail=_detail(error)) from None
     _check_functions(expression.parsed)

@@ -40,6 +40,8 @@ LONGEST_TEMPLATE = 100_000
 _MARKS = ("{{", "{%", "{#")
 _BRACES = re.compile(r"\{+")
 _EVALUATION_FAULTS = (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError)
+_COMPILER_FAULTS = (SyntaxError, MemoryError)
+"""What Python raises for the code of a template that is nested deeper than it compiles."""
 _NAME = re.compile(r"'(?:[^']* has no attribute )?'?([A-Za-z_][A-Za-z0-9_]{0,63})'")
 _OTHERS: tuple[type[nodes.Node], ...] = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 
@@ -191,11 +193,13 @@ def filler(text: str, environment: Environment = TEXT) -> Filler:
         return Filler(environment.from_string(tree), text)
     except NoTemplate:
         raise
-    except (TemplateError, *_EVALUATION_FAULTS) as error:
+    except (TemplateError, *_COMPILER_FAULTS, *_EVALUATION_FAULTS) as error:
         raise NoTemplate(_told(error)) from None
 
 
 def _told(error: Exception) -> str:
     if isinstance(error, TemplateSyntaxError):
         return f"is not a template: {error.message} (line {error.lineno} of it)"
+    if isinstance(error, (*_COMPILER_FAULTS, RecursionError)):
+        return "is not a template: it is nested too deep, or one thing is tied to too many others"
     return f"is not a template: {type(error).__name__}"

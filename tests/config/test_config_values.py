@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.config import values
+from relay.config.expansion import Expanded
 from relay.config.problems import Refused, key_text
 from relay.model import Rate, StatusSet
 
@@ -84,6 +85,22 @@ def test_a_duration_needs_a_unit_and_a_range(value: Any, message: str) -> None:
         values.duration(value, low=timedelta(milliseconds=100), high=timedelta(minutes=10))
     assert message in str(caught.value)
     assert len(str(caught.value)) < 150
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("9" * 5000, "must be at most 5"),
+        (Expanded([("9" * 5000, True)]), "must be at most 5"),
+        ("-" + "9" * 20, "needs at least 1"),
+        ("five", "must be a whole number, found string"),
+    ],
+)
+def test_a_number_of_any_length_is_told_for_its_size(value: Any, message: str) -> None:
+    """A number that is too long to be read as one is too large, not a string."""
+    with pytest.raises(Refused) as caught:
+        values.integer(value, low=1, high=5)
+    assert str(caught.value) == message
 
 
 @pytest.mark.row("C27")

@@ -163,6 +163,12 @@ async def test_a_token_is_renewed_before_it_ends(
     assert (await tokens.get(endpoint.client())).generation == 2
 
 
+async def test_a_lifetime_may_have_any_number_of_digits(endpoint: TokenEndpoint, make: MakeTokens) -> None:
+    """It is longer than any that we heed, and no fault of the answer."""
+    endpoint.answer = lambda _: status(200, body=b'{"access_token": "t", "expires_in": ' + b"9" * 5000 + b"}")
+    assert (await make().get(endpoint.client())).value == "t"
+
+
 async def test_a_refused_token_is_dropped_by_its_generation(endpoint: TokenEndpoint, make: MakeTokens) -> None:
     """Who comes late with an old refusal does not drop the new token."""
     tokens, client = make(), endpoint.client()
@@ -200,6 +206,10 @@ REFUSALS = [
     (lambda _: status(302, "Location: http://127.0.0.1:1/"), "redirects (302); name the final address in token_url"),
     (lambda _: status(200, body=b"<html>"), "answer is not JSON; is token_url right?"),
     (lambda _: status(200, body=b"[" * 50_000), "answer is not JSON; is token_url right?"),
+    (lambda _: status(200, body=b"[1]"), "answer is JSON, but no object with an access_token"),
+    (lambda _: status(200, body=b"null"), "answer is JSON, but no object with an access_token"),
+    (lambda _: status(200, body=b"{}"), "answer has no access_token"),
+    (lambda _: status(200, body=b'{"expires_in": ' + b"9" * 5000 + b"}"), "answer has no access_token"),
     (lambda _: status(200, body=b'{"error": "invalid_client"}'), "has no access_token, but invalid_client"),
     (token_answer(access_token=7), "has no access_token"),
     (token_answer(access_token="a\r\nb"), "cannot stand in a header"),

@@ -230,6 +230,10 @@ def test_deep_data_is_a_reason() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("{{ " + "(" * 500 + "1" + ")" * 500 + " }}", "nested too deep"),
+        ("{% if 1 %}" * 100 + "{% endif %}" * 100, "nested too deep"),
+        ("{% if 1 %}" * 500 + "{% endif %}" * 500, "nested too deep"),
+        ("{{ x" + ".a" * 200 + " }}", "nested too deep"),
         ("{{ x", "is not a template: unexpected end of template"),
         ("{% if %}", "is not a template: Expected an expression"),
         ("a\n{{ foo( }}", r"is not a template: unexpected '}', expected '\)' \(line 2 of it\)"),
