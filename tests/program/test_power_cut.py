@@ -359,8 +359,12 @@ BROKEN = {
         ("store/sqlite/checkpoints.py", "CHECKPOINT_S = 0.5", "CHECKPOINT_S = 0.1"),
         (
             "store/sqlite/checkpoints.py",
-            'await db.execute_fetchall("PRAGMA wal_checkpoint(PASSIVE)")',
-            'await db.executescript("PRAGMA synchronous=OFF; PRAGMA wal_checkpoint(PASSIVE); PRAGMA synchronous=FULL")',
+            '    is_busy, frames, moved = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()\n',
+            (
+                '    db.execute("PRAGMA synchronous=OFF")\n'
+                '    is_busy, frames, moved = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()\n'
+                '    db.execute("PRAGMA synchronous=FULL")\n'
+            ),
         ),
     ),
 }

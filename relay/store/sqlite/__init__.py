@@ -43,6 +43,7 @@ from relay.store.sqlite.copying import Copying
 from relay.store.sqlite.file import Guard, durability_warning
 from relay.store.sqlite.following import Commits, SqliteFollowing
 from relay.store.sqlite.ledger import COUNTED, Ledger
+from relay.store.sqlite.presence import Presence
 from relay.store.sqlite.pruning import Pruning
 from relay.store.sqlite.reading import Reading, room_of
 from relay.store.sqlite.replays import SqliteReplays
@@ -108,6 +109,7 @@ class SqliteStore:
                 undoing.push_async_callback(reading.close)
                 await reading.connection()
                 await asyncio.to_thread(guard.remember, path, is_open=True)
+                presence = await asyncio.to_thread(Presence, path)
                 undoing.pop_all()
         commits, copying = Commits(watcher), Copying(path)
 
@@ -121,7 +123,8 @@ class SqliteStore:
             ledger,
             commits,
             check=lambda: guard.check(path),
-            check_presence=lambda: guard.check_presence(path),
+            presence=presence,
+            leaving_log=guard.leaving_log,
             let_go=let_go,
         )
         store = cls(path, guard, writer, reading, copying, commits)

@@ -13,6 +13,7 @@ from relay.store.sqlite.batch import AcceptWish
 from relay.store.sqlite.checkpoints import cut_log
 from relay.store.sqlite.connection import StoreConnection
 from relay.store.sqlite.operations import Batch, Operation
+from relay.store.sqlite.presence import Presence
 from relay.store.sqlite.reading import room_of
 
 LOOK_BYTES = 8 * 1024 * 1024
@@ -27,8 +28,9 @@ NO_ROOM = "full: so much would not leave the disk what is kept for what is store
 class Admission:
     """What may be written to one file before the next look."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, presence: Presence) -> None:
         self._path = path
+        self._presence = presence
         self._credit = 0
 
     async def admit(self, batch: Batch, db: StoreConnection) -> None:
@@ -37,19 +39,19 @@ class Admission:
         wanted = COMMIT_BYTES + len(batch) * OPERATION_BYTES + batch.size
         if wanted > self._credit:
             new = wanted if batch.accepts else 0
-            allowed = await db.run(partial(_allowed, path=self._path, wanted=new))
+            allowed = await db.run(partial(_allowed, path=self._path, presence=self._presence, wanted=new))
             if allowed < new:
                 _refuse_beyond(batch, allowed)
             self._credit = max(min(allowed // 2, LOOK_BYTES), wanted)
         self._credit -= wanted
 
 
-def _allowed(db: sqlite3.Connection, *, path: Path, wanted: int) -> int:
+def _allowed(db: sqlite3.Connection, *, path: Path, presence: Presence, wanted: int) -> int:
     """Bytes that the disk has room for; a log that could be given back does not lessen them."""
     try:
         room = room_of(db, path)
         if room.log and (room.allowance < wanted or room.has_large_log):
-            cut_log(db)
+            presence.moving(cut_log)(db)
             room = room_of(db, path)
     except OSError:
         return wanted  # what bars the look bars the commit, and that one says why

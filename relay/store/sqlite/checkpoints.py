@@ -9,6 +9,7 @@ import sqlite3
 import time
 
 from relay.store.sqlite.connection import BUSY_TIMEOUT_S, StoreConnection
+from relay.store.sqlite.presence import Presence
 
 CHECKPOINT_S = 0.5
 IDLE_CHECKPOINT_S = 30.0
@@ -22,7 +23,8 @@ EMPTY_AGAIN_S = 0.5
 class Checkpoints:
     """What was committed since the log was last moved home."""
 
-    def __init__(self) -> None:
+    def __init__(self, presence: Presence) -> None:
+        self._presence = presence
         self._commits = 0
         self._bytes = 0
         self._made_at = time.monotonic()
@@ -60,7 +62,7 @@ class Checkpoints:
         now = time.monotonic()
         if self._emptied is not None and now - self._tried_at >= EMPTY_AGAIN_S:
             self._tried_at = now
-            if await db.run(cut_log):
+            if await db.run(self._presence.moving(cut_log)):
                 emptied, self._emptied = self._emptied, None
                 if not emptied.done():
                     emptied.set_result(None)
@@ -69,7 +71,13 @@ class Checkpoints:
         pause = CHECKPOINT_S if self._commits >= CHECKPOINT_COMMITS else IDLE_CHECKPOINT_S
         if self._is_large or (self._commits and now - self._made_at >= pause):
             self._commits, self._bytes, self._made_at = 0, 0, now
-            await db.execute_fetchall("PRAGMA wal_checkpoint(PASSIVE)")
+            await db.run(self._presence.moving(_move_home))
+
+
+def _move_home(db: sqlite3.Connection) -> bool:
+    """Move home what no reader needs where it stands; whether that is all."""
+    is_busy, frames, moved = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    return bool(not is_busy and frames == moved)
 
 
 def cut_log(db: sqlite3.Connection) -> bool:

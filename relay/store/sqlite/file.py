@@ -13,6 +13,9 @@ import fcntl
 import itertools
 import json
 import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +35,9 @@ _LOG_HEADER = 32
 _NOTE_BYTES = 64
 """The guard's note always has this length: a kill while it is written leaves no tail of the one before."""
 _PART = 1024 * 1024
+_SHARED = struct.pack("hhqqi0q", fcntl.F_RDLCK, os.SEEK_SET, 0x40000002, 510, 0)
+_FREE = struct.pack("hhqqi0q", fcntl.F_UNLCK, os.SEEK_SET, 0x40000002, 510, 0)
+"""What each connection to a database holds of it, as `struct flock` (sqlite.org/src, os.h: SHARED_FIRST)."""
 _VOLATILE = frozenset({"tmpfs", "ramfs", "nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p"})
 _START_AFRESH = "restore it from a backup, or start afresh on purpose with: relay run --new-store"
 
@@ -42,8 +48,6 @@ class Guard:
 
     path: Path
     _fd: int
-    _pinned: tuple[int, int] | None = None
-    """Device and number of the file that was opened."""
     _file: int | None = None
     """The locked database itself: a hard link has another guard, and a guard can be deleted. It stays open to the
     end, for to close it would end the locks of SQLite too."""
@@ -134,6 +138,21 @@ class Guard:
         except OSError as error:
             raise StoreUnusable(f"{database}: cannot be read: {error.strerror}") from None
 
+    @contextmanager
+    def leaving_log(self) -> Iterator[None]:
+        """Keep SQLite from moving the log home when the last connection is closed: what it would move, and whereto, is
+        not judged yet. The lock is the open file's, so that this process is barred by it as another would be."""
+        if self._file is None or not hasattr(fcntl, "F_OFD_SETLK"):
+            yield
+            return
+        with suppress(OSError):  # a file system without such locks
+            fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, _SHARED)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, _FREE)
+
     def misses_log(self, database: Path) -> str | None:
         """What to say of a store whose log is gone although its last process was killed; None where all is well.
 
@@ -147,31 +166,6 @@ class Guard:
         return (
             f"{log} is {became} although relay was killed: another program that had the store open has tidied it up, "
             "or what was stored last is lost"
-        )
-
-    def pin(self, database: Path) -> None:
-        """Know the opened file again by more than its name, and hold it."""
-        self.lock_file(database)
-        found = database.stat()
-        self._pinned = found.st_dev, found.st_ino
-
-    def check_presence(self, database: Path) -> None:
-        """Refuse a name that means another file than the opened one, or none: what is written goes nowhere then.
-
-        Raises:
-            StoreUnusable: vanished, replaced or emptied while it was in use.
-        """
-        try:
-            found = database.stat()
-        except OSError as error:
-            became = "vanished" if isinstance(error, FileNotFoundError) else f"cannot be seen ({error.strerror})"
-        else:
-            if (found.st_dev, found.st_ino) == self._pinned and found.st_size:
-                return
-            became = "replaced" if found.st_size else "emptied"
-        raise StoreUnusable(
-            f"{database}: {became} while it was in use; move the same file back, or stop relay, move the -wal and -shm "
-            "files away and restore it from a backup, or start afresh on purpose with: relay run --new-store"
         )
 
     def remember(self, database: Path, *, is_open: bool) -> None:

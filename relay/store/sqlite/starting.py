@@ -47,7 +47,7 @@ def guarded(path: Path, *, afresh: bool) -> tuple[Guard, Path | None, str | None
 
 
 def tidy(path: Path, guard: Guard) -> None:
-    """Remove what a kill has left of copies, make the file's name durable, and know the file again."""
+    """Remove what a kill has left of copies, make the file's name durable, and lock a file that is new."""
     remove_copies(path)
     sync_directory(path)
-    guard.pin(path)
+    guard.lock_file(path)

@@ -24,11 +24,12 @@ from tenacity import RetryCallState, Retrying, wait_exponential
 from relay.store import Condition, Settled, Settlement, StoreError, StoreUnavailable, StoreUnusable, Watcher
 from relay.store.sqlite.admission import Admission
 from relay.store.sqlite.batch import AcceptWish
-from relay.store.sqlite.checkpoints import Checkpoints
+from relay.store.sqlite.checkpoints import Checkpoints, cut_log
 from relay.store.sqlite.claiming import ClaimWish
 from relay.store.sqlite.connection import NO_CONNECTION, StoreConnection, in_words, is_fault
 from relay.store.sqlite.ledger import Ledger
 from relay.store.sqlite.operations import Batch, Operation, Wish, Work, drain, next_release
+from relay.store.sqlite.presence import Presence
 from relay.store.sqlite.recovering import open_anew, taints
 
 QUEUE = 10_000
@@ -36,8 +37,6 @@ QUEUE = 10_000
 QUEUE_BYTES = 64 * 1024 * 1024
 PATIENCE_S = 3.0
 """How long an event waits for its commit before it is refused."""
-PRESENCE_S = 1.0
-"""How often a commit looks whether its file still has its name."""
 BREATH_S = 0.1
 """Between a bug of the loop and its next turn, so that one that stays cannot spin."""
 CLOSED = "the store is closed"
@@ -58,17 +57,18 @@ class Writer:
         watcher: Watcher,
         *,
         check: Callable[[], None],
-        check_presence: Callable[[], None],
+        presence: Presence,
+        leaving_log: Callable[[], contextlib.AbstractContextManager[None]],
         let_go: Callable[[], Awaitable[None]],
     ) -> None:
         """`check` raises `StoreUnusable` where the file is not what it was, before it is opened anew;
-        `check_presence` where its name has come to mean another file or none, and is cheap; `let_go` closes all other
-        connections."""
+        `presence` where it has ceased to be that since; in
+        `leaving_log` a connection is closed that must not move the log home; `let_go` closes all other connections."""
         self.ledger = ledger
         self._check = check
-        self._check_presence = check_presence
+        self._presence = presence
+        self._leaving_log = leaving_log
         self._let_go = let_go
-        self._seen_at = time.monotonic()
         self._path = path
         self._db: StoreConnection | None = connection
         self._watcher = watcher
@@ -87,8 +87,8 @@ class Writer:
         self._is_watched = True
         self._failed_tries = 0
         self._is_tainted = False
-        self._checkpoints = Checkpoints()
-        self._admission = Admission(path)
+        self._checkpoints = Checkpoints(presence)
+        self._admission = Admission(path, presence)
         self._loop = asyncio.get_running_loop()
         self._task = self._loop.create_task(self._run(), name="store writer")
         self._impatience: asyncio.TimerHandle | None = None
@@ -180,13 +180,14 @@ class Writer:
         if self._impatience is not None:
             self._impatience.cancel()
         if self._db is not None and self._outage is None:
-            with contextlib.suppress(sqlite3.Error, ValueError):
-                await self._db.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+            with contextlib.suppress(sqlite3.Error, ValueError, OSError, StoreUnusable):
+                await self._db.run(self._presence.moving(cut_log))
 
     async def close(self) -> None:
         """Close the connection, after `finish`."""
+        closing = contextlib.nullcontext if self._outage is None else self._leaving_log
         if self._db is not None:
-            with contextlib.suppress(sqlite3.Error, ValueError):
+            with contextlib.suppress(sqlite3.Error, ValueError), closing():
                 await self._db.close()
 
     def abandon(self) -> None:
@@ -259,10 +260,7 @@ class Writer:
         db = self._connection()
         await self._admission.admit(batch_, db)
         began = time.perf_counter()
-        if time.monotonic() - self._seen_at >= PRESENCE_S:
-            await db.run(lambda _: self._check_presence())  # what is committed to a file without a name is lost
-            self._seen_at = time.monotonic()
-        results, changes = await db.run(partial(batch_.commit, ledger=self.ledger))
+        results, changes = await db.run(self._presence.committing(partial(batch_.commit, ledger=self.ledger)))
         self.ledger.apply(changes)
         self._checkpoints.committed(batch_.size)
         for operation, result in results:
@@ -338,13 +336,14 @@ class Writer:
         """Close what is open and open it anew, once."""
         if self._db is not None:
             db, self._db = self._db, None
-            with contextlib.suppress(sqlite3.Error, ValueError):
+            with contextlib.suppress(sqlite3.Error, ValueError), self._leaving_log():
                 await db.close()
         try:
             await asyncio.to_thread(self._look)
             if self._is_tainted:
                 await self._let_go()
             self._db = await open_anew(self._path, self.ledger, self._refused_claims)
+            await asyncio.to_thread(self._presence.pin)
         except Exception as error:  # noqa: BLE001 - whatever bars it, a thread that cannot be had too, it is tried again
             self._is_tainted = taints(error)
             return
@@ -356,8 +355,8 @@ class Writer:
 
     def _look(self) -> None:
         """See that the file is what it was; in a thread, for a disk that hangs must not hold up the loop."""
+        self._presence.judge()
         self._check()
-        self._check_presence()
 
     async def _checkpoint_if_due(self) -> None:
         """Move the log's pages home between commits, where no answer waits for it."""
@@ -365,7 +364,7 @@ class Writer:
             return
         try:
             await self._checkpoints.make_if_due(self._db)
-        except (sqlite3.Error, ValueError) as error:
+        except (sqlite3.Error, ValueError, OSError, StoreUnusable) as error:
             self._fall_out(error)
 
     def _watch_the_late(self) -> None:

@@ -1,0 +1,184 @@
+"""The files of an opened store, known again before and after each write: what is committed to others is lost.
+
+Law: a commit counts only where its files were ours before it and are still ours behind it. SQLite itself looks at none
+of this: it writes on into a log that was emptied or has no name any more, and into a database that was cut or written
+over. Looking costs some microseconds.
+"""
+
+import os
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from relay.store import StoreUnusable
+
+Result = TypeVar("Result")
+
+_LOG_MAGIC = bytes.fromhex("377f0682"), bytes.fromhex("377f0683")
+"""A log that holds anything begins so (sqlite.org/fileformat2.html, section 4.1)."""
+_RESTORE = (
+    "move the same file back, or stop relay, move the -wal and -shm files away and restore it from a backup, or start "
+    "afresh on purpose with: relay run --new-store"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What tells a file from another, and from itself cut short."""
+
+    place: tuple[int, int]
+    """Device and number."""
+    size: int
+    changed_at: int
+
+    @classmethod
+    def of(cls, file: Path) -> "_Seen":
+        found = file.stat()
+        return cls((found.st_dev, found.st_ino), found.st_size, found.st_mtime_ns)
+
+
+class Presence:
+    """What the database, its log and its index were after the last write of our own."""
+
+    def __init__(self, database: Path) -> None:
+        self._database = database
+        self._log = database.with_name(database.name + "-wal")
+        self._index = database.with_name(database.name + "-shm")
+        self.pin()
+
+    def pin(self) -> None:
+        """Know the files of a store that has just been opened.
+
+        Raises:
+            OSError: one is gone already.
+        """
+        self._note()
+        self._needs_log = self._files[1].size > 0
+        """Whether something that was promised may stand in the log alone."""
+
+    def committing(self, work: Callable[[sqlite3.Connection], Result]) -> Callable[[sqlite3.Connection], Result]:
+        """The same transaction, refused where the files are not ours, and where they have ceased to be meanwhile."""
+
+        def run(db: sqlite3.Connection) -> Result:
+            self.check()
+            result = work(db)
+            self._check_written()
+            self._needs_log = True
+            self._note()
+            return result
+
+        return run
+
+    def moving(self, work: Callable[[sqlite3.Connection], bool]) -> Callable[[sqlite3.Connection], bool]:
+        """The same checkpoint, likewise; `work` returns whether it has moved the whole log home."""
+
+        def run(db: sqlite3.Connection) -> bool:
+            self.check()
+            is_whole = work(db)
+            self._needs_log = self._needs_log and not is_whole
+            self._note()
+            return is_whole
+
+        return run
+
+    def check(self) -> None:
+        """Refuse files that are not what we left; an index that was cut is given its length back first, for to touch
+        the pages that it lacks would kill the process.
+
+        Raises:
+            StoreUnusable: which one is not, what became of it, and what to do.
+        """
+        database, log, index = self._files
+        self._check_index(index)
+        found = self._check_database(database)
+        if found.size < database.size:
+            sizes = f"{found.size} bytes, {database.size} expected"
+            raise StoreUnusable(f"{self._database}: truncated while it was in use ({sizes}); {_RESTORE}")
+        if found.changed_at != database.changed_at:
+            raise StoreUnusable(
+                f"{self._database}: written to by another program while it was in use; it is used again once it proves "
+                f"sound, else {_RESTORE}"
+            )
+        became = _became(self._log, log)
+        if became:
+            raise StoreUnusable(self._lost_log(became))
+
+    def judge(self) -> None:
+        """Refuse to open anew, in an outage, what would lack something that was promised.
+
+        Raises:
+            StoreUnusable: the database is another or was cut, or the log is gone and was needed.
+        """
+        database, log, _ = self._files
+        found = self._check_database(database)
+        has_log = self._log.exists() and self._log.stat().st_size > 0
+        if found.size < database.size and has_log:  # without one its own header tells whether it is whole
+            raise StoreUnusable(f"{self._database}: truncated while it was in use; {_RESTORE}")
+        has_whole_log = has_log and self._log.stat().st_size >= log.size
+        was_moved = found.changed_at != database.changed_at  # by another program, which has tidied the log up
+        if self._needs_log and not has_whole_log and not was_moved:
+            raise StoreUnusable(self._lost_log("gone or cut short"))
+
+    def _check_database(self, known: _Seen) -> _Seen:
+        """What the database is now, where its name still means the opened file."""
+        try:
+            found = _Seen.of(self._database)
+        except OSError as error:
+            became = "vanished" if isinstance(error, FileNotFoundError) else f"cannot be seen ({error.strerror})"
+        else:
+            if found.place == known.place and found.size:
+                return found
+            became = "replaced" if found.size else "emptied"
+        raise StoreUnusable(f"{self._database}: {became} while it was in use; {_RESTORE}")
+
+    def _check_index(self, known: _Seen) -> None:
+        became = _became(self._index, known)
+        if became in ("emptied", "truncated"):
+            os.truncate(self._index, known.size)
+        if became:
+            raise StoreUnusable(f"{self._index}: {became} while it was in use; it is made anew by itself")
+
+    def _check_written(self) -> None:
+        """See after a commit that it has not gone to files that were taken away under it. A log grows and is cut by
+        commits; one that was emptied under a commit lacks its beginning."""
+        database, log, index = self._files
+        self._check_index(index)
+        if self._check_database(database) != database:
+            raise StoreUnusable(f"{self._database}: changed under a commit; it is used again once it proves sound")
+        try:
+            fd = os.open(self._log, os.O_RDONLY | os.O_CLOEXEC)  # no lock of SQLite lies on it, which this would end
+        except OSError:
+            raise StoreUnusable(self._lost_log("vanished")) from None
+        try:
+            found, begins = os.fstat(fd), os.pread(fd, 4, 0)
+        finally:
+            os.close(fd)
+        if (found.st_dev, found.st_ino) != log.place:
+            raise StoreUnusable(self._lost_log("replaced"))
+        if (log.size and not begins) or (begins and begins not in _LOG_MAGIC):
+            raise StoreUnusable(self._lost_log("emptied"))
+
+    def _lost_log(self, became: str) -> str:
+        return (
+            f"{self._log}: {became} while it was in use; what was stored last may stand in it alone: move the same "
+            "file back, or stop relay and restore the store from a backup, or start it again and go on with what "
+            f"{self._database.name} holds, or start afresh on purpose with: relay run --new-store"
+        )
+
+    def _note(self) -> None:
+        self._files = _Seen.of(self._database), _Seen.of(self._log), _Seen.of(self._index)
+
+
+def _became(file: Path, known: _Seen) -> str | None:
+    """What has become of a file that only grows; None where it is as it was or larger."""
+    try:
+        found = _Seen.of(file)
+    except OSError as error:
+        return "vanished" if isinstance(error, FileNotFoundError) else f"cannot be seen ({error.strerror})"
+    if found.place != known.place:
+        return "replaced"
+    if found.size < known.size:
+        return "truncated" if found.size else "emptied"
+    return None

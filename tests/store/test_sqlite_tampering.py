@@ -1,0 +1,153 @@
+"""Files taken away or cut under a store in use: nothing is promised that is not there; what is sound is used again."""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from relay.store import StoreUnavailable
+from tests.support.store_backends import SqliteBackend
+from tests.support.store_hangs import until
+from tests.support.store_parts import Watch, an_event, stored
+
+
+@pytest.fixture
+def backend(backend: SqliteBackend) -> SqliteBackend:
+    """A file of its own."""
+    return backend
+
+
+def side(file: Path, end: str) -> Path:
+    """A file beside the database."""
+    return file.with_name(file.name + end)
+
+
+def halve(file: Path) -> None:
+    """Cut a file in place."""
+    os.truncate(file, file.stat().st_size // 2 // 4096 * 4096)
+
+
+def write_over(file: Path) -> None:
+    """Copy another database over it, as `cp` does: the file stays the same one."""
+    other = file.with_name("other.db")
+    with closing(sqlite3.connect(other)) as db:
+        db.execute("CREATE TABLE another AS SELECT zeroblob(1000000)")
+        db.commit()
+    shutil.copyfile(other, file)
+
+
+def by_another(file: Path, *statements: str) -> None:
+    """Run SQL in a process of its own, as SQLite's shell would."""
+    code = "import sqlite3, sys\ndb = sqlite3.connect(sys.argv[1])\nfor sql in sys.argv[2:]: db.execute(sql).fetchall()"
+    subprocess.run([sys.executable, "-c", code, str(file), *statements], check=True, timeout=20)
+
+
+ACTS: dict[str, tuple[str, str, Callable[[Path], None]]] = {
+    "log emptied": ("-wal", "emptied", lambda file: os.truncate(side(file, "-wal"), 0)),
+    "log cut": ("-wal", "truncated", lambda file: halve(side(file, "-wal"))),
+    "log removed": ("-wal", "vanished", lambda file: side(file, "-wal").unlink()),
+    "database cut": ("", "truncated", halve),
+    "database written over": ("", "written to by another program", write_over),
+}
+
+
+@pytest.mark.row("F8", "H55")
+@pytest.mark.parametrize("act", ACTS)
+async def test_the_next_event_is_refused_where_a_file_was_tampered_with(
+    backend: SqliteBackend, watch: Watch, act: str
+) -> None:
+    """It is told once, with the file, what became of it and what to do, and is not over while the damage is there."""
+    end, became, do = ACTS[act]
+    store = await backend.open(watch)
+    for _ in range(5):
+        await stored(store, "crm")
+    await store._writer.empty_log()  # the database has grown to what it holds
+    await stored(store, "crm")
+    do(backend.path)
+    with pytest.raises(StoreUnavailable) as refused:
+        await store.accept(an_event(), ["crm"])
+    words = str(refused.value)
+    assert words.startswith(f"{side(backend.path, end)}: {became}")
+    assert "restore" in words
+    assert "--new-store" in words
+    await until(lambda: store._writer._failed_tries > 1)
+    assert not store.condition().writable
+    assert watch.outages == [words]
+    with pytest.raises(StoreUnavailable):
+        await store.accept(an_event(), ["crm"])
+    assert await store.close()
+
+
+@pytest.mark.row("F8")
+@pytest.mark.parametrize("act", ["emptied", "removed"])
+async def test_an_index_that_is_tampered_with_is_made_anew(backend: SqliteBackend, watch: Watch, act: str) -> None:
+    """The process does not die of it, nothing is lost, and nobody needs to help."""
+    store = await backend.open(watch)
+    first = await stored(store, "crm")
+    index = side(backend.path, "-shm")
+    if act == "emptied":
+        os.truncate(index, 0)
+    else:
+        index.unlink()
+    with pytest.raises(StoreUnavailable, match="made anew by itself"):
+        await store.accept(an_event(), ["crm"])
+    await until(lambda: store.condition().writable)
+    last = await stored(store, "crm")
+    assert {first.id, last.id} <= backend.event_ids()
+    assert len(watch.outages) == len(watch.recoveries) == 1
+    assert await store.close()
+
+
+@pytest.mark.row("F8")
+@pytest.mark.parametrize("kind", ["PASSIVE", "TRUNCATE"])
+async def test_a_log_that_another_program_has_moved_home_is_a_short_outage(
+    backend: SqliteBackend, watch: Watch, kind: str
+) -> None:
+    """Nothing is lost by it, so that the store goes on by itself, with all that was promised."""
+    store = await backend.open(watch)
+    first = await stored(store, "crm")
+    by_another(backend.path, f"PRAGMA wal_checkpoint({kind})")
+    with pytest.raises(StoreUnavailable):
+        await store.accept(an_event(), ["crm"])
+    await until(lambda: store.condition().writable)
+    last = await stored(store, "crm")
+    assert {first.id, last.id} <= backend.event_ids()
+    assert await store.close()
+
+
+@pytest.mark.row("F8")
+async def test_a_log_that_is_gone_is_missed_only_where_it_was_needed(backend: SqliteBackend, watch: Watch) -> None:
+    """What stood in it had been moved home: opened anew, all that was promised is there."""
+    store = await backend.open(watch)
+    first = await stored(store, "crm")
+    await store._writer.empty_log()
+    side(backend.path, "-wal").unlink()
+    with pytest.raises(StoreUnavailable, match="vanished"):
+        await store.accept(an_event(), ["crm"])
+    await until(lambda: store.condition().writable)
+    last = await stored(store, "crm")
+    assert {first.id, last.id} <= backend.event_ids()
+    assert await store.close()
+
+
+@pytest.mark.row("F8")
+async def test_a_log_that_is_put_back_ends_the_outage(backend: SqliteBackend, watch: Watch) -> None:
+    """Moved away and back, it is the same log: nothing of it is lost."""
+    store = await backend.open(watch)
+    first = await stored(store, "crm")
+    log, kept = side(backend.path, "-wal"), side(backend.path, "-kept")
+    log.rename(kept)
+    with pytest.raises(StoreUnavailable, match="move the same file back"):
+        await store.accept(an_event(), ["crm"])
+    await until(lambda: store._writer._failed_tries > 0)
+    kept.rename(log)
+    await until(lambda: store.condition().writable)
+    last = await stored(store, "crm")
+    assert {first.id, last.id} <= backend.event_ids()
+    assert await store.close()
