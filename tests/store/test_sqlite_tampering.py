@@ -51,7 +51,6 @@ def by_another(file: Path, *statements: str) -> None:
 ACTS: dict[str, tuple[str, str, Callable[[Path], None]]] = {
     "log emptied": ("-wal", "emptied", lambda file: os.truncate(side(file, "-wal"), 0)),
     "log cut": ("-wal", "truncated", lambda file: halve(side(file, "-wal"))),
-    "log removed": ("-wal", "vanished", lambda file: side(file, "-wal").unlink()),
     "database cut": ("", "truncated", halve),
     "database written over": ("", "written to by another program", write_over),
 }
@@ -121,33 +120,45 @@ async def test_a_log_that_another_program_has_moved_home_is_a_short_outage(
     assert await store.close()
 
 
-@pytest.mark.row("F8")
-async def test_a_log_that_is_gone_is_missed_only_where_it_was_needed(backend: SqliteBackend, watch: Watch) -> None:
-    """What stood in it had been moved home: opened anew, all that was promised is there."""
+@pytest.mark.row("F8", "H55")
+@pytest.mark.parametrize("is_needed", [True, False])
+async def test_a_log_that_is_removed_is_moved_home_as_long_as_it_is_held(
+    backend: SqliteBackend, watch: Watch, is_needed: bool
+) -> None:
+    """Without its name it would be gone with the process; all that was promised is there when the store goes on."""
     store = await backend.open(watch)
     first = await stored(store, "crm")
-    await store._writer.empty_log()
+    if not is_needed:
+        await store._writer.empty_log()
     side(backend.path, "-wal").unlink()
-    with pytest.raises(StoreUnavailable, match="vanished"):
+    with pytest.raises(StoreUnavailable, match="vanished while it was in use"):
         await store.accept(an_event(), ["crm"])
     await until(lambda: store.condition().writable)
     last = await stored(store, "crm")
     assert {first.id, last.id} <= backend.event_ids()
+    assert {first.id, last.id} <= backend.after_a_kill().event_ids()
+    assert len(watch.outages) == len(watch.recoveries) == 1
     assert await store.close()
 
 
 @pytest.mark.row("F8")
-async def test_a_log_that_is_put_back_ends_the_outage(backend: SqliteBackend, watch: Watch) -> None:
-    """Moved away and back, it is the same log: nothing of it is lost."""
+async def test_an_old_log_in_the_place_of_the_new_one_is_not_read(backend: SqliteBackend, watch: Watch) -> None:
+    """It would undo what came later: the store stays out until the log is back that belongs to it."""
     store = await backend.open(watch)
+    log, old, kept = (side(backend.path, end) for end in ("-wal", "-old", "-kept"))
     first = await stored(store, "crm")
-    log, kept = side(backend.path, "-wal"), side(backend.path, "-kept")
-    log.rename(kept)
-    with pytest.raises(StoreUnavailable, match="move the same file back"):
+    shutil.copyfile(log, old)
+    await store._writer.empty_log()
+    second = await stored(store, "crm")
+    kept.hardlink_to(log)
+    store._writer._presence.release()  # nor is it held any more
+    old.rename(log)
+    with pytest.raises(StoreUnavailable, match="replaced while it was in use"):
         await store.accept(an_event(), ["crm"])
-    await until(lambda: store._writer._failed_tries > 0)
+    await until(lambda: store._writer._failed_tries > 1)
+    assert not store.condition().writable
     kept.rename(log)
     await until(lambda: store.condition().writable)
     last = await stored(store, "crm")
-    assert {first.id, last.id} <= backend.event_ids()
+    assert {first.id, second.id, last.id} <= backend.event_ids()
     assert await store.close()

@@ -18,6 +18,7 @@ Result = TypeVar("Result")
 
 _LOG_MAGIC = bytes.fromhex("377f0682"), bytes.fromhex("377f0683")
 """A log that holds anything begins so (sqlite.org/fileformat2.html, section 4.1)."""
+_LOG_HEADER = 32
 _RESTORE = (
     "move the same file back, or stop relay, move the -wal and -shm files away and restore it from a backup, or start "
     "afresh on purpose with: relay run --new-store"
@@ -46,6 +47,11 @@ class Presence:
         self._database = database
         self._log = database.with_name(database.name + "-wal")
         self._index = database.with_name(database.name + "-shm")
+        self._fd: int | None = None
+        """The log, of which no lock of SQLite is lost when it is closed."""
+        self._files = self._see()
+        self._log_header = b""
+        """Its salts are other ones whenever it is begun anew."""
         self.pin()
 
     def pin(self) -> None:
@@ -54,9 +60,17 @@ class Presence:
         Raises:
             OSError: one is gone already.
         """
+        self.release()
+        self._fd = os.open(self._log, os.O_RDONLY | os.O_CLOEXEC)
         self._note()
-        self._needs_log = self._files[1].size > 0
+        self.needs_log = self._files[1].size > 0
         """Whether something that was promised may stand in the log alone."""
+
+    def release(self) -> None:
+        """Let go of the log."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
 
     def committing(self, work: Callable[[sqlite3.Connection], Result]) -> Callable[[sqlite3.Connection], Result]:
         """The same transaction, refused where the files are not ours, and where they have ceased to be meanwhile."""
@@ -64,9 +78,7 @@ class Presence:
         def run(db: sqlite3.Connection) -> Result:
             self.check()
             result = work(db)
-            self._check_written()
-            self._needs_log = True
-            self._note()
+            self._note_commit()
             return result
 
         return run
@@ -77,7 +89,7 @@ class Presence:
         def run(db: sqlite3.Connection) -> bool:
             self.check()
             is_whole = work(db)
-            self._needs_log = self._needs_log and not is_whole
+            self.needs_log = self.needs_log and not is_whole
             self._note()
             return is_whole
 
@@ -116,17 +128,37 @@ class Presence:
         has_log = self._log.exists() and self._log.stat().st_size > 0
         if found.size < database.size and has_log:  # without one its own header tells whether it is whole
             raise StoreUnusable(f"{self._database}: truncated while it was in use; {_RESTORE}")
-        has_whole_log = has_log and self._log.stat().st_size >= log.size
+        is_ours = has_log and _begin_of(self._log) == self._log_header
+        if has_log and not is_ours and _Seen.of(self._log).place != log.place:  # an old one would undo what came later
+            raise StoreUnusable(self._lost_log("replaced"))
+        is_whole = is_ours and self._log.stat().st_size >= log.size
         was_moved = found.changed_at != database.changed_at  # by another program, which has tidied the log up
-        if self._needs_log and not has_whole_log and not was_moved:
+        if self.needs_log and not is_whole and not was_moved:
             raise StoreUnusable(self._lost_log("gone or cut short"))
+
+    def save(self, db: sqlite3.Connection) -> None:
+        """Move home a log that has lost its name but not its content: with the connection it would be gone for good."""
+        database, log, index = self._files
+        try:
+            has_name = _Seen.of(self._log).place == log.place
+        except FileNotFoundError:
+            has_name = False
+        if self._fd is None or has_name:
+            return
+        held = os.fstat(self._fd)
+        is_sound = held.st_size >= log.size and self._read_header() == self._log_header
+        if not is_sound or _Seen.of(self._database) != database or _became(self._index, index):
+            return
+        is_busy, frames, moved = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        self.needs_log = bool(is_busy or frames != moved)
+        self._files = _Seen.of(self._database), log, index
 
     def _check_database(self, known: _Seen) -> _Seen:
         """What the database is now, where its name still means the opened file."""
         try:
             found = _Seen.of(self._database)
         except OSError as error:
-            became = "vanished" if isinstance(error, FileNotFoundError) else f"cannot be seen ({error.strerror})"
+            became = _absent(error)
         else:
             if found.place == known.place and found.size:
                 return found
@@ -140,25 +172,27 @@ class Presence:
         if became:
             raise StoreUnusable(f"{self._index}: {became} while it was in use; it is made anew by itself")
 
-    def _check_written(self) -> None:
-        """See after a commit that it has not gone to files that were taken away under it. A log grows and is cut by
-        commits; one that was emptied under a commit lacks its beginning."""
+    def _note_commit(self) -> None:
+        """See that a commit has not gone to files that were taken away under it. Commits let a log grow and cut it; one
+        that was emptied under a commit lacks its beginning. Each look waits for the interpreter's lock: few are
+        made."""
         database, log, index = self._files
-        self._check_index(index)
+        self.needs_log = True
         if self._check_database(database) != database:
-            raise StoreUnusable(f"{self._database}: changed under a commit; it is used again once it proves sound")
+            raise StoreUnusable(f"{self._database}: changed under a commit; it is used again if it proves sound")
         try:
-            fd = os.open(self._log, os.O_RDONLY | os.O_CLOEXEC)  # no lock of SQLite lies on it, which this would end
-        except OSError:
-            raise StoreUnusable(self._lost_log("vanished")) from None
-        try:
-            found, begins = os.fstat(fd), os.pread(fd, 4, 0)
-        finally:
-            os.close(fd)
-        if (found.st_dev, found.st_ino) != log.place:
+            found = _Seen.of(self._log)
+            header = self._read_header()
+        except OSError as error:
+            raise StoreUnusable(self._lost_log(_absent(error))) from None
+        if found.place != log.place:
             raise StoreUnusable(self._lost_log("replaced"))
-        if (log.size and not begins) or (begins and begins not in _LOG_MAGIC):
+        if (found.size and header[:4] not in _LOG_MAGIC) or log.size > found.size == 0:
             raise StoreUnusable(self._lost_log("emptied"))
+        self._files, self._log_header = (database, found, index), header
+
+    def _read_header(self) -> bytes:
+        return b"" if self._fd is None else os.pread(self._fd, _LOG_HEADER, 0)
 
     def _lost_log(self, became: str) -> str:
         return (
@@ -168,7 +202,11 @@ class Presence:
         )
 
     def _note(self) -> None:
-        self._files = _Seen.of(self._database), _Seen.of(self._log), _Seen.of(self._index)
+        self._files = self._see()
+        self._log_header = self._read_header()
+
+    def _see(self) -> tuple[_Seen, _Seen, _Seen]:
+        return _Seen.of(self._database), _Seen.of(self._log), _Seen.of(self._index)
 
 
 def _became(file: Path, known: _Seen) -> str | None:
@@ -176,9 +214,18 @@ def _became(file: Path, known: _Seen) -> str | None:
     try:
         found = _Seen.of(file)
     except OSError as error:
-        return "vanished" if isinstance(error, FileNotFoundError) else f"cannot be seen ({error.strerror})"
+        return _absent(error)
     if found.place != known.place:
         return "replaced"
     if found.size < known.size:
         return "truncated" if found.size else "emptied"
     return None
+
+
+def _absent(error: OSError) -> str:
+    return "vanished" if isinstance(error, FileNotFoundError) else f"cannot be seen ({error.strerror})"
+
+
+def _begin_of(log: Path) -> bytes:
+    with log.open("rb") as file:
+        return file.read(_LOG_HEADER)

@@ -185,6 +185,7 @@ class Writer:
 
     async def close(self) -> None:
         """Close the connection, after `finish`."""
+        self._presence.release()
         closing = contextlib.nullcontext if self._outage is None else self._leaving_log
         if self._db is not None:
             with contextlib.suppress(sqlite3.Error, ValueError), closing():
@@ -336,6 +337,8 @@ class Writer:
         """Close what is open and open it anew, once."""
         if self._db is not None:
             db, self._db = self._db, None
+            with contextlib.suppress(sqlite3.Error, ValueError, OSError):
+                await db.run(self._presence.save)
             with contextlib.suppress(sqlite3.Error, ValueError), self._leaving_log():
                 await db.close()
         try:
