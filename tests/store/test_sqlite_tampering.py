@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.store import StoreUnavailable
+from relay.store import StoreUnavailable, StoreUnusable
 from tests.support.store_backends import SqliteBackend
 from tests.support.store_hangs import until
 from tests.support.store_parts import Watch, an_event, stored
@@ -81,6 +81,34 @@ async def test_the_next_event_is_refused_where_a_file_was_tampered_with(
     with pytest.raises(StoreUnavailable):
         await store.accept(an_event(), ["crm"])
     assert await store.close()
+
+
+@pytest.mark.row("F8")
+async def test_a_view_that_finds_the_database_cut_makes_it_an_outage(backend: SqliteBackend, watch: Watch) -> None:
+    """Nobody has to write first: readiness tells it as soon as it is seen."""
+    store = await backend.open(watch)
+    await stored(store, "crm")
+    await store._writer.empty_log()
+    os.truncate(backend.path, 8192)
+    with pytest.raises(StoreUnusable, match="malformed"):
+        await store._reading.rows("SELECT * FROM events")
+    await until(lambda: not store.condition().writable)
+    assert "truncated while it was in use" in watch.outages[0]
+    assert await store.close()
+
+
+@pytest.mark.row("F8")
+async def test_a_start_tells_of_a_log_that_was_lost_before_the_stop(backend: SqliteBackend, watch: Watch) -> None:
+    """An orderly stop in the outage does not make the loss look like a clean start."""
+    store = await backend.open(watch)
+    await stored(store, "crm")
+    os.truncate(side(backend.path, "-wal"), 0)
+    with pytest.raises(StoreUnavailable, match="emptied"):
+        await store.accept(an_event(), ["crm"])
+    assert await store.close()
+    again = await backend.open(watch)
+    assert again.missing is not None
+    assert await again.close()
 
 
 @pytest.mark.row("F8")

@@ -127,6 +127,7 @@ class SqliteStore:
             leaving_log=guard.leaving_log,
             let_go=let_go,
         )
+        reading.on_damage = writer.doubt
         store = cls(path, guard, writer, reading, copying, commits)
         store.aside, store.missing = aside, missing
         return store
@@ -348,7 +349,7 @@ class SqliteStore:
 
     async def _remember(self) -> None:
         with contextlib.suppress(OSError):
-            await asyncio.to_thread(self._guard.remember, self._path, is_open=False)
+            await asyncio.to_thread(self._guard.remember, self._path, is_open=self._writer.misses_log)
 
 
 def _take_over(db: sqlite3.Connection, ledger: Ledger) -> None:

@@ -32,6 +32,8 @@ class Reading:
         self._opening: asyncio.Task[StoreConnection] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
         self._is_closed = False
+        self.on_damage: Callable[[], None] = lambda: None
+        """Called where what is read is damaged: the file may have been tampered with."""
 
     async def connection(self) -> StoreConnection:
         """The connection; one opening serves all who wait for it, and none of them can spoil it by leaving.
@@ -63,6 +65,7 @@ class Reading:
             raise StoreUnavailable(f"{self._path}: the disk did not answer within {DEADLINE_S:g} s") from None
         except (sqlite3.Error, ValueError, OSError) as error:
             if is_damage(error):
+                self.on_damage()
                 raise in_words(self._path, error) from None
             raise StoreUnavailable(f"{self._path}: {error}") from None
 

@@ -19,8 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tenacity import RetryCallState, Retrying, wait_exponential
-
 from relay.store import Condition, Settled, Settlement, StoreError, StoreUnavailable, StoreUnusable, Watcher
 from relay.store.sqlite.admission import Admission
 from relay.store.sqlite.batch import AcceptWish
@@ -30,7 +28,7 @@ from relay.store.sqlite.connection import NO_CONNECTION, StoreConnection, in_wor
 from relay.store.sqlite.ledger import Ledger
 from relay.store.sqlite.operations import Batch, Operation, Wish, Work, drain, next_release
 from relay.store.sqlite.presence import Presence
-from relay.store.sqlite.recovering import open_anew, taints
+from relay.store.sqlite.recovering import open_anew, pause_after, taints
 
 QUEUE = 10_000
 """Events that may wait for the writer; beyond it new ones are refused."""
@@ -42,8 +40,6 @@ BREATH_S = 0.1
 CLOSED = "the store is closed"
 OVERLOADED = "overloaded: too many events wait for the disk"
 SLOW = f"slow: no commit within {PATIENCE_S:g} s"
-
-_pause = wait_exponential(multiplier=0.25, max=2.0)
 
 
 class Writer:
@@ -87,11 +83,17 @@ class Writer:
         self._is_watched = True
         self._failed_tries = 0
         self._is_tainted = False
+        self._is_doubted = False
         self._checkpoints = Checkpoints(presence)
         self._admission = Admission(path, presence)
         self._loop = asyncio.get_running_loop()
         self._task = self._loop.create_task(self._run(), name="store writer")
         self._impatience: asyncio.TimerHandle | None = None
+
+    @property
+    def misses_log(self) -> bool:
+        """It is out, and what was promised may stand in the log alone: a start must tell if that is gone."""
+        return self._outage is not None and self._presence.needs_log
 
     @property
     def idle(self) -> bool:
@@ -149,6 +151,11 @@ class Writer:
         """Have the log emptied as soon as no reader needs it; the future is done when it is."""
         self._wake.set()
         return self._checkpoints.empty()
+
+    def doubt(self) -> None:
+        """Look at the files although nobody writes: what was read of them is damaged."""
+        self._is_doubted = True
+        self._wake.set()
 
     def settle(self, settlement: Settlement) -> "asyncio.Future[Settled]":
         """Queue a settlement; it outlives any outage, but not the store."""
@@ -328,7 +335,7 @@ class Writer:
         self._failed_tries = 0
         while self._outage is not None and not self._closing.is_set():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), _pause(_attempt(self._failed_tries)))
+                await asyncio.wait_for(self._closing.wait(), pause_after(self._failed_tries))
                 return
             self._failed_tries += 1
             await self._try_again()
@@ -366,6 +373,9 @@ class Writer:
         if self._db is None:
             return
         try:
+            if self._is_doubted:
+                self._is_doubted = False
+                await self._db.run(lambda _: self._presence.check())
             await self._checkpoints.make_if_due(self._db)
         except (sqlite3.Error, ValueError, OSError, StoreUnusable) as error:
             self._fall_out(error)
@@ -388,9 +398,3 @@ class Writer:
         self._tell()
         if not self.idle or (self._told is not None and not self._task.done()):
             self._watch_the_late()
-
-
-def _attempt(number: int) -> RetryCallState:
-    state = RetryCallState(retry_object=Retrying(), fn=None, args=(), kwargs={})
-    state.attempt_number = number + 1
-    return state
