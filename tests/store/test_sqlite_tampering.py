@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from relay.store import StoreUnavailable, StoreUnusable
+from relay.store.sqlite.transaction import Transaction
 from tests.support.store_backends import SqliteBackend
 from tests.support.store_hangs import until
 from tests.support.store_parts import Watch, an_event, stored
@@ -83,6 +84,27 @@ async def test_the_next_event_is_refused_where_a_file_was_tampered_with(
     assert await store.close()
 
 
+@pytest.mark.row("F8", "H55")
+@pytest.mark.parametrize("act", ["log emptied", "log removed", "database written over"])
+async def test_a_commit_whose_files_go_while_it_is_made_is_not_promised(
+    backend: SqliteBackend, watch: Watch, act: str
+) -> None:
+    """SQLite takes it: it writes behind a hole, or to a file without a name. Nobody is told that it is stored."""
+    store = await backend.open(watch)
+    await stored(store, "crm")
+    log = side(backend.path, "-wal")
+    do = ACTS[act][2] if act in ACTS else lambda _: log.unlink()
+
+    def work(tx: Transaction) -> None:
+        tx.db.execute(f"PRAGMA user_version={tx.db.execute('PRAGMA user_version').fetchone()[0]}")
+        do(backend.path)
+
+    with pytest.raises(StoreUnavailable):
+        await store._writer.work(work)
+    assert not store.condition().writable
+    assert await store.close()
+
+
 @pytest.mark.row("F8")
 async def test_a_view_that_finds_the_database_cut_makes_it_an_outage(backend: SqliteBackend, watch: Watch) -> None:
     """Nobody has to write first: readiness tells it as soon as it is seen."""
@@ -91,7 +113,7 @@ async def test_a_view_that_finds_the_database_cut_makes_it_an_outage(backend: Sq
     await store._writer.empty_log()
     os.truncate(backend.path, 8192)
     with pytest.raises(StoreUnusable, match="malformed"):
-        await store._reading.rows("SELECT * FROM events")
+        await store._reading.rows("SELECT * FROM event")
     await until(lambda: not store.condition().writable)
     assert "truncated while it was in use" in watch.outages[0]
     assert await store.close()
