@@ -128,10 +128,10 @@ class Presence:
         has_log = self._log.exists() and self._log.stat().st_size > 0
         if found.size < database.size and has_log:  # without one its own header tells whether it is whole
             raise StoreUnusable(f"{self._database}: truncated while it was in use; {_RESTORE}")
-        is_ours = has_log and _begin_of(self._log) == self._log_header
-        if has_log and not is_ours and _Seen.of(self._log).place != log.place:  # an old one would undo what came later
+        is_same = has_log and _Seen.of(self._log).place == log.place  # a commit that failed may have begun it anew
+        if has_log and not is_same and _begin_of(self._log) != self._log_header:  # an old one undoes what came later
             raise StoreUnusable(self._lost_log("replaced"))
-        is_whole = is_ours and self._log.stat().st_size >= log.size
+        is_whole = has_log and self._log.stat().st_size >= log.size
         was_moved = found.changed_at != database.changed_at  # by another program, which has tidied the log up
         if self.needs_log and not is_whole and not was_moved:
             raise StoreUnusable(self._lost_log("gone or cut short"))
