@@ -5,7 +5,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import pytest
 
 from relay.store import StoreInUse, StoreUnusable
 from relay.store.sqlite import SqliteStore
+from relay.store.sqlite.connection import in_words
 from relay.store.sqlite.file import _holder, durability_warning
 from relay.store.sqlite.schema import MIGRATIONS
 from tests.support.store_files import abandoned, refused, strange, used
@@ -338,6 +339,30 @@ async def test_what_is_no_regular_file_is_no_store(file: Path) -> None:
     os.mkfifo(file)
     assert "is no regular file; store.url names a file" in await refused(file)
     assert list(file.parent.iterdir()) == [file]
+
+
+@pytest.mark.row("C52")
+@pytest.mark.parametrize("end", [".guard", "-wal", "-shm", "-journal"])
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+async def test_what_is_no_file_beside_a_store_is_named(file: Path, end: str, make: Callable[[Path], None]) -> None:
+    """The file that is in the way, and what to do with it; a pipe is not waited for."""
+    way = file.with_name(file.name + end)
+    make(way)
+    words = await refused(file)
+    assert words.startswith(f"{way}: is ")
+    assert "move it away" in words
+    assert list(file.parent.iterdir()) == [way]
+
+
+def test_a_full_disk_is_told_with_what_to_do(file: Path) -> None:
+    """SQLite names the fault alone."""
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA max_page_count = 1")
+        with pytest.raises(sqlite3.OperationalError) as caught:
+            connection.execute("CREATE TABLE one (x)")
+    assert str(in_words(file, caught.value)) == (
+        f"{file}: database or disk is full; make room on the file system that it lies on"
+    )
 
 
 @pytest.mark.row("C52")

@@ -91,6 +91,8 @@ def in_words(database: Path, error: BaseException) -> StoreError:
         return StoreUnusable(
             f"{database}: {error}; restore it from a backup, or start afresh on purpose with: relay run --new-store"
         )
+    if code == sqlite3.SQLITE_FULL:
+        return StoreUnusable(f"{database}: {error}; make room on the file system that it lies on")
     return StoreUnusable(f"{database}: {error}")
 
 

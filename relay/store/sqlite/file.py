@@ -58,11 +58,9 @@ class Guard:
 
         Raises:
             StoreInUse: another process has it; the message names its process id.
-            StoreUnusable: it is no file, or its directory does not take the guard.
+            StoreUnusable: it or what stands beside it is no file, or its directory does not take the guard.
         """
-        if database.exists() and not database.is_file():
-            kind = "a directory" if database.is_dir() else "no regular file"
-            raise StoreUnusable(f"{database}: is {kind}; store.url names a file")
+        _refuse_what_is_no_file(database)
         path = database.with_name(database.name + ".guard")
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -260,6 +258,15 @@ def _check_header(header: bytes, database: Path, size: int, remembered: int) -> 
         raise StoreUnusable(
             f"{database}: truncated since its last use ({size} bytes, {expected} expected); {_START_AFRESH}"
         )
+
+
+def _refuse_what_is_no_file(database: Path) -> None:
+    for end in (*_SIDE_FILES, ".guard"):
+        path = database.with_name(database.name + end)
+        if path.exists() and not path.is_file():
+            kind = "a directory" if path.is_dir() else "no regular file"
+            todo = "move it away: a file of the store belongs there" if end else "store.url names a file"
+            raise StoreUnusable(f"{path}: is {kind}; {todo}")
 
 
 def set_aside(database: Path, guard: Guard) -> Path | None:
