@@ -109,7 +109,7 @@ async def test_a_log_that_is_no_file_is_told_in_words(file: Path) -> None:
     """It could be neither read nor written anew."""
     await used(file)
     file.with_name("relay.db-wal").mkdir()
-    with pytest.raises(StoreUnusable, match=r"relay\.db-wal: is no regular file; move it away"):
+    with pytest.raises(StoreUnusable, match=r"relay\.db-wal: is a directory; move it away"):
         await SqliteStore.open(file, Watch())
 
 
