@@ -3,6 +3,8 @@
 import pytest
 from hypothesis import settings
 
+from tests.support.rows import rows
+
 settings.register_profile("relay", deadline=None)  # an example takes as long as a busy machine lets it
 settings.load_profile("relay")
 
@@ -15,7 +17,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Asked for by name, a longer test is wanted."""
-    if config.getoption("--row"):
+    wanted = config.getoption("--row")
+    if unknown := sorted(set(wanted) - rows().keys()):
+        raise pytest.UsageError(f"no such row: {', '.join(map(repr, unknown))}; they stand in tests/support/rows.py")
+    if wanted:
         config.option.markexpr = "not soak"
 
 

@@ -52,7 +52,10 @@ def broken(one: Break, root: Path) -> str:
     Raises:
         NoBreak: its line does not occur exactly once.
     """
-    content = (root / one.file).read_text()
+    path = root / one.file
+    if not path.resolve().is_relative_to(root.resolve()) or not path.is_file():
+        raise NoBreak(f"{one.file} is no file of the project")
+    content = path.read_text()
     if content.count(one.old) != 1:
         raise NoBreak(f"{one.file} holds {one.old!r} {content.count(one.old)} times, not once")
     return content.replace(one.old, one.new)
@@ -139,6 +142,8 @@ def told(one: Break) -> bool:
 
 def chosen(names: Sequence[str], source: Path | None, file: str, old: str, new: str) -> list[Break]:
     """The breaks that the command line asks for."""
+    if file and not old:
+        raise click.UsageError("--file needs --old, what stands there, and --new, what is to stand there")
     if file:
         return [Break(f"{file}: {old!r}", file, old, new)]
     if source is not None:
