@@ -15,6 +15,7 @@ BODIES = {
     "not json": b"hello",
     "xml": b"<?xml version='1.0'?><a/>",
     "form": b"a=1&b=%00",
+    "a mark of the order of bytes": b'\xef\xbb\xbf{"a": 1}',
     "multipart": b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n--x--\r\n',
     "octets": bytes(range(256)) * 4,
     "numbers": b'{"a": 12345678901234567890.000100, "b": 1e400, "type": 7, "id": 99999999999999999999}',

@@ -168,7 +168,7 @@ async def test_over_kills_and_starts_of_the_relay_everything_is_told_exactly_onc
         await until(lambda: len(tail.of("accepted")) >= len(events), within=60)
         await until(lambda: attempts <= told_attempts(tail).keys(), within=60)
         failures = {one for one in attempts if one[1] == "books" and one[3] == "failed"}
-        await until(lambda: failures <= told_attempts(picky).keys())
+        await until(lambda: failures <= told_attempts(picky).keys(), within=60)
     assert [one["event_id"] for one in tail.of("accepted")] == events
     assert len(answered) > 50
     assert set(answered) <= set(events)
