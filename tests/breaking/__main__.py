@@ -160,7 +160,16 @@ def chosen(names: Sequence[str], source: Path | None, file: str, old: str, new: 
 @click.option("--file", default="", help="A break of your own: the file, with --old and --new.")
 @click.option("--old", default="", help="What stands there exactly once.")
 @click.option("--new", default="", help="What is to stand there.")
-def main(names: tuple[str, ...], jobs: int, is_list: bool, source: Path | None, file: str, old: str, new: str) -> None:
+def main(
+    names: tuple[str, ...],
+    jobs: int,
+    known_green: bool,
+    is_list: bool,
+    source: Path | None,
+    file: str,
+    old: str,
+    new: str,
+) -> None:
     """Break each line that carries a promise (or those whose names hold one of NAMES), and see the tests turn red."""
     breaks = chosen(names, source, file, old, new)
     if is_list or not breaks:
