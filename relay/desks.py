@@ -10,6 +10,7 @@ from relay.model import Route, Source
 from relay.rules.rate import Bucket, Quota, spend
 from relay.rules.routing import routed_by_name
 from relay.rules.secrets import keys_of
+from relay.rules.signing import signs_time
 from relay.skew import ClockWatch
 
 TYPES = 256
@@ -54,5 +55,6 @@ class Desk:
         self.forwarded = forwarded
         self.keys = keys_of(source)
         self.memory = memory
+        self.signs_time = signs_time(source.check)
         self.routed_by_name = lru_cache(maxsize=TYPES)(partial(routed_by_name, source.name, routes=self.routes))
         """Where all events of a type go; None where more than that decides."""

@@ -205,7 +205,8 @@ class Ingress:
             found = await asyncio.to_thread(verify, request, source.check, self._now())
         else:
             found = verify(request, source.check, self._now())
-        desk.memory.clock.judged(found)
+        if desk.signs_time:
+            desk.memory.clock.judged(found)
         if isinstance(found, Refusal) and not source.enforce:
             desk.memory.lines.tell("request.unproven", lambda: {"reason": found.reason, "detail": found.detail})
             return unproven(request)

@@ -113,6 +113,13 @@ def as_hmac(check: StandardWebhooksCheck) -> HmacCheck:
     )
 
 
+def signs_time(check: Check) -> bool:
+    """Whether a check's proof covers the time of a request."""
+    if isinstance(check, StandardWebhooksCheck):
+        return True
+    return isinstance(check, HmacCheck) and "timestamp" in signed_fields(check.signed)
+
+
 def timestamp_place(scheme: HmacCheck) -> str:
     """Where the signed timestamp stands, for people."""
     if scheme.listing is not None and scheme.listing.timestamp_prefix:

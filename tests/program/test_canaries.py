@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import sqlite3
 import sys
@@ -24,9 +23,9 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-import relay
 from relay.cli.configs import check
 from tests.support import config_keys
+from tests.support.broken import with_break
 from tests.support.canaries import ALL, NAMES, SIGN, STANDARD, C, found, sections, spellings
 from tests.support.certificates import Authority
 from tests.support.program import Gateway, until
@@ -423,17 +422,13 @@ PLANTED = {
 async def test_a_crash_shows_no_canary(tmp_path: Path, form: str) -> None:
     """A fault of ours that throws whole objects about, in a request, an attempt and a callback, and the dump of a
     process that is aborted, tell places and no values; also where Python runs in its development mode."""
-    package = tmp_path / "planted" / "relay"
-    shutil.copytree(Path(relay.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     for name, (mark, crash) in PLANTED.items():
-        text = (package / name).read_text()
-        assert text.count(mark) >= 1, name
-        (package / name).write_text(text.replace(mark, mark + crash, 1))
+        home = with_break(tmp_path, name, mark, mark + crash)
     out = Outputs()
     async with world(tmp_path) as (config, parts):
         parts["log"]["format"] = form
         write(tmp_path, parts)
-        env = os.environ | {"PYTHONPATH": str(package.parent), "PYTHONFAULTHANDLER": "1"}
+        env = os.environ | {"PYTHONPATH": str(home), "PYTHONFAULTHANDLER": "1"}
         with (tmp_path / "log.out").open("w+b") as log:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-X", "dev", "-m", "relay", "run", "--config", str(config)),

@@ -1,7 +1,6 @@
 """A bug in the delivery loop of the installed program: restarted with waits, told, and the end where it stays."""
 
 import asyncio
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-import relay
+from tests.support.broken import with_break
 from tests.support.program import Gateway, Sink, until, webhook, write_config
 
 
@@ -17,11 +16,7 @@ class Broken(Gateway):
     """The program, from a copy of the package in which one piece of text is another."""
 
     def __init__(self, config: Path, file: str, old: str, new: str) -> None:
-        home = config.parent / "broken"
-        shutil.copytree(Path(relay.__file__).parent, home / "relay", ignore=shutil.ignore_patterns("__pycache__"))
-        text = (home / "relay" / file).read_text()
-        assert text.count(old) == 1
-        (home / "relay" / file).write_text(text.replace(old, new))
+        home = with_break(config.parent, file, old, new)
         run = (
             f"import sys; sys.path.insert(0, {str(home)!r}); sys.argv[0] = 'relay'; from relay.cli import main; main()"
         )
