@@ -178,6 +178,34 @@ async def test_who_gives_up_waiting_for_a_copy_leaves_nothing(store: SqliteStore
     await fetched(store, file.with_name("copy.db"))
 
 
+async def test_who_gives_up_while_the_file_of_a_copy_is_made_leaves_nothing(
+    store: SqliteStore, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its name nor its descriptor, however slow the disk is to make it."""
+    making, made, opened = threading.Event(), threading.Event(), os.open
+    held: list[int] = []
+
+    def slowly(path: str | Path, *args: int) -> int:
+        if ".copy-" in str(path):
+            making.set()
+            assert made.wait(60)
+            held.append(opened(path, *args))
+            return held[-1]
+        return opened(path, *args)
+
+    monkeypatch.setattr(os, "open", slowly)
+    waiting = asyncio.create_task(fetched(store, file.with_name("never.db")))
+    assert await asyncio.to_thread(making.wait, 60)
+    waiting.cancel()
+    await asyncio.sleep(0)
+    made.set()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert beside(file) == []
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(held[0])
+
+
 async def test_a_name_that_looks_like_a_pattern_is_only_a_name(tmp_path: Path, watch: Watch) -> None:
     """Neither a copy that is made nor what a kill has left stays; the neighbour that the pattern would name does."""
     file, neighbour = tmp_path / "re[l]ay.db", tmp_path / "relay.db.copy-0123"

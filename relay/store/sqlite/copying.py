@@ -79,7 +79,10 @@ class Copying:
         try:
             return await asyncio.shield(beginning)
         except asyncio.CancelledError:
-            os.close(await beginning)
+            await asyncio.wait({beginning})
+            if beginning.exception() is None:
+                os.close(beginning.result())
+                await _off_the_loop(partial(_remove, file))
             raise
 
     async def _fill(self, file: Path) -> None:
