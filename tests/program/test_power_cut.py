@@ -398,6 +398,15 @@ async def test_a_directory_that_was_never_synced_is_found_out(run: Recorded) -> 
     assert len(lost) == len(cuts) > 5
 
 
+@pytest.mark.row("F2", "F3")
+async def test_a_log_that_is_not_written_anew_is_found_out(tmp_path: Path) -> None:
+    """After a failed fsync and a kill, what the next process answers is lost with what it trusted; a start that sees it
+    refuses to go on without it."""
+    program = with_break(tmp_path, "store/sqlite/starting.py", "        renew_log(path)\n", "")
+    found = await after_a_failed_fsync(tmp_path, is_killed=True, program=program)
+    assert any("lost: answered" in wrong or "commits after it would be lost" in wrong for wrong in found)
+
+
 @pytest.mark.row("F2")
 async def test_a_size_that_is_noted_too_early_is_found_out(run: Recorded, tmp_path: Path) -> None:
     """A file that was larger in memory than on the disk is called truncated."""

@@ -1,5 +1,6 @@
 """Files taken away or cut under a store in use: nothing is promised that is not there; what is sound is used again."""
 
+import asyncio
 import os
 import shutil
 import sqlite3
@@ -15,7 +16,7 @@ from relay.store import StoreUnavailable, StoreUnusable
 from relay.store.sqlite.transaction import Transaction
 from tests.support.store_backends import SqliteBackend
 from tests.support.store_hangs import until
-from tests.support.store_parts import Watch, an_event, stored
+from tests.support.store_parts import Watch, an_event, one, settlement, stored, taken
 
 
 @pytest.fixture
@@ -102,6 +103,34 @@ async def test_a_commit_whose_files_go_while_it_is_made_is_not_promised(
     with pytest.raises(StoreUnavailable):
         await store._writer.work(work)
     assert not store.condition().writable
+    assert await store.close()
+
+
+@pytest.mark.row("F3", "B1")
+async def test_claims_of_a_commit_that_counts_although_it_was_refused_are_given_back(
+    backend: SqliteBackend, watch: Watch
+) -> None:
+    """The file holds them, and nobody got them: they are due as soon as the store is back, under the same number, and
+    do not wait for the end of a lease; a claim from before that somebody holds stays his."""
+    store = await backend.open(watch)
+    first, second = await stored(store, "crm"), await stored(store, "crm")
+    held = await one(store)
+
+    def touch(_: Transaction) -> None:
+        os.utime(backend.path)
+
+    claiming = asyncio.create_task(taken(store))
+    await asyncio.sleep(0)  # it is queued; the writer takes both up together
+    with pytest.raises(StoreUnavailable):
+        await store._writer.work(touch)
+    with pytest.raises(StoreUnavailable):
+        await claiming
+    assert backend.deliveries()[second.id, "crm"].state == "in_flight"
+    await until(lambda: store.condition().writable)
+    again = await one(store)
+    assert (again.event.id, again.attempt) == (second.id, 1)
+    assert (await store.settle(settlement(held))).ruling is not None
+    assert backend.deliveries()[first.id, "crm"].state == "delivered"
     assert await store.close()
 
 
