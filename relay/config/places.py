@@ -37,24 +37,24 @@ def _kinds(path: KeyPath) -> list[Any]:
             break
         origin = typing.get_origin(kind)
         if origin is list and isinstance(step, int):
-            kinds.append(_bare(typing.get_args(kind)[0]))
+            kinds.append(bare(typing.get_args(kind)[0]))
         elif origin is dict and isinstance(step, str):
-            kinds.append(_bare(typing.get_args(kind)[1]))
+            kinds.append(bare(typing.get_args(kind)[1]))
         elif isinstance(kind, type) and issubclass(kind, Section) and isinstance(step, str):
             fields = {field.alias or name: field.annotation for name, field in kind.model_fields.items()}
             if step not in fields and _SECRETIVE.search(step):
                 break
-            kinds.append(_bare(fields[step]) if step in fields else None)
+            kinds.append(bare(fields[step]) if step in fields else None)
         else:
             break
     return kinds
 
 
-def _bare(annotation: Any) -> Any:
+def bare(annotation: Any) -> Any:
     """A type without its metadata and its `None`."""
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
-        return _bare(typing.get_args(annotation)[0])
+        return bare(typing.get_args(annotation)[0])
     if origin in {typing.Union, types.UnionType}:
-        return _bare(next(part for part in typing.get_args(annotation) if part is not types.NoneType))
+        return bare(next(part for part in typing.get_args(annotation) if part is not types.NoneType))
     return annotation

@@ -34,7 +34,6 @@ loads_in_turns = partial(
     json.loads,
     object_hook=lambda found: found,
     parse_int=lambda text: int(text),  # noqa: PLW0108 - `int` itself would be no Python between two values
-    parse_float=lambda text: float(text),  # noqa: PLW0108
 )
 """`json.loads` that calls Python now and then, which changes no value: in C alone it holds the interpreter's lock from
 the first byte to the last, and a thread of its own would help nobody."""

@@ -44,6 +44,27 @@ LINES = (
         ("tests/store/test_sqlite_opening.py", "tests/store/test_sqlite_guards.py"),
     ),
     Break(
+        "a log left behind is written anew",
+        "relay/store/sqlite/starting.py",
+        "        missing = guard.misses_log(path)\n        renew_log(path)\n",
+        "        missing = guard.misses_log(path)\n",
+        ("tests/program/test_power_cut.py::test_a_failed_fsync_and_then_a_power_cut_lose_nothing",),
+    ),
+    Break(
+        "a recovery learns anew what is committed",
+        "relay/store/sqlite/recovering.py",
+        "        await connection.run(ledger.load)\n",
+        "",
+        ("tests/store/test_sqlite_tampering.py",),
+    ),
+    Break(
+        "claims that nobody got are given back",
+        "relay/store/sqlite/recovering.py",
+        "        await connection.run(partial(_give_back, tokens=refused))\n",
+        "",
+        ("tests/store/test_sqlite_tampering.py",),
+    ),
+    Break(
         "what fails the check is turned away",
         "relay/ingress.py",
         "if isinstance(verified, Refusal):",

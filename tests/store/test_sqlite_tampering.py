@@ -14,9 +14,9 @@ import pytest
 
 from relay.store import StoreUnavailable, StoreUnusable
 from relay.store.sqlite.transaction import Transaction
-from tests.support.store_backends import SqliteBackend
+from tests.support.store_backends import SqliteBackend, kept
 from tests.support.store_hangs import until
-from tests.support.store_parts import Watch, an_event, one, settlement, stored, taken
+from tests.support.store_parts import NOW, SECOND, Watch, an_event, one, settlement, stored, taken
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ async def test_claims_of_a_commit_that_counts_although_it_was_refused_are_given_
     backend: SqliteBackend, watch: Watch
 ) -> None:
     """The file holds them, and nobody got them: they are due as soon as the store is back, under the same number, and
-    do not wait for the end of a lease; a claim from before that somebody holds stays his."""
+    do not wait for the end of a lease; a claim from before that somebody holds stays his. An event in it counts too."""
     store = await backend.open(watch)
     first, second = await stored(store, "crm"), await stored(store, "crm")
     held = await one(store)
@@ -119,16 +119,19 @@ async def test_claims_of_a_commit_that_counts_although_it_was_refused_are_given_
     def touch(_: Transaction) -> None:
         os.utime(backend.path)
 
-    claiming = asyncio.create_task(taken(store))
-    await asyncio.sleep(0)  # it is queued; the writer takes both up together
+    third = an_event(at=NOW + SECOND)
+    refused = [asyncio.create_task(call) for call in (taken(store), store.accept(third, ["crm"]))]
+    await asyncio.sleep(0)  # both are queued; the writer takes all three up together
     with pytest.raises(StoreUnavailable):
         await store._writer.work(touch)
-    with pytest.raises(StoreUnavailable):
-        await claiming
+    for call in refused:
+        with pytest.raises(StoreUnavailable):
+            await call
     assert backend.deliveries()[second.id, "crm"].state == "in_flight"
     await until(lambda: store.condition().writable)
-    again = await one(store)
-    assert (again.event.id, again.attempt) == (second.id, 1)
+    assert await kept(store, "crm") == backend.counted()
+    again = await taken(store, limit=9, now=NOW + SECOND)
+    assert [(claim.event.id, claim.attempt) for claim in again] == [(second.id, 1), (third.id, 1)]
     assert (await store.settle(settlement(held))).ruling is not None
     assert backend.deliveries()[first.id, "crm"].state == "delivered"
     assert await store.close()

@@ -1,6 +1,5 @@
 """Every key that the config has, read from the models themselves, so that a new one cannot be forgotten."""
 
-import types
 import typing
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 import yaml
 
 from relay.config.fields import Section
+from relay.config.places import bare
 from relay.config.schema import DocumentSection
 from relay.config.values import SecretText
 
@@ -46,11 +46,11 @@ def every_key() -> tuple[Key, ...]:
 def _keys(section: type[Section], path: Path) -> Iterator[Key]:
     for name, field in section.model_fields.items():
         here = (*path, field.alias or name)
-        kind = _bare(field.annotation)
+        kind = bare(field.annotation)
         inner = section_of(kind)
         is_named = typing.get_origin(kind) is dict
         is_list = typing.get_origin(kind) is list
-        item = _bare(typing.get_args(kind)[-1]) if is_named or is_list else kind
+        item = bare(typing.get_args(kind)[-1]) if is_named or is_list else kind
         yield Key(here, inner is not None and not is_named and not is_list, is_named, is_list, item is SecretText)
         if is_named:
             here = (*here, NAMES[str(here[-1])])
@@ -62,20 +62,10 @@ def _keys(section: type[Section], path: Path) -> Iterator[Key]:
 
 def section_of(kind: Any) -> type[Section] | None:
     """The model behind a type, through lists, mappings and the like."""
-    kind = _bare(kind)
+    kind = bare(kind)
     if typing.get_origin(kind) in {dict, list}:
         return section_of(typing.get_args(kind)[-1])
     return kind if isinstance(kind, type) and issubclass(kind, Section) else None
-
-
-def _bare(annotation: Any) -> Any:
-    """A type without its metadata and its `None`."""
-    origin = typing.get_origin(annotation)
-    if origin is typing.Annotated:
-        return _bare(typing.get_args(annotation)[0])
-    if origin in {typing.Union, types.UnionType}:
-        return _bare(next(part for part in typing.get_args(annotation) if part is not types.NoneType))
-    return annotation
 
 
 NULL = "!null!"
