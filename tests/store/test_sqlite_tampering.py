@@ -106,6 +106,27 @@ async def test_a_commit_whose_files_go_while_it_is_made_is_not_promised(
     assert await store.close()
 
 
+@pytest.mark.row("F8", "H55")
+async def test_a_backup_that_is_written_over_a_store_in_use_is_not_read_with_its_log(
+    backend: SqliteBackend, watch: Watch
+) -> None:
+    """The file stays the same one and is large enough; but the log beside it belongs to what stood there before."""
+    store = await backend.open(watch)
+    for _ in range(5):
+        await stored(store, "crm")
+    async with store.copy() as copy:
+        whole = b"".join([part async for part in copy.parts()])
+    assert len(whole) > backend.path.stat().st_size
+    with backend.path.open("r+b") as file:
+        file.write(whole)
+    with pytest.raises(StoreUnavailable):
+        await store.accept(an_event(), ["crm"])
+    await until(lambda: store._writer._failed_tries > 1)
+    assert not store.condition().writable
+    assert backend.path.read_bytes() == whole
+    assert await store.close()
+
+
 @pytest.mark.row("F3", "B1")
 async def test_claims_of_a_commit_that_counts_although_it_was_refused_are_given_back(
     backend: SqliteBackend, watch: Watch
