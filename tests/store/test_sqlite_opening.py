@@ -102,6 +102,7 @@ async def test_durability_is_read_back_from_the_live_connection(file: Path) -> N
     assert await pragma("journal_mode") == "wal"
     assert await pragma("synchronous") == 2
     assert await pragma("wal_autocheckpoint") == 0
+    assert await pragma("secure_delete") == 2
     assert await pragma("application_id") == APPLICATION_ID
     assert await pragma("user_version") == len(MIGRATIONS)
     with pytest.raises(sqlite3.OperationalError, match="readonly"):
