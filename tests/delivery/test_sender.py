@@ -9,6 +9,7 @@ import time
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -167,6 +168,25 @@ async def test_no_cookies_are_kept(make_sender: MakeSender) -> None:
         await outcome_of(sender)
         assert len(server.received) == 2
         assert server.received[1].all("cookie") == []
+
+
+async def test_proxies_and_passwords_of_the_environment_are_not_used(
+    make_sender: MakeSender, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where an event goes, and with which credentials, stands in the YAML alone."""
+    async with scripted(OK) as proxy, scripted(OK) as server:
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url)
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        netrc = tmp_path / "netrc"
+        netrc.write_text("default login somebody password secret\n", encoding="ascii")
+        netrc.chmod(0o600)
+        monkeypatch.setenv("NETRC", str(netrc))
+        assert (await outcome_of(make_sender(server.url))).kind is OutcomeKind.DELIVERED
+        assert proxy.connections == 0
+        (received,) = server.received
+        assert received.all("authorization") == []
 
 
 @pytest.mark.row("F21")
