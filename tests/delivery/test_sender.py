@@ -170,6 +170,17 @@ async def test_no_cookies_are_kept(make_sender: MakeSender) -> None:
         assert server.received[1].all("cookie") == []
 
 
+@pytest.mark.row("F20")
+async def test_an_answer_is_not_unpacked(make_sender: MakeSender) -> None:
+    """Its excerpt is of the bytes that came: to unpack them would be at the target's choice, and at our cost."""
+    body = gzip.compress(b"readable" * 100)
+    async with scripted(status(500, "Content-Encoding: gzip", body=body)) as server:
+        outcome = await outcome_of(make_sender(server.url))
+    assert (outcome.kind, outcome.status) == (OutcomeKind.FAILED, 500)
+    assert outcome.excerpt
+    assert "readablereadable" not in outcome.excerpt
+
+
 async def test_proxies_and_passwords_of_the_environment_are_not_used(
     make_sender: MakeSender, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from relay.store import StoreError, StoreInUse, StoreUnusable
 from relay.store.sqlite.connection import LocksFail, in_words, undo_cut_short
 from relay.store.sqlite.copying import remove_copies
-from relay.store.sqlite.file import Guard, lock_refusal, renew_log, set_aside, sync_directory
+from relay.store.sqlite.file import Guard, lock_refusal, renew_log, set_aside
 from relay.store.sqlite.soundness import check_log
 
 
@@ -47,7 +47,6 @@ def guarded(path: Path, *, afresh: bool) -> tuple[Guard, Path | None, str | None
 
 
 def tidy(path: Path, guard: Guard) -> None:
-    """Remove what a kill has left of copies, make the file's name durable, and lock a file that is new."""
+    """Remove what a kill has left of copies, and lock a file that is new."""
     remove_copies(path)
-    sync_directory(path)
     guard.lock_file(path)
