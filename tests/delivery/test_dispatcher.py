@@ -525,6 +525,27 @@ async def test_what_readiness_asks_of_the_loops(tmp_path: Path) -> None:
 
 
 @virtually
+async def test_what_others_cancel_is_not_recorded_as_our_own_stop(tmp_path: Path) -> None:
+    """Whoever cancels an attempt means it to end there and then, as the end of the event loop does. Its delivery is
+    taken back when its lease is over, and what came of it is not made up."""
+
+    def hangs_once(_: Event, attempt: int, __: datetime) -> Reply:
+        return HANGS if attempt == 1 else Reply(200)
+
+    async with gateway(tmp_path, {target(): hangs_once}) as relay:
+        await relay.post("crm")
+        await asyncio.sleep(1)
+        (attempt,) = [task for task in asyncio.all_tasks() if task.get_name().startswith("attempt ")]
+        attempt.cancel()
+        await asyncio.sleep(1)
+        assert attempt.cancelled()
+        assert relay.states() == {"in_flight": 1}
+        await asyncio.sleep(600)
+        assert relay.states() == {"delivered": 1}
+        assert [request.attempt for request in relay.requests] == [1, 2]
+
+
+@virtually
 async def test_due_deliveries_that_nobody_takes_are_noticed(tmp_path: Path) -> None:
     """A claim that finds nothing although something is due, by whatever bug, does not look like a quiet target: what is
     due is asked of the store. Once it is taken, all is well again."""
