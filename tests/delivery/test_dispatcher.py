@@ -1,6 +1,7 @@
 """All lanes together: on real sockets, through bugs in a loop, outages of the store, and stops."""
 
 import asyncio
+import gc
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -8,6 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -543,6 +545,30 @@ async def test_what_others_cancel_is_not_recorded_as_our_own_stop(tmp_path: Path
         await asyncio.sleep(600)
         assert relay.states() == {"delivered": 1}
         assert [request.attempt for request in relay.requests] == [1, 2]
+
+
+@virtually
+async def test_claims_that_cannot_be_given_back_are_due_when_their_lease_is_over(tmp_path: Path) -> None:
+    """A store that is out just then costs them a wait, and nobody an error."""
+    complaints: list[dict[str, Any]] = []
+    virtual_loop().set_exception_handler(lambda _, context: complaints.append(context))
+
+    async def out(_: object) -> None:
+        raise StoreUnavailable("out")
+
+    async with gateway(tmp_path, {target(concurrency=1): lambda event, attempt, now: Reply(200, takes=1.0)}) as relay:
+        await relay.post("crm", number=20)
+        await asyncio.sleep(5.5)
+        assert relay.states()["in_flight"] > 1
+        give_back, relay.store.release = relay.store.release, out  # type: ignore[method-assign,assignment]
+        await relay.dispatcher.disable("crm", "by hand")
+        await asyncio.sleep(2)
+        relay.store.release = give_back  # type: ignore[method-assign]
+        assert relay.states()["in_flight"] > 0
+        await asyncio.sleep(600)
+        assert relay.states() == {"delivered": len(relay.requests), "pending": 20 - len(relay.requests)}
+        gc.collect()
+        assert complaints == []
 
 
 @virtually
