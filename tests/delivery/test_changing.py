@@ -4,10 +4,12 @@ import asyncio
 from datetime import timedelta
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
 from relay.model import OutcomeKind, TargetState
+from relay.store import Claimed
 from tests.support.simulation import gateway, target
 from tests.support.virtual_time import DOWN, HANGS, Reply, Script, run_virtually, virtually
 
@@ -68,6 +70,27 @@ async def test_what_a_removed_target_hangs_on_is_cut_off_and_waits_for_its_retur
         await relay.reload({target(): answers, target("spare"): lambda *_: FINE})
         await relay.quiet("crm", within=MINUTE)
         assert [len(relay.sends(one)) for one in (event, waiting)] == [2, 1]
+
+
+@virtually
+async def test_what_a_slow_store_claims_for_a_removed_target_is_given_back(tmp_path: Path) -> None:
+    """It comes when nobody waits for it any more, and is not held until its lease is over."""
+    async with gateway(tmp_path, {target(): lambda *_: FINE, target("spare"): lambda *_: FINE}) as relay:
+        claim = relay.store.claim
+
+        async def slowly(*which: Any, **how: Any) -> Claimed:
+            claimed = await claim(*which, **how)
+            await asyncio.sleep(5)
+            return claimed
+
+        relay.store.claim = slowly  # type: ignore[method-assign]
+        await relay.post("crm", number=5)
+        await asyncio.sleep(1)
+        assert relay.states() == {"in_flight": 5}
+        await relay.reload({target("spare"): lambda *_: FINE}, patience=timedelta(0))
+        await asyncio.sleep(6)
+        assert {(row.state, row.attempts) for row in relay.rows().values()} == {("pending", 0)}
+        assert relay.requests == []
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8, 13])

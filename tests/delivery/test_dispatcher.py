@@ -15,10 +15,11 @@ import pytest
 
 from relay.delivery.carrying import Attempted
 from relay.delivery.dispatcher import Dispatcher, UnknownTarget
+from relay.delivery.lane import UNSETTLED
 from relay.delivery.sender import Sender
 from relay.model import Event, OutcomeKind, Rate, Target, TargetHealth, TargetState, Turn
 from relay.rules.egress import EgressPolicy
-from relay.store import Claimed, StoreUnavailable
+from relay.store import Claimed, Condition, Settled, Settlement, StoreUnavailable
 from relay.store.sqlite import SqliteStore
 from tests.support.enrichers import NoEnrichers
 from tests.support.scripted_target import Answerer, closed_port, in_turn, raw, scripted, status
@@ -569,6 +570,44 @@ async def test_claims_that_cannot_be_given_back_are_due_when_their_lease_is_over
         assert relay.states() == {"delivered": len(relay.requests), "pending": 20 - len(relay.requests)}
         gc.collect()
         assert complaints == []
+
+
+@virtually
+async def test_no_more_is_begun_than_the_store_can_record(tmp_path: Path) -> None:
+    """A target that is quicker than the disk would be sent thousands of events of which a kill knows nothing."""
+    may_record = asyncio.Event()
+    async with gateway(tmp_path, {target(concurrency=64): lambda event, attempt, now: Reply(200)}) as relay:
+        record = relay.store.settle
+
+        async def later(settlement: Settlement) -> Settled:
+            await may_record.wait()
+            return await record(settlement)
+
+        relay.store.settle = later  # type: ignore[method-assign]
+        await relay.post("crm", number=2 * UNSETTLED)
+        await asyncio.sleep(15)
+        assert UNSETTLED < len(relay.requests) <= UNSETTLED + 64
+        may_record.set()
+        await relay.quiet("crm", within=timedelta(minutes=2))
+        assert relay.states() == {"delivered": 2 * UNSETTLED}
+        relay.assert_sound()
+
+
+@virtually
+async def test_what_is_claimed_is_not_begun_while_the_store_takes_nothing(tmp_path: Path) -> None:
+    """It could not be recorded either."""
+    async with gateway(tmp_path, {target(concurrency=1): lambda event, attempt, now: Reply(200, takes=1.0)}) as relay:
+        await relay.post("crm", number=20)
+        await asyncio.sleep(5.5)
+        begun = len(relay.requests)
+        assert relay.states()["in_flight"] > 1
+        condition = relay.store.condition
+        relay.store.condition = lambda: Condition(writable=False, reason="out")  # type: ignore[method-assign]
+        await asyncio.sleep(10)
+        assert len(relay.requests) == begun
+        relay.store.condition = condition  # type: ignore[method-assign]
+        await relay.quiet("crm", within=timedelta(minutes=1))
+        assert relay.states() == {"delivered": 20}
 
 
 @virtually
