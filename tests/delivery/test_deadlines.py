@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from relay.delivery.deadlines import Deadlines
-from tests.support.virtual_time import virtually
+from tests.support.virtual_time import virtual_loop, virtually
 
 
 async def wait(deadlines: Deadlines, seconds: float) -> float:
@@ -38,6 +38,27 @@ async def test_each_is_ended_at_its_own_time() -> None:
 
     await asyncio.gather(one(0.0, 9), one(0.5, 1), one(0.7, 9), one(5.0, 9))
     assert ends == pytest.approx([2.0, 2.7, 7.0])
+
+
+@virtually
+@pytest.mark.row("F29")
+async def test_time_in_which_the_whole_process_stood_still_does_not_count() -> None:
+    """What came meanwhile has not been read yet; whoever waits has the rest of his time, and no more."""
+    deadlines, loop = Deadlines(5.0), virtual_loop()
+    with deadlines.begin() as deadline:
+        await asyncio.sleep(2.5)
+        assert not deadline.saw_standstill
+        loop.stand_still(60)
+        await asyncio.sleep(1.5)
+        assert deadline.saw_standstill
+    waiting = asyncio.create_task(wait(deadlines, 90))
+    await asyncio.sleep(2.5)
+    loop.stand_still(60)
+    await asyncio.sleep(1.5)
+    assert not waiting.done()
+    await asyncio.sleep(1.5)
+    assert isinstance(waiting.exception(), TimeoutError)
+    assert not deadlines.begin().saw_standstill
 
 
 @virtually

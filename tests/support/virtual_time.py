@@ -71,6 +71,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """Set the wall clock, as a person or a time service does; no timer of the loop goes by it."""
         self._set_by += by
 
+    def stand_still(self, seconds: float) -> None:
+        """Let time pass in which the loop does nothing, as while its process is stopped."""
+        self._jumping.clock += seconds
+
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
         """Wait for the threads however long it really takes: a span of virtual time would be over at once."""
         await super().shutdown_default_executor()
