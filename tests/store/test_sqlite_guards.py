@@ -150,7 +150,7 @@ async def test_a_log_that_vanished_after_a_kill_is_missed(file: Path, tmp_path: 
         os.truncate(log, 0)
     store = await SqliteStore.open(lost, Watch())
     assert store.missing is not None
-    assert f"relay.db-wal is {became} although relay was killed" in store.missing
+    assert f"relay.db-wal is {became} although relay left it whole" in store.missing
     await store.close()
     again = await SqliteStore.open(lost, Watch())
     assert again.missing is None

@@ -16,7 +16,7 @@ from relay.store import StoreUnavailable, StoreUnusable
 from relay.store.sqlite.transaction import Transaction
 from tests.support.store_backends import SqliteBackend, kept
 from tests.support.store_hangs import until
-from tests.support.store_parts import NOW, SECOND, Watch, an_event, one, settlement, stored, taken
+from tests.support.store_parts import NOW, SECOND, Watch, an_event, emptied, one, settlement, stored, taken
 
 
 @pytest.fixture
@@ -49,6 +49,17 @@ def put_a_twin(file: Path) -> None:
     twin = file.with_name("twin")
     shutil.copy2(file, twin)
     twin.replace(file)
+
+
+def cut_log(file: Path) -> None:
+    """Cut the log of a store in half, in place."""
+    log = side(file, "-wal")
+    os.truncate(log, log.stat().st_size // 2)
+
+
+def write_older_over(file: Path) -> None:
+    """Write what the log was before over it; it stays the same file."""
+    shutil.copyfile(side(file, "-old"), side(file, "-wal"))
 
 
 def by_another(file: Path, *statements: str) -> None:
@@ -94,16 +105,32 @@ async def test_the_next_event_is_refused_where_a_file_was_tampered_with(
 
 
 @pytest.mark.row("F8", "H55")
-@pytest.mark.parametrize("act", ["log emptied", "log removed", "log replaced by its twin", "database written over"])
+@pytest.mark.parametrize(
+    "act",
+    [
+        *("log emptied", "log cut under it", "log written over with an older one", "log removed"),
+        *("log replaced by its twin", "database written over"),
+    ],
+)
 async def test_a_commit_whose_files_go_while_it_is_made_is_not_promised(
     backend: SqliteBackend, watch: Watch, act: str
 ) -> None:
-    """SQLite takes it: it writes behind a hole, or to a file without a name. Nobody is told that it is stored."""
+    """SQLite takes it: it writes behind a hole, or to a file without a name. Nobody is told that it is stored, and the
+    store is not used again as long as something that was promised is missing."""
     store = await backend.open(watch)
     await stored(store, "crm")
     log = side(backend.path, "-wal")
-    do = {"log removed": lambda _: log.unlink(), "log replaced by its twin": lambda _: put_a_twin(log)}.get(act)
-    do = do or ACTS[act][2]
+    shutil.copyfile(log, side(backend.path, "-old"))
+    await emptied(store)
+    for _ in range(5):
+        await stored(store, "crm")
+    acts: dict[str, Callable[[Path], None]] = {
+        "log removed": lambda _: log.unlink(),
+        "log replaced by its twin": lambda _: put_a_twin(log),
+        "log cut under it": cut_log,
+        "log written over with an older one": write_older_over,
+    }
+    do = acts[act] if act in acts else ACTS[act][2]
 
     def work(tx: Transaction) -> None:
         tx.db.execute(f"PRAGMA user_version={tx.db.execute('PRAGMA user_version').fetchone()[0]}")
@@ -112,6 +139,9 @@ async def test_a_commit_whose_files_go_while_it_is_made_is_not_promised(
     with pytest.raises(StoreUnavailable):
         await store._writer.work(work)
     assert not store.condition().writable
+    if "log" in act and act not in ("log removed", "log replaced by its twin"):
+        await until(lambda: store._writer._failed_tries > 1)
+        assert not store.condition().writable
     assert await store.close()
 
 

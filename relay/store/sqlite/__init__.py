@@ -40,6 +40,7 @@ from relay.store.sqlite.batch import AcceptWish
 from relay.store.sqlite.claiming import ClaimWish
 from relay.store.sqlite.connection import open_writer
 from relay.store.sqlite.copying import Copying
+from relay.store.sqlite.custody import Custody
 from relay.store.sqlite.file import Guard, durability_warning
 from relay.store.sqlite.following import Commits, SqliteFollowing
 from relay.store.sqlite.ledger import COUNTED, Ledger
@@ -49,7 +50,7 @@ from relay.store.sqlite.reading import Reading, room_of
 from relay.store.sqlite.replays import SqliteReplays
 from relay.store.sqlite.rows import headers_from, millis, moment_if_sound
 from relay.store.sqlite.schema import MIGRATIONS
-from relay.store.sqlite.starting import guarded, in_words_of_the_port, tidy
+from relay.store.sqlite.starting import guarded, in_words_of_the_port, resolved, tidy
 from relay.store.sqlite.transaction import Transaction
 from relay.store.sqlite.writer import Writer
 
@@ -96,7 +97,7 @@ class SqliteStore:
             StoreInUse: another process has it.
         """
         async with in_words_of_the_port(path):
-            path = path.resolve()
+            path = await asyncio.to_thread(resolved, path)
             async with AsyncExitStack() as undoing:
                 guard, aside, missing = await asyncio.to_thread(guarded, path, afresh=afresh)
                 undoing.callback(guard.release)
@@ -108,7 +109,7 @@ class SqliteStore:
                 reading = Reading(path)
                 undoing.push_async_callback(reading.close)
                 await reading.connection()
-                await asyncio.to_thread(guard.remember, path, is_open=True)
+                await asyncio.to_thread(guard.remember, path, needs_log=True)
                 presence = await asyncio.to_thread(Presence, path)
                 undoing.pop_all()
         commits, copying = Commits(watcher), Copying(path)
@@ -122,9 +123,7 @@ class SqliteStore:
             connection,
             ledger,
             commits,
-            check=lambda: guard.check(path),
-            presence=presence,
-            leaving_log=guard.leaving_log,
+            custody=Custody(path, guard, presence),
             let_go=let_go,
         )
         reading.on_damage = writer.doubt
@@ -349,7 +348,7 @@ class SqliteStore:
 
     async def _remember(self) -> None:
         with contextlib.suppress(OSError):
-            await asyncio.to_thread(self._guard.remember, self._path, is_open=self._writer.misses_log)
+            await asyncio.to_thread(self._writer.leave)
 
 
 def _take_over(db: sqlite3.Connection, ledger: Ledger) -> None:

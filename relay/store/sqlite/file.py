@@ -22,6 +22,7 @@ from pathlib import Path
 
 from relay.store import StoreInUse, StoreUnusable
 from relay.store.sqlite.schema import APPLICATION_ID
+from relay.store.sqlite.soundness import reaches, salts_of
 
 _MAGIC = b"SQLite format 3\0"
 _SIDE_FILES = ("", "-wal", "-shm", "-journal")
@@ -32,7 +33,7 @@ _NO_LOG = 1
 """The header's write version of a database that was never written with a log (section 1.3 there), as a copy is."""
 _LOG_HEADER = 32
 """Bytes before the first frame of a log (sqlite.org/fileformat2.html, section 4.1)."""
-_NOTE_BYTES = 64
+_NOTE_BYTES = 192
 """The guard's note always has this length: a kill while it is written leaves no tail of the one before."""
 _PART = 1024 * 1024
 _SHARED = struct.pack("hhqqi0q", fcntl.F_RDLCK, os.SEEK_SET, 0x40000002, 510, 0)
@@ -40,6 +41,16 @@ _FREE = struct.pack("hhqqi0q", fcntl.F_UNLCK, os.SEEK_SET, 0x40000002, 510, 0)
 """What each connection to a database holds of it, as `struct flock` (sqlite.org/src, os.h: SHARED_FIRST)."""
 _VOLATILE = frozenset({"tmpfs", "ramfs", "nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p"})
 _START_AFRESH = "restore it from a backup, or start afresh on purpose with: relay run --new-store"
+
+
+@dataclass(frozen=True, slots=True)
+class LogMark:
+    """What tells a log in which something may stand alone: its bytes, its salts as one number, and when the database
+    was written to last, in nanoseconds."""
+
+    size: int
+    salts: int
+    moved_at: int
 
 
 @dataclass
@@ -151,34 +162,60 @@ class Guard:
             with suppress(OSError):
                 fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, _FREE)
 
-    def misses_log(self, database: Path) -> str | None:
-        """What to say of a store whose log is gone although its last process was killed; None where all is well.
+    def misses_log(self, database: Path, valid: int) -> str | None:
+        """What to say of a store whose log is gone, or shorter than it was, although its last process was killed or had
+        trouble with it; None where all is well, or the database was written to since, as it is by whoever moves the log
+        home.
 
         It is no reason to refuse: SQLite's own shell tidies the log up when it leaves, and then nothing is lost.
+
+        Args:
+            valid: bytes of the log that are valid.
+
+        Raises:
+            StoreUnusable: the log is another one; its content would undo what came later.
         """
-        log = database.with_name(database.name + "-wal")
-        is_there = log.exists() and log.stat().st_size >= _LOG_HEADER
-        if not _read(self._fd).get("log") or is_there:
+        log, note = database.with_name(database.name + "-wal"), _read(self._fd)
+        moved_at = database.stat().st_mtime_ns
+        if note.get("moved", moved_at) != moved_at:
             return None
-        became = "emptied" if log.exists() else "gone"
+        size = log.stat().st_size if log.exists() else 0
+        if size >= _LOG_HEADER and salts_of(log) != note.get("salts", salts_of(log)):
+            raise StoreUnusable(
+                f"{log}: is not the log that relay left behind, and would undo what was stored since; move it and the "
+                f"-shm file away and start again to go on with what {database.name} holds, or {_START_AFRESH}"
+            )
+        if not note.get("log"):
+            return None
+        if size < note.get("size", _LOG_HEADER):
+            became = ("cut short" if size else "emptied") if log.exists() else "gone"
+        elif "size" in note and not reaches(log, valid, note["size"]):
+            became = "cut short"
+        else:
+            return None
         return (
-            f"{log} is {became} although relay was killed: another program that had the store open has tidied it up, "
-            "or what was stored last is lost"
+            f"{log} is {became} although relay left it whole: another program that had the store open has tidied it "
+            "up, or what was stored last is lost"
         )
 
-    def remember(self, database: Path, *, is_open: bool) -> None:
-        """Note that the store is in use by this process, its size, and whether its log is needed; one that is gone is
-        remembered as it was. The size is noted once it is durable: a process before may have been killed while it moved
-        the log home, and a power cut would make the file smaller than was remembered."""
+    def remember(self, database: Path, *, needs_log: bool | None, mark: LogMark | None = None) -> None:
+        """Note that the store is in use by this process, its size, and whether its log is needed (None: where there is
+        one) and what it is; one that is gone is remembered as it was. The size is noted once it is durable: a process
+        before may have been killed while it moved the log home, and a power cut would make the file smaller than was
+        remembered."""
         if self._file is not None:
             os.fsync(self._file)
         size = database.stat().st_size if database.exists() else int(_read(self._fd).get("bytes", 0))
-        log = database.with_name(database.name + "-wal")
-        needs_log = is_open or (log.exists() and log.stat().st_size > 0)
-        note = json.dumps({"pid": os.getpid(), "bytes": size, "log": int(needs_log)}).ljust(_NOTE_BYTES).encode()
+        if needs_log is None:
+            log = database.with_name(database.name + "-wal")
+            needs_log = log.exists() and log.stat().st_size > 0
+        note = {"pid": os.getpid(), "bytes": size, "log": int(needs_log)}
+        if mark is not None:
+            note |= {"size": mark.size, "salts": mark.salts, "moved": mark.moved_at}
+        text = json.dumps(note).ljust(_NOTE_BYTES).encode()
         written = 0
-        while written < len(note):  # a disk may take less than it is given
-            written += os.pwrite(self._fd, note[written:], written)
+        while written < len(text):  # a disk may take less than it is given
+            written += os.pwrite(self._fd, text[written:], written)
         os.fsync(self._fd)
 
     def forget(self) -> None:

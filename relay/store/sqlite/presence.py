@@ -1,8 +1,8 @@
 """The files of an opened store, known again before and after each write: what is committed to others is lost.
 
 Law: a commit counts only where its files were ours before it and are still ours behind it. SQLite itself looks at none
-of this: it writes on into a log that was emptied or has no name any more, and into a database that was cut or written
-over. Looking costs some microseconds.
+of this: it writes on into a log that was emptied, cut or has no name any more, and into a database that was cut or
+written over. Looking costs some microseconds.
 """
 
 import os
@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from relay.store import StoreUnusable
+from relay.store.sqlite.file import LogMark
+from relay.store.sqlite.soundness import salts_in
 
 Result = TypeVar("Result")
 
 _LOG_MAGIC = bytes.fromhex("377f0682"), bytes.fromhex("377f0683")
 """A log that holds anything begins so (sqlite.org/fileformat2.html, section 4.1)."""
 _LOG_HEADER = 32
+_FRAME_HEADER = 24
 _RESTORE = (
     "move the same file back, or stop relay, move the -wal and -shm files away and restore it from a backup, or start "
     "afresh on purpose with: relay run --new-store"
@@ -51,7 +54,7 @@ class Presence:
         """The log, of which no lock of SQLite is lost when it is closed."""
         self._files = self._see()
         self._log_header = b""
-        """Its salts are other ones whenever it is begun anew."""
+        """Its salts are other ones whenever it is begun anew, which is only where nothing of it is needed."""
         self.pin()
 
     def pin(self) -> None:
@@ -121,7 +124,7 @@ class Presence:
         """Refuse to open anew, in an outage, what would lack something that was promised.
 
         Raises:
-            StoreUnusable: the database is another or was cut, or the log is gone and was needed.
+            StoreUnusable: the database is another or was cut, or the log is gone, cut or written over and was needed.
         """
         database, log, _ = self._files
         found = self._check_database(database)
@@ -131,10 +134,18 @@ class Presence:
         is_same = has_log and _Seen.of(self._log).place == log.place  # a commit that failed may have begun it anew
         if has_log and not is_same and _begin_of(self._log) != self._log_header:  # an old one undoes what came later
             raise StoreUnusable(self._lost_log("replaced"))
-        is_whole = has_log and self._log.stat().st_size >= log.size
         was_moved = found.changed_at != database.changed_at  # by another program, which has tidied the log up
-        if self.needs_log and not is_whole and not was_moved:
+        if not self.needs_log or was_moved:
+            return
+        if not has_log or self._log.stat().st_size < log.size:
             raise StoreUnusable(self._lost_log("gone or cut short"))
+        if is_same and (became := self._spoiled(log)):
+            raise StoreUnusable(self._lost_log(became))
+
+    def mark(self) -> LogMark:
+        """What the log must still be for a later process."""
+        database, log, _ = self._files
+        return LogMark(log.size if self.needs_log else 0, salts_in(self._log_header), database.changed_at)
 
     def save(self, db: sqlite3.Connection) -> None:
         """Move home a log that has lost its name but not its content: with the connection it would be gone for good."""
@@ -146,7 +157,7 @@ class Presence:
         if self._fd is None or has_name:
             return
         held = os.fstat(self._fd)
-        is_sound = held.st_size >= log.size and self._read_header() == self._log_header
+        is_sound = held.st_size >= log.size and self._spoiled(log) is None
         if not is_sound or _Seen.of(self._database) != database or _became(self._index, index):
             return
         is_busy, frames, moved = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
@@ -173,32 +184,52 @@ class Presence:
             raise StoreUnusable(f"{self._index}: {became} while it was in use; it is made anew by itself")
 
     def _note_commit(self) -> None:
-        """See that a commit has not gone to files that were taken away under it. Commits let a log grow and cut it; one
-        that was emptied under a commit lacks its beginning. Each look waits for the interpreter's lock: few are
-        made."""
+        """See that a commit has not gone to files that were taken away or cut under it. Each look waits for the
+        interpreter's lock: few are made."""
         database, log, index = self._files
-        self.needs_log = True
         if self._check_database(database) != database:
             raise StoreUnusable(f"{self._database}: changed under a commit; it is used again if it proves sound")
         try:
             found = _Seen.of(self._log)
+            became = self._spoiled(log) if self.needs_log else None
             header = self._read_header()
         except OSError as error:
             raise StoreUnusable(self._lost_log(_absent(error))) from None
         if found.place != log.place:
-            raise StoreUnusable(self._lost_log("replaced"))
-        if (found.size and header[:4] not in _LOG_MAGIC) or log.size > found.size == 0:
-            raise StoreUnusable(self._lost_log("emptied"))
+            became = "replaced"
+        elif (found.size and header[:4] not in _LOG_MAGIC) or log.size > found.size == 0:
+            became = "emptied"
+        elif self.needs_log and found.size < log.size:
+            became = "truncated"
+        if became:
+            raise StoreUnusable(self._lost_log(became))
+        self.needs_log = True
         self._files, self._log_header = (database, found, index), header
+
+    def _spoiled(self, log: _Seen) -> str | None:
+        """What has become of a log of which something is needed, as far as its ends tell: it is begun anew only where
+        nothing is, and one that was cut under a commit has a hole where its last frame was."""
+        if self._fd is None:
+            return None
+        header = self._read_header()
+        if header != self._log_header:
+            return "written over"
+        step = _FRAME_HEADER + int.from_bytes(header[8:12], "big")
+        last = log.size - step
+        if last < _LOG_HEADER or (log.size - _LOG_HEADER) % step:
+            return None
+        return None if any(os.pread(self._fd, _FRAME_HEADER, last)) else "truncated"
 
     def _read_header(self) -> bytes:
         return b"" if self._fd is None else os.pread(self._fd, _LOG_HEADER, 0)
 
     def _lost_log(self, became: str) -> str:
         return (
-            f"{self._log}: {became} while it was in use; what was stored last may stand in it alone: move the same "
-            "file back, or stop relay and restore the store from a backup, or start it again and go on with what "
-            f"{self._database.name} holds, or start afresh on purpose with: relay run --new-store"
+            f"{self._log}: {became} while it was in use; what was stored last may stand in it alone. What is still "
+            "held of it is moved into the database, and if that is all the store goes on by itself: leave its files "
+            "alone then. If it does not, move the same file back, or stop relay, move the -wal and -shm files away and "
+            f"start it again to go on with what {self._database.name} holds, or restore the store from a backup, or "
+            "start afresh on purpose with: relay run --new-store"
         )
 
     def _note(self) -> None:

@@ -28,15 +28,16 @@ _TORN = 1
 """Commits behind the valid ones that a cut may leave: the one that was being written, and promised to nobody."""
 
 
-def check_log(database: Path) -> None:
+def check_log(database: Path) -> int:
     """Refuse a store whose log holds commits behind a broken frame: they were promised, and opening would forget them.
+    Returns how many bytes of the log are valid.
 
     Raises:
         StoreUnusable: it does; nothing was changed.
     """
     log = database.with_name(database.name + "-wal")
     if not log.exists() or log.stat().st_size <= _LOG_HEADER.size:
-        return
+        return 0
     with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=2.0)) as db:
         db.execute("SELECT count(*) FROM sqlite_schema").fetchall()
         with database.with_name(database.name + "-shm").open("rb") as index:
@@ -49,6 +50,34 @@ def check_log(database: Path) -> None:
             f"backup, or give them up on purpose: sqlite3 {database} 'PRAGMA wal_checkpoint(TRUNCATE)', or begin with "
             "an empty store: relay run --new-store"
         )
+    return _LOG_HEADER.size + int(valid) * (_FRAME_HEADER.size + _page_size(log))
+
+
+def salts_in(header: bytes) -> int:
+    """The two salts of a log's header, as one number."""
+    return int.from_bytes(header[16:24], "big")
+
+
+def salts_of(log: Path) -> int:
+    """The same of a log that is there."""
+    with log.open("rb") as file:
+        return salts_in(file.read(_LOG_HEADER.size))
+
+
+def reaches(log: Path, valid: int, size: int) -> bool:
+    """Whether nothing is missing of a log that had `size` bytes: what follows the valid ones is of a round before,
+    not a hole, nor a frame of this round that is broken."""
+    if valid >= size:
+        return True
+    with log.open("rb") as file:
+        file.seek(valid)
+        frame = file.read(_FRAME_HEADER.size)
+    return len(frame) == _FRAME_HEADER.size and any(frame) and int.from_bytes(frame[8:16], "big") != salts_of(log)
+
+
+def _page_size(log: Path) -> int:
+    with log.open("rb") as file:
+        return int.from_bytes(file.read(_LOG_HEADER.size)[8:12], "big")
 
 
 def _commits_behind(log: Path, valid: int) -> int:

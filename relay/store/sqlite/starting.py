@@ -37,13 +37,28 @@ def guarded(path: Path, *, afresh: bool) -> tuple[Guard, Path | None, str | None
         aside = set_aside(path, guard) if afresh else None
         undo_cut_short(path)
         guard.check(path)
-        check_log(path)
-        missing = guard.misses_log(path)
+        missing = guard.misses_log(path, check_log(path)) if path.exists() else None
         renew_log(path)
         return guard, aside, missing
     except BaseException:
         guard.release()
         raise
+
+
+def resolved(path: Path) -> Path:
+    """Where a store really is.
+
+    Raises:
+        StoreUnusable: it was moved away and a link put in its place, but not its log.
+    """
+    place, log = path.resolve(), path.with_name(path.name + "-wal")
+    is_left = path.is_symlink() and log.exists() and log.stat().st_size > 0
+    if is_left and log.resolve() != place.with_name(place.name + "-wal"):
+        raise StoreUnusable(
+            f"{log}: was left behind when the store was moved to {place}, and may hold what was stored last; move it "
+            f"to {place}-wal, or away if it is not that store's, and start again"
+        )
+    return place
 
 
 def tidy(path: Path, guard: Guard) -> None:

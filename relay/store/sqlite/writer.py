@@ -25,9 +25,9 @@ from relay.store.sqlite.batch import AcceptWish
 from relay.store.sqlite.checkpoints import Checkpoints, cut_log
 from relay.store.sqlite.claiming import ClaimWish
 from relay.store.sqlite.connection import NO_CONNECTION, StoreConnection, in_words, is_fault
+from relay.store.sqlite.custody import Custody
 from relay.store.sqlite.ledger import Ledger
 from relay.store.sqlite.operations import Batch, Operation, Wish, Work, drain, next_release
-from relay.store.sqlite.presence import Presence
 from relay.store.sqlite.recovering import open_anew, pause_after, taints
 
 QUEUE = 10_000
@@ -52,18 +52,13 @@ class Writer:
         ledger: Ledger,
         watcher: Watcher,
         *,
-        check: Callable[[], None],
-        presence: Presence,
-        leaving_log: Callable[[], contextlib.AbstractContextManager[None]],
+        custody: Custody,
         let_go: Callable[[], Awaitable[None]],
     ) -> None:
-        """`check` raises `StoreUnusable` where the file is not what it was, before it is opened anew;
-        `presence` where it has ceased to be that since; in
-        `leaving_log` a connection is closed that must not move the log home; `let_go` closes all other connections."""
+        """`custody` tells whether the files are what they were; `let_go` closes all other connections."""
         self.ledger = ledger
-        self._check = check
-        self._presence = presence
-        self._leaving_log = leaving_log
+        self._custody = custody
+        self._presence = presence = custody.presence
         self._let_go = let_go
         self._path = path
         self._db: StoreConnection | None = connection
@@ -89,11 +84,6 @@ class Writer:
         self._loop = asyncio.get_running_loop()
         self._task = self._loop.create_task(self._run(), name="store writer")
         self._impatience: asyncio.TimerHandle | None = None
-
-    @property
-    def misses_log(self) -> bool:
-        """It is out, and what was promised may stand in the log alone: a start must tell if that is gone."""
-        return self._outage is not None and self._presence.needs_log
 
     @property
     def idle(self) -> bool:
@@ -187,16 +177,24 @@ class Writer:
         if self._impatience is not None:
             self._impatience.cancel()
         if self._db is not None and self._outage is None:
-            with contextlib.suppress(sqlite3.Error, ValueError, OSError, StoreUnusable):
+            try:
                 await self._db.run(self._presence.moving(cut_log))
+            except (sqlite3.Error, ValueError, OSError, StoreUnusable) as error:
+                self._fall_out(error)
+        if self._db is not None and self._outage is not None:
+            with contextlib.suppress(sqlite3.Error, ValueError, OSError):
+                await self._db.run(self._custody.save)
 
     async def close(self) -> None:
         """Close the connection, after `finish`."""
         self._presence.release()
-        closing = contextlib.nullcontext if self._outage is None else self._leaving_log
         if self._db is not None:
-            with contextlib.suppress(sqlite3.Error, ValueError), closing():
+            with contextlib.suppress(sqlite3.Error, ValueError), self._custody.closing(is_out=self._outage is not None):
                 await self._db.close()
+
+    def leave(self) -> None:
+        """Note how the file is left, for the next process."""
+        self._custody.leave(is_out=self._outage is not None)
 
     def abandon(self) -> None:
         """Refuse all that waits or is under way: nothing more is promised, whatever the disk still does."""
@@ -345,15 +343,15 @@ class Writer:
         if self._db is not None:
             db, self._db = self._db, None
             with contextlib.suppress(sqlite3.Error, ValueError, OSError):
-                await db.run(self._presence.save)
-            with contextlib.suppress(sqlite3.Error, ValueError), self._leaving_log():
+                await db.run(self._custody.save)
+            with contextlib.suppress(sqlite3.Error, ValueError), self._custody.closing(is_out=True):
                 await db.close()
         try:
-            await asyncio.to_thread(self._look)
+            await asyncio.to_thread(self._custody.look)
             if self._is_tainted:
                 await self._let_go()
             self._db = await open_anew(self._path, self.ledger, self._refused_claims)
-            await asyncio.to_thread(self._presence.pin)
+            await asyncio.to_thread(self._custody.found_again)
         except Exception as error:  # noqa: BLE001 - whatever bars it, a thread that cannot be had too, it is tried again
             self._is_tainted = taints(error)
             return
@@ -362,11 +360,6 @@ class Writer:
         for settlement in self._settlements:  # what waited for the store has not waited for a commit
             settlement.since = time.monotonic()
         self._tell()
-
-    def _look(self) -> None:
-        """See that the file is what it was; in a thread, for a disk that hangs must not hold up the loop."""
-        self._presence.judge()
-        self._check()
 
     async def _checkpoint_if_due(self) -> None:
         """Move the log's pages home between commits, where no answer waits for it."""
