@@ -179,7 +179,7 @@ async def frozen(home: Path, seconds: float, times: int) -> None:
             assert len(sink.arrivals) == len(set(sink.ids("crm")))  # what was answered meanwhile counts: no copies
             outcomes = {line["outcome"] for line in gateway.said("delivery.attempted")}
             assert outcomes <= {"delivered", "interrupted"}
-            assert gateway.said("target.disabled") == []
+            assert gateway.said("target.disabled") == gateway.said("store.unavailable") == []
             crm = (await gateway.targets())["crm"]
             assert (crm["state"], crm["failures"]) == ("active", 0)
             gateway.signal(signal.SIGTERM)

@@ -10,6 +10,7 @@ import pytest
 from relay.model import TargetHealth
 from relay.store import StoreUnavailable
 from relay.store.sqlite import SqliteStore
+from relay.store.sqlite.writer import PATIENCE_S
 from tests.support.store_backends import SqliteBackend
 from tests.support.store_hangs import hanging, until
 from tests.support.store_parts import Watch, an_event, one, settlement, stored
@@ -41,6 +42,22 @@ async def test_a_disk_that_hangs_is_told_as_an_outage(backend: SqliteBackend, wa
     assert store.condition().writable
     assert len(watch.outages) == 1
     assert watch.recoveries[0] > 3
+    assert await store.close()
+
+
+@pytest.mark.slow
+@pytest.mark.row("F29")
+async def test_a_standstill_of_our_own_is_no_slow_disk(backend: SqliteBackend, watch: Watch) -> None:
+    """What waited while the whole process stood still is neither refused nor told as an outage."""
+    store = await backend.open(watch)
+    async with hanging(store):
+        waiting = asyncio.create_task(store.accept(an_event(), ["crm"]))
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_soon(time.sleep, PATIENCE_S + 1.5)
+        await asyncio.sleep(PATIENCE_S / 5)
+        assert not waiting.done()
+    assert not (await waiting).duplicate
+    assert watch.outages == []
     assert await store.close()
 
 

@@ -66,6 +66,11 @@ class Batch:
         return len(self.settlements) + len(self.works) + len(self.accepts) + len(self.claims)
 
     @property
+    def operations(self) -> list[Operation[Any]]:
+        """All that it carries."""
+        return [*self.settlements, *self.works, *self.accepts, *self.claims]
+
+    @property
     def since(self) -> float:
         """When the one that waits longest was handed in; each kind stands in its order."""
         kinds = self.settlements, self.works, self.accepts, self.claims

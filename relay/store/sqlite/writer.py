@@ -10,6 +10,7 @@ is back, because nothing may be sent again just because a mark failed.
 
 import asyncio
 import contextlib
+import itertools
 import sqlite3
 import time
 from collections import deque
@@ -35,6 +36,8 @@ QUEUE = 10_000
 QUEUE_BYTES = 64 * 1024 * 1024
 PATIENCE_S = 3.0
 """How long an event waits for its commit before it is refused."""
+STANDSTILL_S = 1.0
+"""A look that comes so much later than it was to was held up by ourselves."""
 BREATH_S = 0.1
 """Between a bug of the loop and its next turn, so that one that stays cannot spin."""
 CLOSED = "the store is closed"
@@ -381,7 +384,11 @@ class Writer:
     def _refuse_the_late(self) -> None:
         """Refuse events whose commit takes too long: a sender is told to come again rather than left hanging. That the
         disk does not answer, and that it does again, is told to the watcher from here."""
-        self._impatience = None
+        due, self._impatience = self._impatience, None
+        late = 0.0 if due is None else self._loop.time() - due.when()
+        if late > STANDSTILL_S:  # the process was stopped, or starved: that is nobody's fault but ours
+            for operation in (*(self._current or Batch()).operations, *itertools.chain(*self._queues)):
+                operation.since += late
         latest = time.monotonic() - PATIENCE_S
         current = self._current.accepts if self._current else ()
         for operation in (*current, *self._accepts):
