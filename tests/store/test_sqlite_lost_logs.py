@@ -65,8 +65,12 @@ async def test_what_became_of_a_log_at_rest_is_told_at_the_stop_and_at_the_next_
 
 
 @pytest.mark.row("F8")
-async def test_a_log_with_a_hole_is_told_by_the_next_start(backend: SqliteBackend, watch: Watch) -> None:
-    """One that was cut under a commit is as long as before; what stood behind the cut is not there."""
+@pytest.mark.parametrize("end", ["a stop", "a kill"])
+async def test_a_log_with_a_hole_is_told_by_the_next_start(
+    backend: SqliteBackend, watch: Watch, tmp_path: Path, end: str
+) -> None:
+    """One that was cut under a commit is as long as before; what stood behind the cut is not there. It is noted before
+    anything is tried."""
     store = await backend.open(watch)
     for _ in range(5):
         await stored(store, "crm")
@@ -78,8 +82,13 @@ async def test_a_log_with_a_hole_is_told_by_the_next_start(backend: SqliteBacken
         await store.accept(an_event(), ["crm"])
     await until(lambda: store._writer._failed_tries > 1)
     assert not store.condition().writable
+    killed = tmp_path / "killed" / backend.path.name
+    killed.parent.mkdir()
+    for file in tmp_path.glob("relay.db*"):
+        if file.suffix != ".db-shm":
+            shutil.copy2(file, killed.parent)
     assert await store.close()
-    again = await backend.open(Watch())
+    again = await SqliteStore.open(backend.path if end == "a stop" else killed, Watch())
     assert again.missing is not None
     assert "cut short" in again.missing
     assert await again.close()

@@ -21,16 +21,16 @@ class Custody:
         self.presence = presence
 
     def look(self) -> None:
-        """See that the files may be opened anew, and note what must not be missing whatever comes of that.
+        """Note what must not be missing, whatever comes of this, and see that the files may be opened anew.
 
         Raises:
             StoreUnusable: they are not what they were.
             OSError: it cannot be seen or noted.
         """
-        self.presence.judge()
-        self._guard.check(self._path)
         mark = self.presence.mark() if self.presence.needs_log else None
         self._guard.remember(self._path, needs_log=mark is not None, mark=mark)
+        self.presence.judge()
+        self._guard.check(self._path)
 
     def found_again(self) -> None:
         """Know the files that were opened anew.

@@ -205,7 +205,10 @@ class Guard:
         remembered."""
         if self._file is not None:
             os.fsync(self._file)
-        size = database.stat().st_size if database.exists() else int(_read(self._fd).get("bytes", 0))
+        noted = int(_read(self._fd).get("bytes", 0))
+        size = database.stat().st_size if database.exists() else noted
+        if mark is not None:  # it is out, maybe because the database was cut
+            size = max(size, noted)
         if needs_log is None:
             log = database.with_name(database.name + "-wal")
             needs_log = log.exists() and log.stat().st_size > 0
