@@ -1,8 +1,11 @@
 """What a start makes of a log that is not as it was left: nothing is lost without a word, and nothing is undone."""
 
+import asyncio
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -159,3 +162,27 @@ async def test_a_log_that_was_left_behind_when_its_store_was_moved_bars_the_star
     again = await SqliteStore.open(link, Watch())
     assert [row[0] for row in await again._reading.rows("SELECT id FROM event")] == [event.id]
     assert await again.close()
+
+
+@pytest.mark.parametrize("between", ["nothing", "a reader"])
+async def test_a_log_that_is_begun_anew_in_order_is_our_own(backend: SqliteBackend, watch: Watch, between: str) -> None:
+    """After a checkpoint that a reader keeps from emptying it too, and where a transaction has changed nothing."""
+    store = await backend.open(watch)
+    events = [await stored(store, "crm")]
+    for _ in range(3):
+        with closing(sqlite3.connect(backend.path, isolation_level=None)) as reader:
+            if between == "a reader":
+                reader.execute("BEGIN")
+                reader.execute("SELECT count(*) FROM event").fetchall()
+                emptying = asyncio.ensure_future(store.empty_log())
+                await asyncio.sleep(0.05)
+                await store._writer.work(lambda _: None)
+                reader.execute("ROLLBACK")
+                await emptying
+            else:
+                await emptied(store)
+            await store._writer.work(lambda _: None)
+            events += [await stored(store, "crm") for _ in range(2)]
+    assert watch.outages == []
+    assert backend.event_ids() == {event.id for event in events}
+    assert await store.close()

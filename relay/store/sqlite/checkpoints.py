@@ -9,7 +9,7 @@ import sqlite3
 import time
 
 from relay.store.sqlite.connection import BUSY_TIMEOUT_S, StoreConnection
-from relay.store.sqlite.presence import Presence
+from relay.store.sqlite.presence import Moved, Presence
 
 CHECKPOINT_S = 0.5
 IDLE_CHECKPOINT_S = 30.0
@@ -62,7 +62,7 @@ class Checkpoints:
         now = time.monotonic()
         if self._emptied is not None and now - self._tried_at >= EMPTY_AGAIN_S:
             self._tried_at = now
-            if await db.run(self._presence.moving(cut_log)):
+            if (await db.run(self._presence.moving(cut_log))).is_done:
                 emptied, self._emptied = self._emptied, None
                 if not emptied.done():
                     emptied.set_result(None)
@@ -74,17 +74,21 @@ class Checkpoints:
             await db.run(self._presence.moving(_move_home))
 
 
-def _move_home(db: sqlite3.Connection) -> bool:
-    """Move home what no reader needs where it stands; whether that is all."""
-    is_busy, frames, moved = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-    return bool(not is_busy and frames == moved)
+def _move_home(db: sqlite3.Connection) -> Moved:
+    """Move home what no reader needs where it stands."""
+    return _moved(db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone())
 
 
-def cut_log(db: sqlite3.Connection) -> bool:
+def cut_log(db: sqlite3.Connection) -> Moved:
     """Move everything home and cut the log to nothing, unless a reader still needs it: that one is not waited for."""
     db.execute("PRAGMA busy_timeout=0")
     try:
-        is_busy, *_ = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return _moved(db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone())
     finally:
         db.execute(f"PRAGMA busy_timeout={int(BUSY_TIMEOUT_S * 1000)}")
-    return not is_busy
+
+
+def _moved(row: tuple[int, int, int]) -> Moved:
+    """What a checkpoint tells: whether it was barred, the frames of the log, and how many of them are home."""
+    is_barred, frames, home = row
+    return Moved(is_all=frames == home >= 0, is_done=not is_barred)

@@ -43,6 +43,15 @@ class _Seen:
         return cls((found.st_dev, found.st_ino), found.st_size, found.st_mtime_ns)
 
 
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What a checkpoint has done: whether all of the log is home, from when on SQLite may begin it anew, and whether it
+    was barred by nobody."""
+
+    is_all: bool
+    is_done: bool
+
+
 class Presence:
     """What the database, its log and its index were after the last write of our own."""
 
@@ -86,15 +95,15 @@ class Presence:
 
         return run
 
-    def moving(self, work: Callable[[sqlite3.Connection], bool]) -> Callable[[sqlite3.Connection], bool]:
-        """The same checkpoint, likewise; `work` returns whether it has moved the whole log home."""
+    def moving(self, work: Callable[[sqlite3.Connection], Moved]) -> Callable[[sqlite3.Connection], Moved]:
+        """The same checkpoint, likewise."""
 
-        def run(db: sqlite3.Connection) -> bool:
+        def run(db: sqlite3.Connection) -> Moved:
             self.check()
-            is_whole = work(db)
-            self.needs_log = self.needs_log and not is_whole
+            moved = work(db)
+            self.needs_log = self.needs_log and not moved.is_all
             self._note()
-            return is_whole
+            return moved
 
         return run
 
@@ -160,8 +169,8 @@ class Presence:
         is_sound = held.st_size >= log.size and self._spoiled(log) is None
         if not is_sound or _Seen.of(self._database) != database or _became(self._index, index):
             return
-        is_busy, frames, moved = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-        self.needs_log = bool(is_busy or frames != moved)
+        _, frames, home = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        self.needs_log = not frames == home >= 0
         self._files = _Seen.of(self._database), log, index
 
     def _check_database(self, known: _Seen) -> _Seen:
@@ -203,7 +212,7 @@ class Presence:
             became = "truncated"
         if became:
             raise StoreUnusable(self._lost_log(became))
-        self.needs_log = True
+        self.needs_log = self.needs_log or (found, header) != (log, self._log_header)  # it may have changed nothing
         self._files, self._log_header = (database, found, index), header
 
     def _spoiled(self, log: _Seen) -> str | None:
