@@ -205,5 +205,6 @@ def _loop_factory() -> "type[asyncio.AbstractEventLoop] | None":
 def _refuse_start(error: Exception, code: int) -> int:
     log.critical("relay.start_refused", reason=str(error))
     if not sys.stdout.isatty():  # on a terminal the line above has just said it
-        print(f"relay: {error}", file=sys.stderr)  # noqa: T201 - a person or a script starts it and reads this
+        with suppress(OSError):  # the code holds also where the words can go nowhere
+            print(f"relay: {error}", file=sys.stderr)  # noqa: T201 - a person or a script starts it and reads this
     return code

@@ -10,6 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -122,6 +123,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    code = 0
     try:
         code = _outcome()
         if sys.stdout is not None:
@@ -129,9 +131,11 @@ def main() -> None:
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise
-        code = _unwritten(error)
+        _tell_unwritten(error)
+        code = code or 1
     except KeyboardInterrupt:
         code = INTERRUPTED
+    _drop_unwritten()
     sys.exit(code)
 
 
@@ -151,18 +155,28 @@ def _outcome() -> int:
     try:
         code = relay.main(prog_name="relay", standalone_mode=False, color=colour)
     except click.ClickException as error:
-        error.show()
+        with suppress(OSError):  # the code holds also where the words can go nowhere
+            error.show()
         return error.exit_code
     except click.Abort:
         return INTERRUPTED
     return code if isinstance(code, int) else 0
 
 
-def _unwritten(error: OSError) -> int:
-    """The exit code when stdout takes no more; a reader that went away early is not worth words."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())  # for the interpreter's own last flush
-    os.close(nowhere)
+def _tell_unwritten(error: OSError) -> None:
+    """Say that the output takes no more, where that can be said; a reader that went away early is not worth words."""
     if error.errno != errno.EPIPE:
-        click.echo(f"relay: cannot write: {error.strerror}", err=True)
-    return 1
+        with suppress(OSError):
+            click.echo(f"relay: cannot write: {error.strerror}", err=True)
+
+
+def _drop_unwritten() -> None:
+    """Let go of what a stream did not take: the interpreter's own last flush would end with a code of its own."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)

@@ -156,6 +156,34 @@ def test_output_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (1, b"relay: cannot write: No space left on device\n")
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full device")
+@pytest.mark.row("F6")
+@pytest.mark.parametrize("full", [("stdout",), ("stderr",), ("stdout", "stderr")], ids="-".join)
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("run", "--config", "not-there.yaml"), 78),
+        (("check", "bad.yaml"), 78),
+        (("run", "--config", "taken.yaml"), 74),
+        (("frobnicate",), 2),
+    ],
+    ids=["no config", "bad config", "store refused", "wrong command line"],
+)
+def test_a_refusal_keeps_its_code_where_its_words_can_go_nowhere(
+    tmp_path: Path, arguments: tuple[str, ...], code: int, full: tuple[str, ...]
+) -> None:
+    """Whoever starts it goes by the code, also when the disk behind stdout or stderr is full."""
+    (tmp_path / "bad.yaml").write_text(WHOLE.replace("to: crm", "to: cmr"))
+    (tmp_path / "notes.txt").write_text("what is no database\n")
+    (tmp_path / "taken.yaml").write_text(f"{WHOLE}store: {{url: 'sqlite:///{tmp_path}/notes.txt'}}\n")
+    with Path("/dev/full").open("wb") as device:
+        streams = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE) | dict.fromkeys(full, device)
+        done = subprocess.run(command(*arguments), cwd=tmp_path, env=environment(), timeout=30, check=False, **streams)
+    assert done.returncode == code
+    assert b"Traceback" not in (done.stderr or b"")
+
+
 def test_a_whole_config_is_counted_and_its_doubts_are_told(tmp_path: Path) -> None:
     """The counts are on stdout for scripts, warnings on stderr; nothing is created."""
     (tmp_path / "config.yaml").write_text(WHOLE)
