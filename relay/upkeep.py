@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from relay.rules.fullness import PRUNED, Fullness, Room, judge_fullness
+from relay.rules.fullness import LOG_SHARE, PRUNED, Fullness, Room, judge_fullness
 from relay.store import Outlived, Retention, Store, StoreUnavailable, StoreUnusable
 
 LOOK_EVERY = timedelta(seconds=1)
@@ -201,7 +201,7 @@ class Upkeep:
     def _tell(self, before: Fullness, room: Room, limit: int) -> None:
         """Tell what has changed, once each way."""
         after = self._fullness
-        facts = {"bytes": room.used, "limit": limit, "percent": room.percent(limit), "free": room.takable}
+        facts = {"bytes": room.used, "limit": limit, "percent": room.percent(limit), "free": max(0, room.takable)}
         if after.near and not before.near:
             log.warning("store.nearly_full", **facts, reason=_shortage(room, limit), advice=ADVICE)
             with suppress(Exception):  # who is told must not stop the upkeep
@@ -226,25 +226,33 @@ def _tell_pruned(gone: int, reason: str) -> None:
 def _refusal(fullness: Fullness, room: Room, limit: int) -> str:
     """Why no new event is taken."""
     if fullness.short:
-        return f"full: {_free(room)}, and {room.reserve} are kept for what is stored already"
+        return f"full: {_free(room)}"
     return f"full: {room.percent(limit)} % of store.retention.max_size ({limit} bytes) are in use by what must stay"
 
 
 def _pressure(room: Room, limit: int) -> tuple[int, int]:
     """Bytes in use and their limit, of the store or of its disk: whichever is nearer."""
-    taken, takable = room.disk - room.slack, max(1, room.disk - room.reserve)
+    taken, takable = room.disk - max(0, room.slack), max(1, room.disk - room.reserve)
     return (room.used, limit) if room.used * takable >= taken * limit else (taken, takable)
 
 
 def _shortage(room: Room, limit: int) -> str:
     """What is running short."""
     if room.slack < 2 * room.reserve:
-        return f"{_free(room)}; below {room.reserve} new events are refused"
+        return f"{_free(room)}; new events are refused when none are left"
     return f"{room.percent(limit)} % of store.retention.max_size are in use"
 
 
 def _free(room: Room) -> str:
-    """What the disk has left for the store; what is free inside its file counts, as far as the log has room."""
+    """What is free for the store, what of it is spoken for, and what that leaves for new events; what is free inside
+    the file counts, as far as the log has room. More may be spoken for than is free: no number is below zero."""
     if room.slack < room.takable:
-        return f"{room.left} bytes are free on the disk, too few for the log, which counts as {room.slack}"
-    return f"{room.takable} bytes are free on the disk and in the store's file"
+        free, kept, place = room.free, room.reserve // LOG_SHARE, "on the disk"
+    else:
+        free, kept, place = room.free + room.vacant, room.reserve, "on the disk and in the store's file"
+    owed = f"{room.owed} are needed for what waits in the log, " if room.owed else ""
+    left = max(0, free - room.owed - kept)
+    return (
+        f"{free} bytes are free {place}, {owed}{kept} are kept for what is stored already, and {left} are left for new "
+        "events"
+    )

@@ -144,10 +144,19 @@ async def test_a_copy_that_does_not_fit_is_refused_and_leaves_nothing(store: Sql
     """The words say where, how much it needs and how much there is; the reserve is not touched."""
     room = await store.room()
     scarce = replace(room, free=room.used + room.reserve + room.owed - 1)
-    with pytest.raises(NoRoomForCopy, match=f"{file.parent}.*{room.used} bytes.*{scarce.left} are free"):
+    with pytest.raises(NoRoomForCopy, match=f"{file.parent}.*{room.used} bytes.*{scarce.free} are free"):
         async with store._copying.copy(scarce):
             pass
     assert beside(file) == []
+
+
+@pytest.mark.row("F6")
+async def test_a_copy_is_refused_in_true_numbers_where_the_log_needs_more_than_is_free(store: SqliteStore) -> None:
+    """What is free and what the log needs of it are told apart: their difference, below zero, is no room."""
+    scarce = replace(await store.room(), free=4096, owed=1_200_128)
+    with pytest.raises(NoRoomForCopy, match=r"the log needs 1200128, and 4096 are free; make room"):
+        async with store._copying.copy(scarce):
+            pass
 
 
 async def test_a_copy_is_readable_by_its_owner_alone_and_has_no_name_once_it_is_made(

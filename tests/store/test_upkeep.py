@@ -9,12 +9,14 @@ from datetime import timedelta
 import pytest
 from structlog.testing import capture_logs
 
+from relay.rules.fullness import Room
 from relay.store import Condition, Retention, Store, StoreFull, StoreUnavailable
 from relay.upkeep import Upkeep
 from tests.support.store_backends import Backend, SqliteBackend
 from tests.support.store_parts import NOW, Watch, an_event, emptied, killed, one, settlement, stored, taken
 
 MIB = 1024**2
+GIB = 1024 * MIB
 DAY = timedelta(days=1)
 BODY = bytes(19_000)
 
@@ -141,6 +143,50 @@ async def test_nearly_full_is_told_once_and_again_only_after_it_was_well(store: 
     assert (first["log_level"], first["bytes"], first["limit"], first["percent"]) == ("warning", used, 4 * MIB, 80)
     assert "max_size" in first["reason"]
     assert "max_size" in first["advice"]
+
+
+@pytest.mark.row("F6")
+@pytest.mark.parametrize(
+    ("room", "free", "needed"),
+    [
+        (
+            Room(used=MIB, log=3 * MIB, free=MIB, disk=4 * GIB, owed=3 * MIB),
+            f"{MIB} bytes are free on the disk",
+            f"{3 * MIB} are needed for what waits in the log, {16 * MIB} are kept",
+        ),
+        (
+            Room(used=MIB, log=0, free=MIB, disk=4 * GIB, vacant=GIB),
+            f"{MIB} bytes are free on the disk",
+            f"{16 * MIB} are kept",
+        ),
+        (
+            Room(used=MIB, log=0, free=50 * MIB, disk=4 * GIB, vacant=MIB),
+            f"{51 * MIB} bytes are free on the disk and in the store's file",
+            f"{64 * MIB} are kept",
+        ),
+    ],
+    ids=["the log needs more than is free", "the log has no room", "the reserve"],
+)
+async def test_on_a_full_disk_no_number_that_is_told_is_below_zero(
+    store: Store, monkeypatch: pytest.MonkeyPatch, room: Room, free: str, needed: str
+) -> None:
+    """Senders, the log and the notice are told what is free, what is spoken for, and that nothing is left."""
+
+    async def scarce() -> Room:
+        return room
+
+    monkeypatch.setattr(store, "room", scarce)
+    kept = Kept(store, GIB)
+    with capture_logs() as lines:
+        await kept.upkeep.look()
+    near, full = (line for line in lines if line["event"] in ("store.nearly_full", "store.full"))
+    words = f"{free}, {needed} for what is stored already, and 0 are left for new events"
+    assert full["reason"] == f"full: {words}"
+    assert near["reason"] == f"{words}; new events are refused when none are left"
+    assert near["free"] == full["free"] == max(0, room.takable)
+    assert kept.told[0][0] <= room.disk
+    with pytest.raises(StoreFull, match=words):
+        await stored(store)
 
 
 async def test_a_fault_of_who_is_told_does_not_stop_the_upkeep(store: Store) -> None:

@@ -173,7 +173,8 @@ def verify_copy(file: Path) -> None:
 
 
 def _no_room(path: Path, room: Room) -> str:
+    owed = f", what waits in the log needs {room.owed}" if room.owed else ""
     return (
-        f"{path.parent}: a copy may need {room.used} bytes beside the store and leave {room.reserve} free, "
-        f"and {room.left} are free; make room there first"
+        f"{path.parent}: a copy may need {room.used} bytes beside the store and leave {room.reserve} free{owed}, "
+        f"and {room.free} are free; make room there first"
     )
