@@ -258,9 +258,7 @@ def start_logging(
         cache_logger_on_first_use=True,
     )
     log = _own_logger()
-    pipe.tell_dropped = lambda count: log.warning(
-        "relay.log_dropped", count=count, reason="nobody read the log in time"
-    )
+    pipe.tell_dropped = lambda count, why: log.warning("relay.log_dropped", count=count, reason=why)
     pipe.at_close(_hand_over(None, [_Forwarded("library")], logging.WARNING))
     pipe.at_close(_hand_over("asyncio", [_Forwarded("asyncio")], logging.WARNING))
     pipe.at_close(_hand_over("aiohttp.server", [_Malformed(pipe, monotonic)], logging.DEBUG))

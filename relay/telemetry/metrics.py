@@ -104,7 +104,7 @@ class _Kept(Collector):
             "relay_store_limit_bytes", "Bytes that it may use, store.retention.max_size.", value=self.store_limit()
         )
         yield CounterMetricFamily(
-            "relay_log_dropped", "Log lines dropped because nobody read them.", value=self.log_dropped()
+            "relay_log_dropped", "Log lines that were not written, or read too late.", value=self.log_dropped()
         )
         yield CounterMetricFamily(
             "relay_http_malformed", "Requests that were no HTTP, refused by the parser.", value=self.http_malformed()

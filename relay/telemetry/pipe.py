@@ -47,8 +47,8 @@ class LogPipe:
         """Start the writing thread: `limit` is in lines; `gather` seconds pass between two writes, to join lines."""
         self.malformed = 0
         """HTTP requests that the server's parser refused; counted by the taken-over aiohttp logger."""
-        self.tell_dropped: Callable[[int], object] | None = None
-        """Called with the number of lines that were dropped, once somebody reads again."""
+        self.tell_dropped: Callable[[int, str], object] | None = None
+        """Called with the number of lines that were dropped and why, once lines are written again."""
         self._told = 0
         self._told_at = float("-inf")
         self._queue: deque[str] = deque()
@@ -56,6 +56,8 @@ class LogPipe:
         self._gather = gather
         self._refused = 0
         self._lost = 0
+        self._error = ""
+        """What the system said of the latest lines that it did not take, until that is told."""
         self._torn = False
         self._hidden: tuple[bytes, ...] = ()
         self._configured: frozenset[str] = frozenset()
@@ -147,7 +149,9 @@ class LogPipe:
             if now - self._told_at < _TELL_AGAIN:
                 return
             self._told, self._told_at = self._told + untold, now
-            self.tell_dropped(untold)
+            why = f"the log cannot be written: {self._error}" if self._error else "nobody read the log in time"
+            self._error = ""
+            self.tell_dropped(untold, why)
 
     def _write_lines(self, batch: list[str]) -> bool:
         """Write; False where some could not be written."""
@@ -175,7 +179,8 @@ class LogPipe:
                 poll = select.poll()
                 poll.register(fd, select.POLLOUT)
                 poll.poll(1000)
-            except OSError:
+            except OSError as error:
+                self._error = error.strerror or type(error).__name__
                 return bytes(data)
         return b""
 
@@ -184,6 +189,7 @@ class LogPipe:
         try:
             self._stream.write(data if self._takes_bytes else data.decode("utf-8", "replace"))
             self._stream.flush()
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            self._error = getattr(error, "strerror", None) or str(error)
             return data
         return b""

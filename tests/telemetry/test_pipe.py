@@ -214,6 +214,26 @@ def test_once_somebody_reads_again_what_was_dropped_is_told(ends: tuple[int, int
     found += read_all(read)
     (told,) = (json.loads(line) for line in found.splitlines() if b"relay.log_dropped" in line)
     assert told["count"] == dropped == pipe.dropped
+    assert told["reason"] == "nobody read the log in time"
+
+
+@pytest.mark.row("F6", "T26")
+def test_lines_that_a_full_disk_cost_are_told_with_its_own_words(ends: tuple[int, int]) -> None:
+    """Once the log is written again, whoever reads it looks to the disk and not for a slow reader; told once."""
+    read, write = ends
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        pipe = start_logging("info", "json", full)
+    pipe._write_lines(["first\n", "second\n"])
+    assert pipe._fd is not None
+    os.dup2(write, pipe._fd)
+    pipe.put("third\n")
+    found = b""
+    while b"relay.log_dropped" not in found:
+        found += os.read(read, 1 << 20)
+    assert pipe.close(10)
+    told = json.loads(found.splitlines()[-1])
+    assert (told["count"], told["reason"]) == (2, "the log cannot be written: No space left on device")
+    assert pipe._error == ""
 
 
 @pytest.mark.row("T26")
