@@ -30,6 +30,9 @@ LONGEST_S = 1800
 NEAREST = {"rules": "rules", "providers": "rules", "store": "store", "delivery": "delivery", "config": "config"}
 """The folder of tests that is asked first of the whole suite, by the floor of the broken file; else `http`."""
 
+FORM = "{file, old, new[, name]}"
+"""What a list of breaks holds."""
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -94,7 +97,7 @@ def asked(home: Path, tests: Sequence[str], *options: str) -> tuple[int, str]:
 
 def whole_suite(file: str) -> list[str]:
     """The folders of all tests, the likeliest first: the run ends with the first red one."""
-    floor = Path(file).parts[1].removesuffix(".py")
+    floor = "".join(Path(file).parts[1:2]).removesuffix(".py")  # a file beside the packages has none
     nearest = ROOT / "tests" / NEAREST.get(floor, "http")
     with_tests = {path.parent for path in (ROOT / "tests").rglob("test_*.py")} - {ROOT / "tests"}
     folders = sorted(with_tests, key=lambda folder: (folder != nearest, folder.name == "program", folder.name))
@@ -145,10 +148,38 @@ def chosen(names: Sequence[str], source: Path | None, file: str, old: str, new: 
     if file and not old:
         raise click.UsageError("--file needs --old, what stands there, and --new, what is to stand there")
     if file:
-        return [Break(f"{file}: {old!r}", file, old, new)]
+        one = Break(f"{file}: {old!r}", file, old, new)
+        try:
+            broken(one, ROOT)
+        except NoBreak as error:
+            raise click.UsageError(str(error)) from None
+        return [one]
     if source is not None:
-        return [Break(**{"name": item["file"], **item}) for item in yaml.safe_load(source.read_text())]
+        return listed(source)
     return [one for one in LINES if not names or any(name in one.name for name in names)]
+
+
+def listed(source: Path) -> list[Break]:
+    """The breaks that a YAML file lists.
+
+    Raises:
+        click.BadParameter: it cannot be read, or lists something else.
+    """
+    try:
+        items = yaml.safe_load(source.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        words = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise click.BadParameter(f"{source}: {words}", param_hint="--from") from None
+    if not isinstance(items, list) or not items or not all(is_break(item) for item in items):
+        raise click.BadParameter(f"{source} is no list of {FORM}, each a text", param_hint="--from")
+    return [Break(**{"name": item["file"], **item}) for item in items]
+
+
+def is_break(item: object) -> bool:
+    """Whether one item of such a list says what to break, and nothing else."""
+    if not isinstance(item, dict) or not all(isinstance(value, str) for value in item.values()):
+        return False
+    return {"file", "old", "new"} <= item.keys() <= {"file", "old", "new", "name"}
 
 
 @click.command()
@@ -156,7 +187,7 @@ def chosen(names: Sequence[str], source: Path | None, file: str, old: str, new: 
 @click.option("--jobs", default=2, show_default=True, help="Breaks that are tried at a time.")
 @click.option("--known-green", is_flag=True, help="Do not see first that the tests are green on unbroken code.")
 @click.option("--list", "is_list", is_flag=True, help="Print the breaks and end.")
-@click.option("--from", "source", type=click.Path(path_type=Path), help="YAML: a list of {file, old, new[, name]}.")
+@click.option("--from", "source", type=click.Path(path_type=Path), help=f"YAML: a list of {FORM}.")
 @click.option("--file", default="", help="A break of your own: the file, with --old and --new.")
 @click.option("--old", default="", help="What stands there exactly once.")
 @click.option("--new", default="", help="What is to stand there.")
