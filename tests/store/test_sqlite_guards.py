@@ -252,10 +252,35 @@ async def test_a_smaller_backup_that_was_put_back_is_taken(file: Path, tmp_path:
 @pytest.mark.row("C52", "F8")
 @pytest.mark.parametrize("content", [b"not a database at all\n" * 100, b"\0" * 4096, b"S", b"SQLite format 3\0"])
 async def test_a_file_that_is_no_database_is_refused(file: Path, content: bytes) -> None:
-    """Whatever it is, it is somebody's."""
+    """Whatever it is, it is somebody's: nothing is put beside it, and it is not moved away on purpose either."""
     file.write_bytes(content)
-    words = await refused(file)
-    assert "file is not a database" in words
+    words = f"{file}: file is not a database, nor ever a store of relay's; choose another store.url"
+    assert await refused(file) == await refused(file, afresh=True) == words
+    assert [(one, one.read_bytes()) for one in file.parent.iterdir()] == [(file, content)]
+
+
+@pytest.mark.row("F8")
+async def test_a_store_of_ours_that_is_no_database_any_more_keeps_its_way_out(file: Path) -> None:
+    """The guard remembers it, and stays."""
+    await used(file)
+    file.write_bytes(b"not a database at all\n" * 100)
+    assert f"file is not a database; restore it from a backup, or start afresh on purpose with: {AFRESH}" in (
+        await refused(file)
+    )
+    assert file.with_name("relay.db.guard").stat().st_size > 0
+
+
+@pytest.mark.row("F2", "F8")
+@pytest.mark.parametrize("end", ["-wal", "-journal"])
+async def test_what_a_cut_may_have_left_of_a_first_start_can_be_set_aside(file: Path, end: str) -> None:
+    """Beside a log or a journal it may have been ours, though no guard remembers it."""
+    file.write_bytes(bytes(4096))
+    file.with_name(file.name + end).write_bytes(bytes(512))
+    assert AFRESH in await refused(file)
+    store = await SqliteStore.open(file, Watch(), afresh=True)
+    assert store.aside is not None
+    assert store.aside.read_bytes() == bytes(4096)
+    await store.close()
 
 
 @pytest.mark.parametrize(
@@ -272,9 +297,12 @@ async def test_a_file_that_is_no_database_is_refused(file: Path, content: bytes)
     ],
 )
 async def test_a_database_of_another_program_is_left_alone(file: Path, script: str) -> None:
-    """Whatever version it says, however its tables are named: not one byte of it is changed."""
+    """Whatever version it says, however its tables are named: not one byte of it is changed, nothing is put beside it,
+    and it is not moved away on purpose either."""
     strange(file, script)
-    assert "a database of another program; choose another store.url" in await refused(file)
+    words = f"{file}: a database of another program; choose another store.url"
+    assert await refused(file) == await refused(file, afresh=True) == words
+    assert list(file.parent.iterdir()) == [file]
 
 
 @pytest.mark.row("F37", "C53")
@@ -405,6 +433,18 @@ async def test_a_file_that_cannot_be_written_is_refused(open_directory: Path) ->
         assert str(file) in first["words"]
         assert last["threads"] == 0
         assert file.read_bytes() == before
+
+
+@pytest.mark.row("C52")
+async def test_a_file_that_cannot_be_judged_is_not_set_aside(open_directory: Path) -> None:
+    """Nothing remembers it and it cannot be read: it may be another's."""
+    open_directory.chmod(0o777)
+    file = open_directory / "relay.db"
+    file.write_bytes(b"not a database at all")
+    file.chmod(0o000)
+    first, _ = told(file, "unprivileged_afresh")
+    assert first["words"] == f"{file}: cannot be read: Permission denied"
+    assert list(open_directory.glob("*.old-*")) == []
 
 
 @pytest.mark.row("C52")

@@ -58,13 +58,18 @@ async def begin_afresh(path: Path) -> None:
     await only_open(path, afresh=True)
 
 
-async def unprivileged(path: Path) -> None:
+async def unprivileged(path: Path, *, afresh: bool = False) -> None:
     """The same without root's rights, which no file mode stops."""
     if os.geteuid() == 0:
         os.setgroups([])
         os.setgid(NOBODY)
         os.setuid(NOBODY)
-    await only_open(path)
+    await only_open(path, afresh=afresh)
+
+
+async def unprivileged_afresh(path: Path) -> None:
+    """The same, to set aside what is there."""
+    await unprivileged(path, afresh=True)
 
 
 async def small_files(path: Path) -> None:
@@ -158,6 +163,7 @@ VERBS: dict[str, Callable[[Path], Awaitable[None]]] = {
         hold,
         only_open,
         begin_afresh,
+        unprivileged_afresh,
         unprivileged,
         small_files,
         full_disk,

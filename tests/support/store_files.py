@@ -34,14 +34,16 @@ async def abandoned(file: Path, home: Path) -> Path:
     return home / file.name
 
 
-async def refused(file: Path, error: type[StoreError] = StoreUnusable, *, unchanged: bool = True) -> str:
+async def refused(
+    file: Path, error: type[StoreError] = StoreUnusable, *, unchanged: bool = True, afresh: bool = False
+) -> str:
     """The words with which opening is refused, in time; the file is as it was."""
     files = [
         one for one in file.parent.glob(file.name + "*") if one.is_file() and not one.name.endswith((".guard", "-shm"))
     ]
     before = {one: one.read_bytes() for one in files}
     with pytest.raises(error) as caught:
-        await asyncio.wait_for(SqliteStore.open(file, Watch()), 10)
+        await asyncio.wait_for(SqliteStore.open(file, Watch(), afresh=afresh), 10)
     if unchanged:
         assert {one: one.read_bytes() for one in files} == before
     words = str(caught.value)

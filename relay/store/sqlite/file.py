@@ -227,6 +227,16 @@ class Guard:
         os.fsync(self._fd)
         self._let_go_of_file()
 
+    @property
+    def is_blank(self) -> bool:
+        """Nothing is remembered of the file."""
+        return not os.fstat(self._fd).st_size
+
+    def withdraw(self) -> None:
+        """Leave nothing beside the file; the locks are held on."""
+        with suppress(OSError):  # why it is left is told, and matters more
+            self.path.unlink()
+
     def release(self) -> None:
         """Let go of the locks."""
         self._let_go_of_file()

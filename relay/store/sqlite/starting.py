@@ -13,6 +13,7 @@ from relay.store import StoreError, StoreInUse, StoreUnusable
 from relay.store.sqlite.connection import LocksFail, in_words, undo_cut_short
 from relay.store.sqlite.copying import remove_copies
 from relay.store.sqlite.file import Guard, lock_refusal, renew_log, set_aside
+from relay.store.sqlite.foreign import foreign
 from relay.store.sqlite.soundness import check_log
 
 
@@ -34,6 +35,9 @@ def guarded(path: Path, *, afresh: bool) -> tuple[Guard, Path | None, str | None
     what follows runs in threads: a disk that hangs must not make the process deaf to signals."""
     guard = Guard.acquire(path)
     try:
+        if guard.is_blank and (whose := foreign(path)) is not None:
+            guard.withdraw()
+            raise StoreUnusable(whose)
         aside = set_aside(path, guard) if afresh else None
         undo_cut_short(path)
         guard.check(path)
