@@ -182,6 +182,8 @@ def network(value: Any) -> IPNetwork:
     """An IP network or a single address; IPv4 in IPv6 spelling is taken as the IPv4 it means."""
     if not isinstance(value, str):
         raise Refused(f"must be a string such as 10.0.0.0/8, found {kind(value)}")
+    if "%" in value:
+        raise Refused(f"{shown(value)} is not an IP network: an address stands without a zone")
     try:
         net = ipaddress.ip_network(value, strict=False)
     except ValueError:

@@ -11,6 +11,7 @@ from relay.config import values
 from relay.config.expansion import Expanded
 from relay.config.problems import Refused, key_text
 from relay.model import Rate, StatusSet
+from tests.config.conftest import Refuser
 
 UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 SIZES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4, "PiB": 1024**5}
@@ -109,6 +110,23 @@ def test_what_is_no_network_is_refused(value: str) -> None:
     """A network is an address with an optional prefix length."""
     with pytest.raises(Refused, match="is not an IP network"):
         values.network(value)
+
+
+@pytest.mark.row("C27")
+@pytest.mark.parametrize("value", ["::1%eth0", "fe80::1%eth0/128", "fe80::%1/64", "fe80::1%"])
+@pytest.mark.parametrize(
+    ("section", "key", "place"),
+    [
+        ("source", "allow_ips", "sources.partner.allow_ips"),
+        ("server", "trusted_proxies", "server.trusted_proxies"),
+        ("egress", "allow", "egress.allow"),
+        ("egress", "deny", "egress.deny"),
+    ],
+)
+def test_a_network_with_a_zone_is_refused(refused: Refuser, section: str, key: str, place: str, value: str) -> None:
+    """Addresses are judged without their zone: one in the config would promise a bound that nobody keeps."""
+    words = f'{place}[0]: "{value}" is not an IP network: an address stands without a zone'
+    assert refused(**{section: {key: [value]}}) == [words]
 
 
 def test_a_network_may_be_an_address_in_any_spelling() -> None:
