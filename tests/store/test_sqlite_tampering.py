@@ -246,6 +246,25 @@ async def test_an_index_that_is_tampered_with_is_made_anew(backend: SqliteBacken
 
 
 @pytest.mark.row("F8")
+@pytest.mark.parametrize("size", [0, 4096, 20_000])
+async def test_a_view_of_a_store_whose_index_was_cut_ends_nothing(
+    backend: SqliteBackend, watch: Watch, size: int
+) -> None:
+    """The page that is not there would end the process; the view is told to come again, and the store goes on."""
+    store = await backend.open(watch)
+    events = {(await stored(store, "crm")).id for _ in range(3)}
+    os.truncate(side(backend.path, "-shm"), size)
+    with pytest.raises(StoreUnavailable, match="truncated while it was in use"):
+        await store._reading.rows("SELECT * FROM event")
+    await until(lambda: bool(watch.recoveries))
+    assert {row[0] for row in await store._reading.rows("SELECT id FROM event")} == events
+    events.add((await stored(store, "crm")).id)
+    assert backend.event_ids() == events
+    assert len(watch.outages) == 1
+    assert await store.close()
+
+
+@pytest.mark.row("F8")
 @pytest.mark.parametrize("kind", ["PASSIVE", "TRUNCATE"])
 async def test_a_log_that_another_program_has_moved_home_is_a_short_outage(
     backend: SqliteBackend, watch: Watch, kind: str

@@ -126,7 +126,7 @@ class SqliteStore:
             custody=Custody(path, guard, presence),
             let_go=let_go,
         )
-        reading.on_damage = writer.doubt
+        reading.on_damage, reading.before = writer.doubt, presence.keep_index
         store = cls(path, guard, writer, reading, copying, commits)
         store.aside, store.missing = aside, missing
         return store

@@ -59,6 +59,7 @@ class Presence:
         self._database = database
         self._log = database.with_name(database.name + "-wal")
         self._index = database.with_name(database.name + "-shm")
+        self._is_index_cut = False
         self._fd: int | None = None
         """The log, of which no lock of SQLite is lost when it is closed."""
         self._files = self._see()
@@ -74,6 +75,7 @@ class Presence:
         """
         self.release()
         self._fd = os.open(self._log, os.O_RDONLY | os.O_CLOEXEC)
+        self._is_index_cut = False
         self._note()
         self.needs_log = self._files[1].size > 0
         """Whether something that was promised may stand in the log alone."""
@@ -185,10 +187,23 @@ class Presence:
             became = "replaced" if found.size else "emptied"
         raise StoreUnusable(f"{self._database}: {became} while it was in use; {_RESTORE}")
 
-    def _check_index(self, known: _Seen) -> None:
-        became = _became(self._index, known)
-        if became in ("emptied", "truncated"):
+    def keep_index(self) -> None:
+        """Refuse an index that was cut, in whichever thread it is about to be read: to touch the pages that it lacks
+        would kill the process. It is given its length back, and is not to be trusted until all is opened anew.
+
+        Raises:
+            StoreUnusable: it was.
+        """
+        known = self._files[2]
+        if not self._is_index_cut and _became(self._index, known) in ("emptied", "truncated"):
+            self._is_index_cut = True
             os.truncate(self._index, known.size)
+        if self._is_index_cut:
+            raise StoreUnusable(f"{self._index}: truncated while it was in use; it is made anew by itself")
+
+    def _check_index(self, known: _Seen) -> None:
+        self.keep_index()
+        became = _became(self._index, known)
         if became:
             raise StoreUnusable(f"{self._index}: {became} while it was in use; it is made anew by itself")
 

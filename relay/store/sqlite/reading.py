@@ -9,11 +9,12 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from relay.rules.fullness import Room
-from relay.store import StoreError, StoreUnavailable
+from relay.store import StoreError, StoreUnavailable, StoreUnusable
 from relay.store.sqlite.connection import NO_CONNECTION, StoreConnection, in_words, is_damage, open_reader
 
 Result = TypeVar("Result")
@@ -22,6 +23,10 @@ DEADLINE_S = 30.0
 """How long a read may take; the longest of views are over in a fraction of it, so that it is the disk which hangs."""
 LET_GO_S = 2.0
 """How long it is waited for a connection that is let go of; only a disk that hangs takes longer."""
+
+
+class _Barred(StoreUnavailable):
+    """What would be read must not be touched now; that ends with the outage which this begins."""
 
 
 class Reading:
@@ -34,6 +39,8 @@ class Reading:
         self._is_closed = False
         self.on_damage: Callable[[], None] = lambda: None
         """Called where what is read is damaged: the file may have been tampered with."""
+        self.before: Callable[[], None] = lambda: None
+        """Called in the reading thread before each read; raises StoreUnusable where the files must not be touched."""
 
     async def connection(self) -> StoreConnection:
         """The connection; one opening serves all who wait for it, and none of them can spoil it by leaving.
@@ -60,7 +67,10 @@ class Reading:
         """
         try:
             async with asyncio.timeout(DEADLINE_S):
-                return await (await self._connection()).run(work)
+                return await (await self._connection()).run(partial(self._read, work))
+        except _Barred:
+            self.on_damage()
+            raise
         except TimeoutError:
             raise StoreUnavailable(f"{self._path}: the disk did not answer within {DEADLINE_S:g} s") from None
         except (sqlite3.Error, ValueError, OSError) as error:
@@ -68,6 +78,13 @@ class Reading:
                 self.on_damage()
                 raise in_words(self._path, error) from None
             raise StoreUnavailable(f"{self._path}: {error}") from None
+
+    def _read(self, work: Callable[[sqlite3.Connection], Result], db: sqlite3.Connection) -> Result:
+        try:
+            self.before()
+        except StoreUnusable as error:
+            raise _Barred(str(error)) from None
+        return work(db)
 
     async def _connection(self) -> StoreConnection:
         try:
