@@ -5,6 +5,7 @@ The map. Imports point down only, siblings on a floor do not import each other, 
 | floor | where | its one sentence |
 | --: | --- | --- |
 | 7 | `cli/` | Turns argv into a call; one module a family of verbs. |
+| 7 | `bench/` | Measures a real relay on this machine, from outside. |
 | 6 | `process` | Runs the app as a process: its log, its signals, its exit code. |
 | 6 | `app` | Builds every object once, starts it, takes it down in order. |
 | 6 | `api` | Puts the admin API's calls together over the parts that run. |
@@ -36,6 +37,7 @@ The map. Imports point down only, siblings on a floor do not import each other, 
 | 3 | `store/` | The storage port: the verbs, what each guarantees, its errors. |
 | 3 | `store/sqlite/` | The verbs in SQL; the only SQL in the package. |
 | 3 | `ids` | Fresh ids that sort by time. |
+| 3 | `loops` | Which event loop a process of ours runs on. |
 | 2 | `rules/` | Pure decisions. No clock, no chance, no I/O: `now` and `rng` are arguments. |
 | 2 | `providers/` | One file a provider, as data: its check, event type, dedupe key, sample and test vector. |
 | 1 | `model/` | The nouns, frozen, and the two transition tables. |

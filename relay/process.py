@@ -15,7 +15,6 @@ import sys
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 from typing import NoReturn
 
 import structlog
@@ -24,6 +23,7 @@ from relay import __version__
 from relay.app import FAILURE, App
 from relay.config import Config
 from relay.listener import CannotListen, has_native_parser
+from relay.loops import loop_factory
 from relay.reloading import tell_warnings
 from relay.store import StoreError, StoreInUse
 from relay.telemetry.logs import LogPipe, start_logging
@@ -51,7 +51,7 @@ def run(config: Config, *, new_store: bool = False, watch: bool = False) -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # it would hold secrets
     pipe = start_logging(config.log.level, config.log.format, sys.stdout)
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(_serve(config, pipe, new_store=new_store, watch=watch))
     except StoreError as error:
         return _refuse_start(error, STORE_IN_USE if isinstance(error, StoreInUse) else STORE_UNUSABLE)
@@ -190,16 +190,6 @@ def _heed_signals(asked: asyncio.Event, hung_up: asyncio.Event, pipe: LogPipe) -
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
     loop.add_signal_handler(signal.SIGHUP, hung_up.set)
-
-
-def _loop_factory() -> "type[asyncio.AbstractEventLoop] | None":
-    """uvloop where it is installed: a third more throughput for nothing."""
-    try:
-        uvloop: ModuleType = __import__("uvloop")
-    except ImportError:
-        return None
-    factory: type[asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
 
 
 def _refuse_start(error: Exception, code: int) -> int:

@@ -115,6 +115,16 @@ class Reading:
             leaving.add_done_callback(self._leaving.discard)
 
 
+def events_in(database: Path) -> int:
+    """How many events are in a store that nobody has open.
+
+    Raises:
+        sqlite3.Error: it cannot be read.
+    """
+    with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as db:
+        return int(db.execute("SELECT count(*) FROM event").fetchone()[0])
+
+
 def _has_failed(opening: "asyncio.Task[StoreConnection]") -> bool:
     return opening.done() and (opening.cancelled() or opening.exception() is not None)
 
