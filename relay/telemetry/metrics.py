@@ -13,9 +13,7 @@ from functools import partial
 
 from prometheus_client import (
     CollectorRegistry,
-    Counter,
     Gauge,
-    Histogram,
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
@@ -26,6 +24,7 @@ from prometheus_client.registry import Collector
 
 from relay.accepting import Crowd
 from relay.model import OUTCOMES, DeliveryState, OutcomeKind
+from relay.telemetry.tallies import Counts, Spreads
 
 FETCHES = ("fetched", "refused", "throttled", "failed")
 """What comes of a fetch."""
@@ -137,27 +136,19 @@ class Metrics:
         registry = self.registry = CollectorRegistry()
         source, target = ("source",), ("target",)
         self._now = now
-        self._events = Counter(
-            "relay_events_received", "Webhooks by what became of them.", ("source", "result"), registry=registry
-        )
-        self._ingest = Histogram(
-            "relay_ingest_duration_seconds", "Request to answer.", source, buckets=_FAST, registry=registry
-        )
+        self._events = Counts("relay_events_received", "Webhooks by what became of them.", ("source", "result"))
+        self._ingest = Spreads("relay_ingest_duration_seconds", "Request to answer.", _FAST, source)
         self._last_event = Gauge(
             "relay_source_last_event_timestamp_seconds", "Time of a source's last event.", source, registry=registry
         )
-        self._attempts = Counter(
-            "relay_delivery_attempts", "Attempts by their outcome.", ("target", "outcome"), registry=registry
-        )
-        self._duration = Histogram(
-            "relay_delivery_duration_seconds", "Length of an attempt.", target, buckets=_ATTEMPT, registry=registry
-        )
-        self._latency = Histogram(
-            "relay_delivery_latency_seconds", "Receipt to delivery.", target, buckets=_LATENCY, registry=registry
-        )
-        self._commit = Histogram(
-            "relay_store_commit_seconds", "Length of a commit of the store.", buckets=_FAST, registry=registry
-        )
+        self._attempts = Counts("relay_delivery_attempts", "Attempts by their outcome.", ("target", "outcome"))
+        self._duration = Spreads("relay_delivery_duration_seconds", "Length of an attempt.", _ATTEMPT, target)
+        self._latency = Spreads("relay_delivery_latency_seconds", "Receipt to delivery.", _LATENCY, target)
+        self._commit = Spreads("relay_store_commit_seconds", "Length of a commit of the store.", _FAST)
+        self._fetches = Counts("relay_enrichments", "Fetches by what came of them.", ("enricher", "outcome"))
+        for one in (self._events, self._ingest, self._attempts, self._duration, self._latency, self._commit):
+            registry.register(one)
+        registry.register(self._fetches)
         self._insecure = Gauge(
             "relay_tls_insecure_targets", "Targets whose certificate is not checked.", registry=registry
         )
@@ -167,15 +158,8 @@ class Metrics:
         ProcessCollector(registry=registry)
         self._kept = _Kept(now)
         registry.register(self._kept)
-        self._by_result: dict[tuple[str, str], Counter] = {}
-        self._by_outcome: dict[tuple[str, str], Counter] = {}
-        self._by_source: dict[str, Histogram] = {}
+        self._heard_of: frozenset[str] = frozenset()
         self._heard: dict[str, float] = {}
-        self._by_target: dict[str, tuple[Histogram, Histogram]] = {}
-        self._fetches = Counter(
-            "relay_enrichments", "Fetches by what came of them.", ("enricher", "outcome"), registry=registry
-        )
-        self._by_fetch: dict[tuple[str, str], Counter] = {}
 
     def know(
         self, sources: Iterable[str], targets: Iterable[str], enrichers: Iterable[str] = (), *, insecure: int = 0
@@ -184,34 +168,19 @@ class Metrics:
         many targets the certificate is not checked."""
         self._insecure.set(insecure)
         sources, targets = tuple(sources), tuple(targets)
-        for source in self._by_source.keys() - set(sources):
-            self._forget_source(source)
-        for target in self._by_target.keys() - set(targets):
-            self._forget_target(target)
-        self._by_source = {name: self._ingest.labels(name) for name in sources}
+        for gone in self._heard_of - set(sources):
+            self._last_event.remove(gone)
+            self._heard.pop(gone, None)
+        self._heard_of = frozenset(sources)
         for name in sources:
             self._last_event.labels(name).set_function(partial(self._heard_at, name))
-        self._by_target = {name: (self._duration.labels(name), self._latency.labels(name)) for name in targets}
-        self._by_result = {(name, one): self._events.labels(name, one) for name in sources for one in RESULTS}
-        self._by_outcome = {(name, one): self._attempts.labels(name, one) for name in targets for one in OUTCOMES}
+        self._events.know((name, one) for name in sources for one in RESULTS)
+        self._ingest.know((name,) for name in sources)
+        self._attempts.know((name, one) for name in targets for one in OUTCOMES)
+        self._duration.know((name,) for name in targets)
+        self._latency.know((name,) for name in targets)
+        self._fetches.know((name, one) for name in enrichers for one in FETCHES)
         self._kept.targets = targets
-        fetches = {(name, one): self._fetches.labels(name, one) for name in enrichers for one in FETCHES}
-        for gone in self._by_fetch.keys() - fetches.keys():
-            self._fetches.remove(*gone)
-        self._by_fetch = fetches
-
-    def _forget_source(self, source: str) -> None:
-        self._ingest.remove(source)
-        self._last_event.remove(source)
-        self._heard.pop(source, None)
-        for result in RESULTS:
-            self._events.remove(source, result)
-
-    def _forget_target(self, target: str) -> None:
-        self._duration.remove(target)
-        self._latency.remove(target)
-        for outcome in OUTCOMES:
-            self._attempts.remove(target, outcome)
 
     def watch(
         self,
@@ -233,16 +202,15 @@ class Metrics:
 
     def event_received(self, source: str, result: str) -> None:
         """Count a webhook; one that is an event, be it a known one, is also its source's last."""
-        counter = self._by_result.get((source, result))
-        if counter is None:
+        if (source, result) not in self._events.of:
             return
-        counter.inc()
+        self._events.of[source, result] += 1
         if result not in NO_EVENTS:
             self._heard[source] = self._now()
 
     def source_seen(self, source: str, at: datetime) -> None:
         """Set the time of a source's last event, as the store remembers it, unless a later one is known."""
-        if source in self._by_source:
+        if source in self._heard_of:
             self._heard[source] = max(at.timestamp(), self._heard_at(source))
 
     def clock_set_back(self) -> None:
@@ -260,32 +228,30 @@ class Metrics:
 
     def ingested(self, source: str, seconds: float) -> None:
         """Note how long a request took from its head to its answer."""
-        known = self._by_source.get(source)
+        known = self._ingest.of.get((source,))
         if known is not None:
             known.observe(seconds)
 
     def attempted(self, target: str, outcome: OutcomeKind, seconds: float) -> None:
         """Count an attempt and note how long it took."""
-        counter = self._by_outcome.get((target, outcome))
-        if counter is not None:
-            counter.inc()
-            self._by_target[target][0].observe(max(0.0, seconds))
+        if (target, outcome) in self._attempts.of:
+            self._attempts.of[target, outcome] += 1
+            self._duration.of[(target,)].observe(max(0.0, seconds))
 
     def enriched(self, enricher: str, outcome: str) -> None:
         """Count a fetch."""
-        counter = self._by_fetch.get((enricher, outcome))
-        if counter is not None:
-            counter.inc()
+        if (enricher, outcome) in self._fetches.of:
+            self._fetches.of[enricher, outcome] += 1
 
     def delivered(self, target: str, latency_seconds: float) -> None:
         """Note how long an event took from its receipt to its delivery."""
-        known = self._by_target.get(target)
+        known = self._latency.of.get((target,))
         if known is not None:
-            known[1].observe(max(0.0, latency_seconds))
+            known.observe(max(0.0, latency_seconds))
 
     def committed(self, seconds: float) -> None:
         """Note how long the store took for a commit."""
-        self._commit.observe(seconds)
+        self._commit.of[()].observe(seconds)
 
     def config_taken(self) -> None:
         """The config runs as it was last asked to."""
