@@ -72,7 +72,7 @@ class _Fate(Enum):
 class _Plan:
     """What one target's YAML says of headers, worked out once."""
 
-    fate: Callable[[str], _Fate]
+    passage: "_Passage"
     own: Headers
     user_agent: bool
     webhook_id: bool
@@ -113,6 +113,19 @@ def _plan(
     if key_header is not None and key_header not in forward:
         blocked |= {key_header}
 
+    named = frozenset(name.lower() for name, _ in own) | filled
+    return _Plan(
+        passage=_passage(forward, frozenset(blocked), proofs),
+        own=own,
+        user_agent="user-agent" not in named | forward,
+        webhook_id="webhook-id" not in blocked,
+    )
+
+
+@lru_cache(maxsize=1024)
+def _passage(forward: frozenset[str], blocked: frozenset[str], proofs: frozenset[str] | None) -> "_Passage":
+    """One for all targets that let the same through."""
+
     @lru_cache(maxsize=512)
     def fate(name: str) -> _Fate:
         low = name.lower()
@@ -126,13 +139,7 @@ def _plan(
             return _Fate.LEAVE
         return _Fate.NAMES_CALL if low in _CALL_NAMES else _Fate.PASS
 
-    named = frozenset(name.lower() for name, _ in own) | filled
-    return _Plan(
-        fate=fate,
-        own=own,
-        user_agent="user-agent" not in named | forward,
-        webhook_id="webhook-id" not in blocked,
-    )
+    return _Passage(fate)
 
 
 def storable_headers(
@@ -144,8 +151,14 @@ def storable_headers(
     `keys` are the source's own, which some senders repeat elsewhere.
     """
     dropped = NEVER_KEPT - forwarded if key_header is None else (NEVER_KEPT | {key_header}) - forwarded
-    kept = tuple(header for header in headers if header[0].lower() not in dropped)
-    return tuple(one for one in kept if one[0].lower() in forwarded or not any(key in one[1] for key in keys))
+    kept = tuple([header for header in headers if header[0].lower() not in dropped])
+    if not keys or not _holds_any("\n".join([value for _, value in kept]), keys):
+        return kept
+    return tuple(one for one in kept if one[0].lower() in forwarded or not _holds_any(one[1], keys))
+
+
+def _holds_any(text: str, keys: Collection[str]) -> bool:
+    return any(key in text for key in keys)
 
 
 def incoming_hops(headers: Headers) -> int | None:
@@ -170,13 +183,28 @@ def header_text(text: str) -> str:
     return quote(text, safe=_PLAIN_ASCII, errors="surrogatepass")
 
 
-def _from_provider(headers: Headers, plan: _Plan) -> tuple[list[tuple[str, str]], list[str], bool]:
-    """What a target gets of the provider's headers, what could not be sent, and whether the provider named its call."""
+class _Passage:
+    """What passes of a provider's headers. An event goes to several targets, so the last answer is kept."""
+
+    def __init__(self, fate: Callable[[str], _Fate]) -> None:
+        self._fate = fate
+        self._last: tuple[Headers, tuple[Headers, tuple[str, ...], bool]] = ((), ((), (), False))
+
+    def of(self, headers: Headers) -> tuple[Headers, tuple[str, ...], bool]:
+        """What a target gets, what could not be sent, and whether the provider named its call."""
+        known, passing = self._last
+        if headers is not known:
+            passing = _from_provider(headers, self._fate)
+            self._last = headers, passing
+        return passing
+
+
+def _from_provider(headers: Headers, fate_of: Callable[[str], _Fate]) -> tuple[Headers, tuple[str, ...], bool]:
     kept: list[tuple[str, str]] = []
     dropped: list[str] = []
     listed: set[str] = set()
     named = False
-    passes, leave, fate_of = _Fate.PASS, _Fate.LEAVE, plan.fate  # an enum's members are slow to look up
+    passes, leave = _Fate.PASS, _Fate.LEAVE  # an enum's members are slow to look up
     for header in headers:
         name, value = header
         fate = fate_of(name)
@@ -193,7 +221,7 @@ def _from_provider(headers: Headers, plan: _Plan) -> tuple[list[tuple[str, str]]
             dropped.append(name)
     if listed:
         kept = [header for header in kept if header[0].lower() not in listed]
-    return kept, dropped, named
+    return tuple(kept), tuple(dropped), named
 
 
 def outgoing_headers(
@@ -217,8 +245,8 @@ def outgoing_headers(
     """
     own_way = () if shape is None else _of(shape, proof_headers)
     plan = _plan(target.forward_headers, target.strip_headers, target.headers, key_header, *own_way)
-    out, dropped, named = _from_provider(event.headers, plan)
-    out += plan.own
+    kept, dropped, named = plan.passage.of(event.headers)
+    out = [*kept, *plan.own]
     if shape is not None:
         out += shape.headers
         if shape.content_type is not None and all(name.lower() != "content-type" for name, _ in out):
@@ -239,7 +267,7 @@ def outgoing_headers(
         out.append(("relay-replay", "1"))
     if plan.webhook_id and not named:
         out.append(("webhook-id", event.id))
-    return tuple(out), tuple(dropped)
+    return tuple(out), dropped
 
 
 def _of(shape: Shaped, proof_headers: frozenset[str]) -> tuple[frozenset[str], frozenset[str] | None]:
