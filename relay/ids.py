@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _EPOCH, _MILLISECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(milliseconds=1)
 _PAIRS = [a + b for a in _ALPHABET for b in _ALPHABET]
+_SHIFTS = range(120, -1, -10)
 
 
 def _random_numbers() -> Iterator[int]:
@@ -28,7 +29,7 @@ def _milliseconds(at: datetime) -> int:
 
 
 def _written(number: int) -> str:
-    return "".join(_PAIRS[(number >> shift) & 1023] for shift in range(120, -1, -10))
+    return "".join([_PAIRS[(number >> shift) & 1023] for shift in _SHIFTS])
 
 
 def fresh_id(kind: str, now: datetime) -> str:

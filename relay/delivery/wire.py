@@ -18,6 +18,8 @@ from relay.model import Headers
 LARGEST_BODY = 64 * 1024
 """Bytes that are handed to the socket in one piece; larger bodies need aiohttp's flow control and take the long way."""
 
+_LINE = "%s: %s\r\n".__mod__
+"""The line of one header."""
 _CONNECT_TAKES = ["self", "req", "traces", "timeout"]
 _HANDLER_TAKES = {"skip_payload", "read_until_eof", "auto_decompress", "read_timeout"}
 
@@ -93,8 +95,8 @@ class Wire:
         return Answer(message.code, message.headers, content, connection)
 
     def _head(self, headers: Headers, length: int, path: str) -> bytes:
-        lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
-        host = "" if any(name.lower() == "host" for name, _ in headers) else self._host
+        lines = "".join(map(_LINE, headers))
+        host = "" if "\nhost:" in f"\n{lines}".lower() else self._host
         head = f"POST {path} HTTP/1.1\r\n{host}{lines}Content-Length: {length}\r\n\r\n".encode()
         if head.count(b"\n") != len(headers) + (4 if host else 3) or b"\0" in head:
             raise ValueError("a header would break the framing")

@@ -1,9 +1,11 @@
 """What goes out: targets, the claims on deliveries, what became of an attempt, and a target's health."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from enum import StrEnum
+from operator import attrgetter
+from typing import Any
 
 from relay.model.credentials import Auth, ClientTls, Proxy
 from relay.model.proving import StandardWebhooksCheck
@@ -82,9 +84,13 @@ class StatusSet:
     """A set of HTTP status codes as ranges, both ends included."""
 
     ranges: tuple[tuple[int, int], ...]
+    _all: frozenset[int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_all", frozenset(one for low, high in self.ranges for one in range(low, high + 1)))
 
     def __contains__(self, status: int) -> bool:
-        return any(low <= status <= high for low, high in self.ranges)
+        return status in self._all
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,3 +292,11 @@ class TargetHealth:
     """Concurrency allowed since it was enabled, growing by one with each success; None is all of it."""
     url_digest: str = ""
     settings_digest: str = ""
+
+    def changed(self, **parts: Any) -> "TargetHealth":
+        """As `dataclasses.replace`, at a third of its cost: each success makes a health anew."""
+        return TargetHealth(**{**dict(zip(_HEALTH_FIELDS, _health_parts(self), strict=True)), **parts})
+
+
+_HEALTH_FIELDS = tuple(one.name for one in fields(TargetHealth))
+_health_parts = attrgetter(*_HEALTH_FIELDS)

@@ -101,8 +101,7 @@ def judge(
 def _succeeded(health: TargetHealth, target: Target, began_at: datetime, now: datetime) -> Verdict:
     took_at = began_at if health.took_at is None else max(health.took_at, began_at)
     throttle_over = health.throttled_until is None or began_at >= health.throttled_until
-    better = replace(
-        health,
+    better = health.changed(
         failures=0,
         counted_events=(),
         counted_at=None,

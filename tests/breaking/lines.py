@@ -188,8 +188,8 @@ LINES = (
     Break(
         "a success sets the count to 0",
         "relay/rules/health.py",
-        "better = replace(\n        health,\n        failures=0,",
-        "better = replace(\n        health,",
+        "better = health.changed(\n        failures=0,",
+        "better = health.changed(",
         ("tests/rules/test_health.py",),
     ),
     Break(

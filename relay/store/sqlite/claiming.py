@@ -141,12 +141,9 @@ def _bury(tx: Transaction, wish: ClaimWish, seq: int, reason: str) -> None:
     tx.changes.moved(wish.target, DeliveryState.IN_FLIGHT, DeliveryState.DEAD)
 
 
-def _are_integers(*values: object) -> bool:
-    return all(isinstance(value, int) for value in values)
-
-
 def _is_sound(attempts: object, step: object, first_try_at: object) -> bool:
-    return _are_integers(attempts, step) and (first_try_at is None or moment_if_sound(first_try_at) is not None)
+    are_integers = isinstance(attempts, int) and isinstance(step, int)
+    return are_integers and (first_try_at is None or moment_if_sound(first_try_at) is not None)
 
 
 def _course(octets: str | None) -> Course | None:
@@ -195,7 +192,7 @@ def _events(tx: Transaction, seqs: Sequence[int]) -> dict[int, tuple[Event, bool
 def _event(row: Sequence[Any], sha256: bytes) -> tuple[Event, bool] | None:
     """An event, and whether its body is left in the store: a large one, or a damaged event, of which `body` tells."""
     *texts, received_at, verified, hops, headers, body = row
-    if not _are_integers(verified, hops) or moment_if_sound(received_at) is None:
+    if not isinstance(verified, int) or not isinstance(hops, int) or moment_if_sound(received_at) is None:
         return None
     try:
         named = (*(str(text, "utf-8") for text in texts), received_at, verified, hops)

@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from relay.model import Course, DisabledBy, Event, Headers, TargetHealth, TargetState, Way
@@ -13,6 +14,8 @@ Row = tuple[Any, ...]
 
 compact = json.JSONEncoder(separators=(",", ":")).encode
 """JSON as columns hold it. Made once: `json.dumps` makes an encoder a call where the separators are not its own."""
+_compact_names = lru_cache(maxsize=256)(compact)
+"""The same of names out of the config, which are the same again and again."""
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -72,7 +75,7 @@ def event_row(seq: int, event: Event, dedupe: bytes | None, sha256: bytes) -> Ro
         len(event.body),
         sha256,
         event.body,
-        compact(event.routes),
+        _compact_names(event.routes),
         compact(event.failed_conditions) if event.failed_conditions else None,
     )
 
