@@ -113,9 +113,9 @@ def test_what_is_not_built_yet_is_said_so(verb: str) -> None:
 
 def test_what_is_not_built_yet_is_told_on_stderr_and_not_promised(tmp_path: Path) -> None:
     """The words are the program's own, and no help names what it cannot do."""
-    said = run_relay("bench", "--help", cwd=tmp_path)
+    said = run_relay("copy", "--help", cwd=tmp_path)
     assert (said.returncode, said.stdout) == (2, "")
-    assert said.stderr == 'relay: "bench" is not built yet in this version\n'
+    assert said.stderr == 'relay: "copy" is not built yet in this version\n'
     helps = "".join(run_relay(*verb, "--help", cwd=tmp_path).stdout for verb in ((), ("run",), ("targets",)))
     assert not re.search(rf"^  ({'|'.join(LATER)}) ", helps, re.MULTILINE)
 
