@@ -174,7 +174,7 @@ class Lane:
             return BREATH
         self._rate_at = None
         allowed = self._permit(now)
-        if isinstance(allowed, Go):
+        if self._ready and isinstance(allowed, Go):
             self._begin_ready(allowed, now)
             allowed = self._permit(now)
         flows = self.flows(now)

@@ -43,6 +43,7 @@ BREATH_S = 0.1
 CLOSED = "the store is closed"
 OVERLOADED = "overloaded: too many events wait for the disk"
 SLOW = f"slow: no commit within {PATIENCE_S:g} s"
+_WELL = Condition(writable=True)
 
 
 class Writer:
@@ -109,14 +110,14 @@ class Writer:
         if self._task.done():
             bug = None if self._task.cancelled() else self._task.exception()
             return Condition(writable=False, reason=f"the writer died: {bug!r}" if bug else CLOSED)
+        if self._current is None and not any(self._queues):
+            return _WELL
         now, waits = time.monotonic(), [queue[0].since for queue in self._queues if queue]
-        oldest = min([now, *waits, self._current.since if self._current else now])
-        since = datetime.now(UTC) - timedelta(seconds=now - oldest)
-        if now - oldest > PATIENCE_S:
-            return Condition(writable=False, reason=SLOW, since=since)
-        if self._is_overloaded:
-            return Condition(writable=False, reason=OVERLOADED, since=since)
-        return Condition(writable=True)
+        waited = now - min([now, *waits, self._current.since if self._current else now])
+        if waited <= PATIENCE_S and not self._is_overloaded:
+            return _WELL
+        reason = SLOW if waited > PATIENCE_S else OVERLOADED
+        return Condition(writable=False, reason=reason, since=datetime.now(UTC) - timedelta(seconds=waited))
 
     @property
     def _is_overloaded(self) -> bool:
@@ -391,9 +392,7 @@ class Writer:
                 operation.since += late
         latest = time.monotonic() - PATIENCE_S
         current = self._current.accepts if self._current else ()
-        for operation in (*current, *self._accepts):
-            if operation.since > latest:
-                break
+        for operation in itertools.takewhile(lambda one: one.since <= latest, (*current, *self._accepts)):
             operation.refuse(StoreUnavailable(SLOW))
         self._tell()
         if not self.idle or (self._told is not None and not self._task.done()):
