@@ -91,8 +91,11 @@ class Owner(Protocol):
     def slot_freed(self) -> None:
         """An attempt needs its slot no more."""
 
-    def changed(self) -> None:
-        """Something has ended."""
+    def ended(self) -> None:
+        """An attempt is over, recorded or not."""
+
+    def given_back(self) -> None:
+        """Claims were given back, or could not be."""
 
     def interrupted(self, wait: timedelta) -> None:
         """An attempt came to nothing by a fault of ours, which lasts for so long at least."""
@@ -218,7 +221,7 @@ class Carrier:
         error = None if task.cancelled() else task.exception()
         if error is not None:
             self._owner.broke(error)
-        self._owner.changed()
+        self._owner.ended()
 
     async def _release(self, claims: list[Claim]) -> None:
         try:
@@ -227,7 +230,7 @@ class Carrier:
         finally:
             for claim in claims:
                 self._let_go(claim)
-            self._owner.changed()
+            self._owner.given_back()
 
     async def _attempt(self, claim: Claim) -> None:
         """Send, decide, settle, tell."""

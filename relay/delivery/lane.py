@@ -351,14 +351,20 @@ class Lane:
         return health.state is TargetState.ACTIVE and not health.paced and health.ramp is None and not throttled
 
     def slot_freed(self) -> None:
-        """An attempt needs its slot no more."""
+        """An attempt needs its slot no more. Where all is well and nothing waits for a slot, there is nothing to do."""
         self._used += 1
-        self._changed.set()
+        if self._ready or self._due_at is not None or not self.flows(self._now()):
+            self._changed.set()
 
-    def changed(self) -> None:
-        """Something has ended: at an ordered target the next may be due."""
+    def ended(self) -> None:
+        """An attempt is over: at an ordered target the next may be due, and the store may take another record."""
         if self.target.ordered:
             self._due_at = self._now()
+        if self.target.ordered or self._carrier.busy >= UNSETTLED:
+            self._changed.set()
+
+    def given_back(self) -> None:
+        """Claims are given back, and may be made again."""
         self._changed.set()
 
     def interrupted(self, wait: timedelta) -> None:
@@ -372,6 +378,7 @@ class Lane:
     def broke(self, error: BaseException) -> None:
         """An attempt ended by a bug."""
         self._broken = error
+        self._changed.set()
 
     def learned(self, settled: Settled) -> None:
         """Take over the stored health, and look when the delivery itself is due again."""
@@ -386,3 +393,4 @@ class Lane:
             at = self._now()
         if at is not None:
             self._due_at = at if self._due_at is None else min(self._due_at, at)
+            self._changed.set()
