@@ -359,11 +359,12 @@ BROKEN = {
         ("store/sqlite/checkpoints.py", "CHECKPOINT_S = 0.5", "CHECKPOINT_S = 0.1"),
         (
             "store/sqlite/checkpoints.py",
-            '    is_busy, frames, moved = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()\n',
+            '    return _moved(db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone())\n',
             (
                 '    db.execute("PRAGMA synchronous=OFF")\n'
-                '    is_busy, frames, moved = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()\n'
+                '    row = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()\n'
                 '    db.execute("PRAGMA synchronous=FULL")\n'
+                "    return _moved(row)\n"
             ),
         ),
     ),
