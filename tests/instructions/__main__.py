@@ -20,9 +20,9 @@ from relay.bench.trial import child, line_of, relay_for, sent_all, targets
 
 KNOWN = {"3.11": 31.4}
 """Instructions of an event for each of a bare request, by the version of Python that they were counted with."""
-TOLERANCE = 0.06
-"""Two runs differ by less than a hundredth; but on a busy machine more of what belongs to one event is committed
-together, which is cheaper by up to a twelfth, so that the known figure is that of a quiet one."""
+TOLERANCE = 0.12
+"""Two runs differ by less than a hundredth; but how much of what belongs to one event is committed together depends on
+the pace of the machine, and makes a tenth of the cost."""
 EVENTS, RATE = 60, 5.0
 WARM = 30
 """Events before the counting begins."""
