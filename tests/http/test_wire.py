@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import resource
+import time
 
 import pytest
 
@@ -195,6 +196,21 @@ async def test_a_body_that_drips_is_408_at_its_deadline(start: Start) -> None:
         answer = await answered
         assert answer["connection"] == "close"
         await relay.turned_away(answer, 408, "body_timeout", source="open")
+
+
+@pytest.mark.slow
+@pytest.mark.row("F29")
+async def test_a_body_that_is_late_because_we_stood_still_is_no_fault_of_its_sender(start: Start) -> None:
+    """It is asked to come again: what it sent meanwhile nobody has looked at."""
+    relay = await start(OPEN, server={"body_timeout": "300ms"})
+    async with wired(relay.hooks) as wire:
+        await wire.send(framed(b"Content-Length: 1000"))
+        answered = asyncio.create_task(wire.answer())
+        await asyncio.sleep(0.1)
+        time.sleep(2)  # the whole process stands still
+        answer = await answered
+        assert answer["retry-after"] == "2"
+        await relay.turned_away(answer, 503, "stood_still", source="open")
 
 
 @pytest.mark.row("H30", "T20")
