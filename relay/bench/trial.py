@@ -228,7 +228,9 @@ async def relay_for(ports: list[int], home: Path, *, within: Sequence[str] = ())
     log = home / "relay.log"
     began = time.monotonic()
     with log.open("wb") as out:
-        async with child("-m", "relay", "run", "--config", str(config), out=out.fileno(), within=within) as process:
+        run = ("-m", "relay", "run", "--config", str(config))
+        tied = run if within else ("-m", "relay.bench.tied", *run)
+        async with child(*tied, out=out.fileno(), within=within) as process:
             told = await _started(process, log)
             yield Relay(process, told, time.monotonic() - began)
             process.send_signal(signal.SIGTERM)

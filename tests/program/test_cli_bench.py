@@ -82,19 +82,30 @@ def test_what_is_missing_anywhere_fails_the_measurement(tmp_path: Path, broken: 
 
 async def test_an_interrupted_measurement_leaves_nothing(tmp_path: Path) -> None:
     """Neither a process nor a file, and the exit code that shells expect."""
-    arguments = [*command("bench", "--seconds", "60", "--rate", "5", "--dir", str(tmp_path))]
-    process = subprocess.Popen(arguments, env=environment(), stderr=subprocess.PIPE, start_new_session=True)
-    try:
-        await until(lambda: any(tmp_path.glob("*/0/relay.db-wal")))
-        assert _with_argument(str(tmp_path))
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=30)
-    finally:
-        process.kill()
+    process = await measuring(tmp_path)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
     assert process.returncode == 130
     assert b"Traceback" not in said
     assert list(tmp_path.iterdir()) == []
     await until(lambda: not _with_argument(str(tmp_path)))
+
+
+async def test_a_measurement_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
+    """The relay goes with it, and so do senders and targets; the files stay, as with every kill."""
+    process = await measuring(tmp_path)
+    process.kill()
+    process.communicate(timeout=30)
+    await until(lambda: not _with_argument(str(tmp_path)))
+
+
+async def measuring(home: Path) -> "subprocess.Popen[bytes]":
+    """A measurement under way."""
+    arguments = command("bench", "--seconds", "20", "--rate", "5", "--dir", str(home))
+    process = subprocess.Popen(arguments, env=environment(), stderr=subprocess.PIPE, start_new_session=True)
+    await until(lambda: any(home.glob("*/0/relay.db-wal")))
+    assert _with_argument(str(home))
+    return process
 
 
 def _with_argument(text: str) -> list[str]:
