@@ -25,11 +25,11 @@ from relay.cli.parameters import FilePath
 from relay.cli.terminal import Cell, Column, Failure, table
 
 DISK_S = 1.0
-FAN_OUTS, RATES = (1, 3, 10), (100, 500, 1000)
+HALF = -1
+"""Stands for half of what was delivered at the usual fan-out."""
+FAN_OUTS, RATES = (1, 3, 10), (100, 500, 1000, HALF)
 USUAL = 3
 """Targets at an offered rate."""
-HALF = -1.0
-"""Stands for half of what was delivered at the usual fan-out."""
 AROUND_S = 4.0
 """What a trial takes beside its sending: a start, the last deliveries, a stop."""
 STEPS = 1000
@@ -95,7 +95,7 @@ def bench(
 def _wishes(fan_outs: Sequence[int], rates: Sequence[int], alike: Wish) -> list[Wish]:
     """The trials, in order."""
     if not fan_outs and not rates:
-        fan_outs, rates = FAN_OUTS, (*RATES, int(HALF))
+        fan_outs, rates = FAN_OUTS, RATES
     at_most = [replace(alike, fan_out=number) for number in dict.fromkeys(fan_outs)]
     offered = [replace(alike, fan_out=USUAL, rate=rate) for rate in dict.fromkeys(rates)]
     return [*at_most, *offered]

@@ -29,6 +29,9 @@ from relay.model.delivering import (
     ENDED as ENDED,
 )
 from relay.model.delivering import (
+    HEALTH_FIELDS as HEALTH_FIELDS,
+)
+from relay.model.delivering import (
     OUTCOMES as OUTCOMES,
 )
 from relay.model.delivering import (

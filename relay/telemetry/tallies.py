@@ -1,8 +1,8 @@
 """Counters and histograms that one thread alone writes to.
 
 Law: what they show is what prometheus_client's own would; but counting is one addition and observing one search by
-halves. Its own take a lock, check their labels and walk their bounds in Python, which costs an event of three
-deliveries a twelfth of its time.
+halves. Its own take a lock, check their labels and walk their bounds in Python: a thirtieth of what an event of three
+deliveries costs the loop.
 """
 
 from bisect import bisect_left

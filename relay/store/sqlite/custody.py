@@ -4,7 +4,6 @@ Law: a note that something stands in the log alone is there before anything is t
 before anybody relies on the log that took its place.
 """
 
-import sqlite3
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -40,10 +39,6 @@ class Custody:
         """
         self.presence.pin()
         self._guard.remember(self._path, needs_log=True)
-
-    def save(self, db: sqlite3.Connection) -> None:
-        """Move home what stands in a log that has lost its name."""
-        self.presence.save(db)
 
     def closing(self, *, is_out: bool) -> AbstractContextManager[None]:
         """In it the last connection is closed; where the store is out, what the log holds stays there."""

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from relay.store import StoreInUse, StoreUnusable
 from relay.store.sqlite.schema import APPLICATION_ID
-from relay.store.sqlite.soundness import reaches, salts_of
+from relay.store.sqlite.soundness import LOG_HEADER, reaches, salts_of
 
 _MAGIC = b"SQLite format 3\0"
 _SIDE_FILES = ("", "-wal", "-shm", "-journal")
@@ -31,8 +31,6 @@ _HEADER = 100
 """Bytes of a database's own header (sqlite.org/fileformat2.html, section 1.3)."""
 _NO_LOG = 1
 """The header's write version of a database that was never written with a log (section 1.3 there), as a copy is."""
-_LOG_HEADER = 32
-"""Bytes before the first frame of a log (sqlite.org/fileformat2.html, section 4.1)."""
 _NOTE_BYTES = 192
 """The guard's note always has this length: a kill while it is written leaves no tail of the one before."""
 _PART = 1024 * 1024
@@ -180,14 +178,14 @@ class Guard:
         if note.get("moved", moved_at) != moved_at:
             return None
         size = log.stat().st_size if log.exists() else 0
-        if size >= _LOG_HEADER and salts_of(log) != note.get("salts", salts_of(log)):
+        if "salts" in note and size >= LOG_HEADER and salts_of(log) != note["salts"]:
             raise StoreUnusable(
                 f"{log}: is not the log that relay left behind, and would undo what was stored since; move it and the "
                 f"-shm file away and start again to go on with what {database.name} holds, or {_START_AFRESH}"
             )
         if not note.get("log"):
             return None
-        if size < note.get("size", _LOG_HEADER):
+        if size < note.get("size", LOG_HEADER):
             became = ("cut short" if size else "emptied") if log.exists() else "gone"
         elif "size" in note and not reaches(log, valid, note["size"]):
             became = "cut short"

@@ -14,14 +14,12 @@ from typing import TypeVar
 
 from relay.store import StoreUnusable
 from relay.store.sqlite.file import LogMark
-from relay.store.sqlite.soundness import salts_in
+from relay.store.sqlite.soundness import FRAME_HEADER, LOG_HEADER, frame_size, log_header, salts_in
 
 Result = TypeVar("Result")
 
 _LOG_MAGIC = bytes.fromhex("377f0682"), bytes.fromhex("377f0683")
 """A log that holds anything begins so (sqlite.org/fileformat2.html, section 4.1)."""
-_LOG_HEADER = 32
-_FRAME_HEADER = 24
 _RESTORE = (
     "move the same file back, or stop relay, move the -wal and -shm files away and restore it from a backup, or start "
     "afresh on purpose with: relay run --new-store"
@@ -116,8 +114,10 @@ class Presence:
         Raises:
             StoreUnusable: which one is not, what became of it, and what to do.
         """
-        database, log, index = self._files
-        self._check_index(index)
+        database, log, _ = self._files
+        became = self.keep_index()
+        if became:
+            raise StoreUnusable(self._lost_index(became))
         found = self._check_database(database)
         if found.size < database.size:
             sizes = f"{found.size} bytes, {database.size} expected"
@@ -143,14 +143,14 @@ class Presence:
         if found.size < database.size and has_log:  # without one its own header tells whether it is whole
             raise StoreUnusable(f"{self._database}: truncated while it was in use; {_RESTORE}")
         is_same = has_log and _Seen.of(self._log).place == log.place  # a commit that failed may have begun it anew
-        if has_log and not is_same and _begin_of(self._log) != self._log_header:  # an old one undoes what came later
+        if has_log and not is_same and log_header(self._log) != self._log_header:  # an old one undoes what came later
             raise StoreUnusable(self._lost_log("replaced"))
         was_moved = found.changed_at != database.changed_at  # by another program, which has tidied the log up
         if not self.needs_log or was_moved:
             return
         if not has_log or self._log.stat().st_size < log.size:
             raise StoreUnusable(self._lost_log("gone or cut short"))
-        if is_same and (became := self._spoiled(log)):
+        if is_same and (became := self._spoiled(log, self._read_header())):
             raise StoreUnusable(self._lost_log(became))
 
     def mark(self) -> LogMark:
@@ -168,7 +168,7 @@ class Presence:
         if self._fd is None or has_name:
             return
         held = os.fstat(self._fd)
-        is_sound = held.st_size >= log.size and self._spoiled(log) is None
+        is_sound = held.st_size >= log.size and self._spoiled(log, self._read_header()) is None
         if not is_sound or _Seen.of(self._database) != database or _became(self._index, index):
             return
         _, frames, home = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
@@ -187,25 +187,25 @@ class Presence:
             became = "replaced" if found.size else "emptied"
         raise StoreUnusable(f"{self._database}: {became} while it was in use; {_RESTORE}")
 
-    def keep_index(self) -> None:
+    def keep_index(self) -> str | None:
         """Refuse an index that was cut, in whichever thread it is about to be read: to touch the pages that it lacks
-        would kill the process. It is given its length back, and is not to be trusted until all is opened anew.
+        would kill the process. It is given its length back, and is not to be trusted until all is opened anew. Returns
+        what else has become of it.
 
         Raises:
             StoreUnusable: it was.
         """
         known = self._files[2]
-        if not self._is_index_cut and _became(self._index, known) in ("emptied", "truncated"):
+        became = _became(self._index, known)
+        if became in ("emptied", "truncated"):
             self._is_index_cut = True
             os.truncate(self._index, known.size)
         if self._is_index_cut:
-            raise StoreUnusable(f"{self._index}: truncated while it was in use; it is made anew by itself")
+            raise StoreUnusable(self._lost_index("truncated"))
+        return became
 
-    def _check_index(self, known: _Seen) -> None:
-        self.keep_index()
-        became = _became(self._index, known)
-        if became:
-            raise StoreUnusable(f"{self._index}: {became} while it was in use; it is made anew by itself")
+    def _lost_index(self, became: str) -> str:
+        return f"{self._index}: {became} while it was in use; it is made anew by itself"
 
     def _note_commit(self) -> None:
         """See that a commit has not gone to files that were taken away or cut under it. Each look waits for the
@@ -214,9 +214,8 @@ class Presence:
         if self._check_database(database) != database:
             raise StoreUnusable(f"{self._database}: changed under a commit; it is used again if it proves sound")
         try:
-            found = _Seen.of(self._log)
-            became = self._spoiled(log) if self.needs_log else None
-            header = self._read_header()
+            found, header = _Seen.of(self._log), self._read_header()
+            became = self._spoiled(log, header) if self.needs_log else None
         except OSError as error:
             raise StoreUnusable(self._lost_log(_absent(error))) from None
         if found.place != log.place:
@@ -230,22 +229,21 @@ class Presence:
         self.needs_log = self.needs_log or (found, header) != (log, self._log_header)  # it may have changed nothing
         self._files, self._log_header = (database, found, index), header
 
-    def _spoiled(self, log: _Seen) -> str | None:
+    def _spoiled(self, log: _Seen, header: bytes) -> str | None:
         """What has become of a log of which something is needed, as far as its ends tell: it is begun anew only where
         nothing is, and one that was cut under a commit has a hole where its last frame was."""
         if self._fd is None:
             return None
-        header = self._read_header()
         if header != self._log_header:
             return "written over"
-        step = _FRAME_HEADER + int.from_bytes(header[8:12], "big")
+        step = frame_size(header)
         last = log.size - step
-        if last < _LOG_HEADER or (log.size - _LOG_HEADER) % step:
+        if last < LOG_HEADER or (log.size - LOG_HEADER) % step:
             return None
-        return None if any(os.pread(self._fd, _FRAME_HEADER, last)) else "truncated"
+        return None if any(os.pread(self._fd, FRAME_HEADER, last)) else "truncated"
 
     def _read_header(self) -> bytes:
-        return b"" if self._fd is None else os.pread(self._fd, _LOG_HEADER, 0)
+        return b"" if self._fd is None else os.pread(self._fd, LOG_HEADER, 0)
 
     def _lost_log(self, became: str) -> str:
         return (
@@ -279,8 +277,3 @@ def _became(file: Path, known: _Seen) -> str | None:
 
 def _absent(error: OSError) -> str:
     return "vanished" if isinstance(error, FileNotFoundError) else f"cannot be seen ({error.strerror})"
-
-
-def _begin_of(log: Path) -> bytes:
-    with log.open("rb") as file:
-        return file.read(_LOG_HEADER)

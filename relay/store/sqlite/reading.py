@@ -39,7 +39,7 @@ class Reading:
         self._is_closed = False
         self.on_damage: Callable[[], None] = lambda: None
         """Called where what is read is damaged: the file may have been tampered with."""
-        self.before: Callable[[], None] = lambda: None
+        self.before: Callable[[], object] = lambda: None
         """Called in the reading thread before each read; raises StoreUnusable where the files must not be touched."""
 
     async def connection(self) -> StoreConnection:

@@ -3,12 +3,11 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
-from relay.model import Course, DisabledBy, Event, Headers, TargetHealth, TargetState, Way
+from relay.model import HEALTH_FIELDS, Course, DisabledBy, Event, Headers, TargetHealth, TargetState, Way
 
 Row = tuple[Any, ...]
 
@@ -124,15 +123,14 @@ def event_from(row: Sequence[Any], headers: Headers, body: bytes) -> Event:
     )
 
 
-_HEALTH_FIELDS = tuple(field.name for field in fields(TargetHealth))
-HEALTH_SELECT = f"SELECT {', '.join(_HEALTH_FIELDS)} FROM target"
-HEALTH_UPSERT = f"INSERT OR REPLACE INTO target ({', '.join(_HEALTH_FIELDS)}) VALUES {{rows}}"
+HEALTH_SELECT = f"SELECT {', '.join(HEALTH_FIELDS)} FROM target"
+HEALTH_UPSERT = f"INSERT OR REPLACE INTO target ({', '.join(HEALTH_FIELDS)}) VALUES {{rows}}"
 _TIMES = frozenset({"since", "counted_at", "wait_until", "succeeded_at", "took_at", "throttled_until", "probe_at"})
 
 
 def health_row(health: TargetHealth) -> Row:
     """A target's health as `HEALTH_UPSERT` takes it."""
-    return tuple(_column(getattr(health, name)) for name in _HEALTH_FIELDS)
+    return tuple(_column(getattr(health, name)) for name in HEALTH_FIELDS)
 
 
 def _column(value: Any) -> Any:
@@ -145,7 +143,7 @@ def _column(value: Any) -> Any:
 
 def health_from(row: Sequence[Any]) -> TargetHealth:
     """A target's health from a row of `HEALTH_SELECT`."""
-    values = dict(zip(_HEALTH_FIELDS, row, strict=True))
+    values = dict(zip(HEALTH_FIELDS, row, strict=True))
     for name in _TIMES:
         values[name] = moment(values[name])
     values["state"] = TargetState(values["state"])

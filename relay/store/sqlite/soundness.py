@@ -14,10 +14,11 @@ from pathlib import Path
 from relay.store import StoreUnusable
 from relay.store.sqlite.schema import MIGRATIONS
 
-_LOG_HEADER = struct.Struct(">8I")
+_LOG_BEGIN = struct.Struct(">8I")
 """Magic, format, page size, checkpoints, two salts, two sums (sqlite.org/fileformat2.html, section 4.1)."""
-_FRAME_HEADER = struct.Struct(">6I")
+_FRAME_BEGIN = struct.Struct(">6I")
 """Page, pages of the database after a commit (0: none), two salts, two sums."""
+LOG_HEADER, FRAME_HEADER = _LOG_BEGIN.size, _FRAME_BEGIN.size
 _MAGIC = (0x377F0682, 0x377F0683)
 _PAGE = 4096
 """Bytes of a page, where the log's own header does not tell."""
@@ -36,7 +37,7 @@ def check_log(database: Path) -> int:
         StoreUnusable: it does; nothing was changed.
     """
     log = database.with_name(database.name + "-wal")
-    if not log.exists() or log.stat().st_size <= _LOG_HEADER.size:
+    if not log.exists() or log.stat().st_size <= LOG_HEADER:
         return 0
     with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=2.0)) as db:
         db.execute("SELECT count(*) FROM sqlite_schema").fetchall()
@@ -50,7 +51,7 @@ def check_log(database: Path) -> int:
             f"backup, or give them up on purpose: sqlite3 {database} 'PRAGMA wal_checkpoint(TRUNCATE)', or begin with "
             "an empty store: relay run --new-store"
         )
-    return _LOG_HEADER.size + int(valid) * (_FRAME_HEADER.size + _page_size(log))
+    return LOG_HEADER + int(valid) * frame_size(log_header(log))
 
 
 def salts_in(header: bytes) -> int:
@@ -58,10 +59,20 @@ def salts_in(header: bytes) -> int:
     return int.from_bytes(header[16:24], "big")
 
 
+def frame_size(header: bytes) -> int:
+    """Bytes from one frame to the next, by a log's header."""
+    return FRAME_HEADER + int.from_bytes(header[8:12], "big")
+
+
 def salts_of(log: Path) -> int:
-    """The same of a log that is there."""
+    """The salts of a log that is there."""
+    return salts_in(log_header(log))
+
+
+def log_header(log: Path) -> bytes:
+    """What a log that is there begins with."""
     with log.open("rb") as file:
-        return salts_in(file.read(_LOG_HEADER.size))
+        return file.read(LOG_HEADER)
 
 
 def reaches(log: Path, valid: int, size: int) -> bool:
@@ -71,25 +82,20 @@ def reaches(log: Path, valid: int, size: int) -> bool:
         return True
     with log.open("rb") as file:
         file.seek(valid)
-        frame = file.read(_FRAME_HEADER.size)
-    return len(frame) == _FRAME_HEADER.size and any(frame) and int.from_bytes(frame[8:16], "big") != salts_of(log)
-
-
-def _page_size(log: Path) -> int:
-    with log.open("rb") as file:
-        return int.from_bytes(file.read(_LOG_HEADER.size)[8:12], "big")
+        frame = file.read(FRAME_HEADER)
+    return len(frame) == FRAME_HEADER and any(frame) and int.from_bytes(frame[8:16], "big") != salts_of(log)
 
 
 def _commits_behind(log: Path, valid: int) -> int:
     """Commits of the log's present round that stand behind its valid frames, where more than a cut can leave do."""
     fd = os.open(log, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        header = os.pread(fd, _LOG_HEADER.size, 0)
-        magic, _, page_size, _, *salts, _, _ = _LOG_HEADER.unpack(header)
+        header = os.pread(fd, LOG_HEADER, 0)
+        magic, _, page_size, _, *salts, _, _ = _LOG_BEGIN.unpack(header)
         order = ">" if magic & 1 else "<"
         if magic in _MAGIC and _sums(header[:-8], (0, 0), order) == struct.unpack(">2I", header[-8:]):
-            step = _FRAME_HEADER.size + page_size
-            return _commits(fd, _LOG_HEADER.size + valid * step, step, salts, order)
+            step = FRAME_HEADER + page_size
+            return _commits(fd, LOG_HEADER + valid * step, step, salts, order)
         return 0 if valid else _commits_of_first(fd)
     finally:
         os.close(fd)
@@ -97,12 +103,12 @@ def _commits_behind(log: Path, valid: int) -> int:
 
 def _commits_of_first(fd: int) -> int:
     """The same where the log's own header is broken, so that nothing of it is valid."""
-    first = os.pread(fd, _FRAME_HEADER.size, _LOG_HEADER.size)
-    if len(first) < _FRAME_HEADER.size:
+    first = os.pread(fd, FRAME_HEADER, LOG_HEADER)
+    if len(first) < FRAME_HEADER:
         return 0
-    _, _, *salts, _, _ = _FRAME_HEADER.unpack(first)
+    _, _, *salts, _, _ = _FRAME_BEGIN.unpack(first)
     order = ">" if sys.byteorder == "big" else "<"
-    return _commits(fd, _LOG_HEADER.size, _FRAME_HEADER.size + _PAGE, salts, order)
+    return _commits(fd, LOG_HEADER, FRAME_HEADER + _PAGE, salts, order)
 
 
 def _commits(fd: int, start: int, step: int, salts: list[int], order: str) -> int:
@@ -117,12 +123,12 @@ def _commits(fd: int, start: int, step: int, salts: list[int], order: str) -> in
         frame = os.pread(fd, step, place)
         if len(frame) < step:
             break
-        _, pages, *found, one, other = _FRAME_HEADER.unpack(frame[: _FRAME_HEADER.size])
+        _, pages, *found, one, other = _FRAME_BEGIN.unpack(frame[:FRAME_HEADER])
         if found != salts:
             before = None
             continue
         if most <= _TORN:
-            goes_on = before is not None and _sums(frame[:8] + frame[_FRAME_HEADER.size :], before, order) == (
+            goes_on = before is not None and _sums(frame[:8] + frame[FRAME_HEADER:], before, order) == (
                 one,
                 other,
             )

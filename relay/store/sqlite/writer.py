@@ -187,7 +187,7 @@ class Writer:
                 self._fall_out(error)
         if self._db is not None and self._outage is not None:
             with contextlib.suppress(sqlite3.Error, ValueError, OSError):
-                await self._db.run(self._custody.save)
+                await self._db.run(self._presence.save)
 
     async def close(self) -> None:
         """Close the connection, after `finish`."""
@@ -347,7 +347,7 @@ class Writer:
         if self._db is not None:
             db, self._db = self._db, None
             with contextlib.suppress(sqlite3.Error, ValueError, OSError):
-                await db.run(self._custody.save)
+                await db.run(self._presence.save)
             with contextlib.suppress(sqlite3.Error, ValueError), self._custody.closing(is_out=True):
                 await db.close()
         try:
