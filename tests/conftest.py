@@ -1,5 +1,7 @@
 """Options of the tests: `--row NAME` runs what meets a row of the table of faults, the longer tests included."""
 
+import signal
+
 import pytest
 from hypothesis import settings
 
@@ -16,7 +18,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Asked for by name, a longer test is wanted."""
+    """Asked for by name, a longer test is wanted. And what the tests start hears Ctrl-C, also where they themselves
+    were started in the background, which shells do with that signal ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     wanted = config.getoption("--row")
     if unknown := sorted(set(wanted) - rows().keys()):
         raise pytest.UsageError(f"no such row: {', '.join(map(repr, unknown))}; they stand in tests/support/rows.py")
