@@ -142,7 +142,7 @@ def _give_memory_back() -> None:
     once for each thread, until the process ends. Other C libraries do so by themselves, or have no such call."""
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
-        libc.mallopt(MMAP_THRESHOLD, 32 * 1024)
+        libc.mallopt(MMAP_THRESHOLD, 128 * 1024)
         libc.mallopt(ARENA_MAX, 2)
 
 
