@@ -43,9 +43,10 @@ The map. Imports point down only, siblings on a floor do not import each other, 
 | 1 | `model/` | The nouns, frozen, and the two transition tables. |
 
 One webhook, in order: `ingress` reads and verifies it, names the event, asks `rules.routing` where it goes and hands it
-to `store.accept`; after the commit it answers and wakes the lanes. A `delivery.lane` claims what is due, has
-`delivery.preparing` fetch what it lacks and `rules.shaping` make the request, sends it through `delivery.sender`, and
-has `rules.retry` and `rules.health` decide inside the transaction that settles it.
+to `store.accept`; after the commit it answers. What a `delivery.lane` has bid for comes to it by the same commit, and
+it claims all else when that is due; it has `delivery.preparing` fetch what it lacks and `rules.shaping` make the
+request, sends it through `delivery.sender`, and has `rules.retry` and `rules.health` decide inside the transaction that
+settles it.
 """
 
 __version__ = "0.1.0"

@@ -7,7 +7,7 @@ leaves nothing behind and never hangs; a stop loses nothing, whether it is asked
 import asyncio
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from random import SystemRandom
 
@@ -179,7 +179,6 @@ class App:
             config.routes,
             forwarded=forwarded(config.targets),
             store=self._store,
-            wake=self._dispatcher.wake,
             counters=self._metrics,
             refusals=self._refusals,
             limits=limits(config.server),
@@ -221,7 +220,6 @@ class App:
     def _make_notifier(self) -> Notifier:
         notifier = Notifier(
             self._store,
-            wake=self._wake,
             count=self._metrics.event_received,
             held=self._store.pending,
             last_event=self._metrics.last_event,
@@ -231,9 +229,6 @@ class App:
         notifier.configure(self._config.sources, self._config.routes)
         notifier.remember(self._store.silences_told())
         return notifier
-
-    def _wake(self, targets: Iterable[str]) -> None:
-        self._dispatcher.wake(targets)
 
     def _destinations(self) -> Destinations:
         """Where a replayed event may go, by the config as it is now."""

@@ -71,7 +71,6 @@ class Ingress:
         *,
         forwarded: frozenset[str],
         store: Store,
-        wake: Callable[[Iterable[str]], None],
         counters: Counters,
         refusals: KeepsRefusals,
         limits: Limits,
@@ -81,7 +80,6 @@ class Ingress:
         self._desks: dict[str, Desk] = {}
         self._intake = Intake(limits)
         self._store = store
-        self._wake = wake
         self._counters = counters
         self._refusals = refusals
         self._now = now
@@ -189,7 +187,6 @@ class Ingress:
         event, found = await asyncio.to_thread(name) if len(body) > LARGEST_ON_THE_LOOP else name()
         accepted = await self._store.accept(event, found.targets, found.courses)
         if not accepted.duplicate:
-            self._wake(found.targets)
             self._tell_failed(desk, event)
         return self._accepted(desk, event, accepted, found.targets, verified, began)
 

@@ -59,17 +59,15 @@ class Notifier:
         self,
         store: Store,
         *,
-        wake: Callable[[Iterable[str]], None],
         count: Callable[[str, str], None],
         held: Callable[[str], int],
         last_event: Callable[[str], datetime | None],
         now: Callable[[], datetime],
         pace: Pace = CONTRACT,
     ) -> None:
-        """`wake` and `count` are told of each stored message: its targets; its source, and that it was accepted.
-        `held` knows how many deliveries wait at a target, `last_event` when a source was heard last."""
+        """`count` is told of each stored message: its source, and that it was accepted. `held` knows how many
+        deliveries wait at a target, `last_event` when a source was heard last."""
         self._store = store
-        self._wake = wake
         self._count = count
         self._held = held
         self._last_event = last_event
@@ -238,7 +236,6 @@ class Notifier:
             bytes=len(event.body),
             count=batch.count,
         )
-        self._wake(targets)
 
     def _event(self, batch: Batch, targets: Sequence[str]) -> tuple[Event, Routed]:
         """The message as an event, and those of these targets that it goes to after all."""

@@ -245,7 +245,14 @@ class Carrier:
             if sent.outcome.kind is OutcomeKind.INTERRUPTED:
                 self._interrupted(sent.outcome)
             settled = await self._store.settle(
-                Settlement(claim, sent.outcome, began_at, ended_at, self._rule(claim, sent.outcome, began_at, target))
+                Settlement(
+                    claim,
+                    sent.outcome,
+                    began_at,
+                    ended_at,
+                    self._rule(claim, sent.outcome, began_at, target),
+                    may_wait=frees_at_once,
+                )
             )
         finally:
             self._let_go(claim)

@@ -7,7 +7,7 @@ while its lane still drains is taken up by that lane.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -22,7 +22,7 @@ from relay.delivery.preparing import Brings
 from relay.model import RELAY, Claim, Event, Outcome, OutcomeKind, Target, TargetHealth, TargetState
 from relay.rules.clock import bounded, longest_asked, longest_waits
 from relay.rules.health import Enable, at_start, disabled_by_hand, enabled_by_hand
-from relay.store import LongestWaits, Store, StoreUnavailable
+from relay.store import Bid, LongestWaits, Store, StoreUnavailable
 
 RECLAIM_EVERY = timedelta(seconds=30)
 FATAL_FAILURES = 5
@@ -79,6 +79,7 @@ class Dispatcher:
         self._loops: dict[str, asyncio.Task[None]] = {}
         """The loop of each lane."""
         self._tasks: list[asyncio.Task[None]] = []
+        self._releasing: set[asyncio.Task[None]] = set()
         self._failures: deque[float] = deque(maxlen=FATAL_FAILURES)
         self._stopping = False
 
@@ -96,6 +97,7 @@ class Dispatcher:
         healths = await self._take_up(self._targets.values(), digests)
         for name, target in self._targets.items():
             self._open_lane(target, self._make_sender(target), healths[name])
+        self._store.serve(self)
         self.look_after("every target", self._reclaim_for_ever)
 
     def look_after(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
@@ -228,6 +230,31 @@ class Dispatcher:
             if lane is not None:
                 lane.wake()
 
+    def bid(self, target: str) -> Bid | None:
+        """What the lane of a target would take over of what is about to be stored."""
+        lane = self._lanes.get(target)
+        return None if lane is None else lane.bid()
+
+    def stored(self, claims: Sequence[Claim], waiting: Iterable[str]) -> None:
+        """Hand what was claimed as it was stored to the lanes that have bid for it, and wake those that have not."""
+        by_target: dict[str, list[Claim]] = {}
+        for claim in claims:
+            by_target.setdefault(claim.target, []).append(claim)
+        for name, its_claims in by_target.items():
+            leaving = self._leaving.get(name)
+            lane = self._lanes.get(name) or (leaving and leaving[0])
+            if lane is not None:
+                lane.take_over(its_claims)
+            else:  # its target was removed while they were being stored
+                releasing = asyncio.create_task(self._release(its_claims), name=f"release {name}")
+                self._releasing.add(releasing)
+                releasing.add_done_callback(self._releasing.discard)
+        self.wake(waiting)
+
+    async def _release(self, claims: Sequence[Claim]) -> None:
+        with suppress(StoreUnavailable):  # then their lease ends, and they are reclaimed
+            await self._store.release(claims)
+
     def health(self, name: str) -> TargetHealth:
         """A target's health as last stored.
 
@@ -312,6 +339,7 @@ class Dispatcher:
     async def stop(self, patience: timedelta) -> None:
         """Begin nothing more, give attempts under way `patience`, then interrupt them; record all of it."""
         self._stopping = True
+        self._store.serve(None)
         leaving = dict(self._leaving)
         for _, drain in leaving.values():
             drain.cancel()

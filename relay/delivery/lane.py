@@ -9,7 +9,7 @@ to be fetched first, when it is about to be sent; and at no other time.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from random import Random
 
@@ -18,9 +18,9 @@ from relay.delivery.limits import NAP, Share, Turnstile
 from relay.delivery.preparing import LONGEST, Brings
 from relay.delivery.sender import Sent
 from relay.model import Claim, Outcome, Target, TargetHealth, TargetState, Turn
-from relay.rules.health import Go, Permit, permit
+from relay.rules.health import Go, Permit, flows, permit
 from relay.rules.retry import waiting
-from relay.store import Settled, Store, StoreUnavailable
+from relay.store import Bid, Settled, Store, StoreUnavailable
 
 LEASE_MARGIN = timedelta(seconds=10)
 """A lease outlasts the longest attempt by this."""
@@ -61,7 +61,6 @@ class Lane:
         """`share` is the target's part in its rate, None where it asks for none."""
         self.beat = self._begun_at = asyncio.get_running_loop().time()
         self._store = store
-        self._share = share
         self._now = now
         self._carrier = Carrier(
             target, store, sender, observer, brings=brings, health=health, now=now, rng=rng, owner=self
@@ -78,7 +77,6 @@ class Lane:
         self._due_at: datetime | None = now()
         self._asked_at = self.beat
         self._paused_until = self.beat
-        self._rate_at: datetime | None = None
         self._draining = False
         self._broken: BaseException | None = None
 
@@ -100,8 +98,8 @@ class Lane:
     async def try_out(self, claim: Claim, body: bytes) -> Sent:
         """Send once for a claim that no delivery stands behind; nothing is recorded. It does not wait for the target's
         rate, but what follows does."""
-        if self._share is not None:
-            self._share.overdraw(self._now())
+        if self._turnstile.share is not None:
+            self._turnstile.share.overdraw(self._now())
         return await self._carrier.try_out(claim, body)
 
     def idle_for(self, span: timedelta) -> bool:
@@ -111,7 +109,8 @@ class Lane:
             return False
         health, now = self._carrier.health, self._now()
         is_active = health.state is TargetState.ACTIVE and (health.since is None or now - health.since >= span)
-        has_token = self._share is None or self._share.free_for(span, now)
+        share = self._turnstile.share
+        has_token = share is None or share.free_for(span, now)
         return is_active and has_token and isinstance(self._permit(now), Go)
 
     def wake(self) -> None:
@@ -132,8 +131,8 @@ class Lane:
         was draining. What is under way counts on and ends with what it began with."""
         self._carrier.change(target, sender)
         self._carrier.health = health
-        self._step_aside(self._now())
-        self._share = self._turnstile.share = share
+        self._turnstile.step_aside(self._now())
+        self._turnstile.share = share
         self._draining = False
         self.wake()
 
@@ -153,7 +152,7 @@ class Lane:
         """Begin nothing more, let what is under way finish within `patience`, interrupt the rest and record it. May be
         cancelled where `change` takes the lane up again."""
         self._draining = True
-        self._step_aside(self._now())
+        self._turnstile.step_aside(self._now())
         self._changed.set()
         began = self._loop.time()
         if self._fetch is not None:
@@ -167,26 +166,28 @@ class Lane:
         now = self._now()
         pause = timedelta(seconds=self._paused_until - self._loop.time())
         if pause > timedelta(0):  # as a span: what is less than its smallest would be waited for for ever
-            self._step_aside(now)
+            self._turnstile.step_aside(now)
             return pause
         if not self._store.condition().writable or self._carrier.busy > UNSETTLED:
-            self._step_aside(now)
+            self._turnstile.step_aside(now)
             return BREATH
-        self._rate_at = None
+        self._turnstile.asks_at = None
         allowed = self._permit(now)
         if self._ready and isinstance(allowed, Go):
             self._begin_ready(allowed, now)
             allowed = self._permit(now)
         flows = self.flows(now)
         turn = Turn.DUE if flows else getattr(allowed, "turn", None)
-        if self._ready and not (self._ready[0].turn is self._ready[-1].turn is turn and self._is_soon(now)):
+        if self._ready and not (
+            self._ready[0].turn is self._ready[-1].turn is turn and self._turnstile.is_soon(now, self._span_ahead())
+        ):
             self._give_back()
         if flows:
             self._top_up(now)
         elif isinstance(allowed, Go):
             self._fetch_some(allowed.count - len(self._ready), allowed.turn, now)
         if not (isinstance(allowed, Go) and (self._ready or self._fetch or self._is_due(now))):
-            self._step_aside(now)
+            self._turnstile.step_aside(now)
         return self._until(None if flows or isinstance(allowed, Go) else allowed.until, now)
 
     def _permit(self, now: datetime) -> Permit:
@@ -202,8 +203,8 @@ class Lane:
 
     def _until(self, permitted: datetime | None, now: datetime) -> timedelta:
         waits = [at - now for at in (permitted, self._due_at) if at is not None and at > now]
-        if self._rate_at is not None:
-            waits.append(max(NAP, self._rate_at - now))
+        if self._turnstile.asks_at is not None:
+            waits.append(max(NAP, self._turnstile.asks_at - now))
         return min([LOOK_AGAIN, *waits])
 
     def _begin_ready(self, allowed: Go, now: datetime) -> None:
@@ -214,7 +215,7 @@ class Lane:
             if self._ready[0].lease_until < latest:
                 stale.append(self._ready.popleft())
                 continue
-            if not self._ready[0].course and not self._has_token(now):
+            if not self._ready[0].course and not self._turnstile.passes(now):
                 break
             self._begin(self._ready.popleft())
             count -= 1
@@ -225,15 +226,6 @@ class Lane:
     def _longest(self) -> timedelta:
         """How long an attempt may take, from its beginning to its record."""
         return LONGEST + QUEUED + self.target.timeout + LEASE_MARGIN
-
-    def _has_token(self, now: datetime) -> bool:
-        """Take the token of an attempt that begins at once, or a place in the queue for it. What was prepared comes
-        first."""
-        if self._share is None:
-            return True
-        wait = self._share.wait(now) if self._turnstile.waiting else self._share.take(now, self._turnstile.call)
-        self._rate_at = None if wait is None else now + wait
-        return wait is None
 
     async def cleared(self, claim: Claim) -> Outcome | None:
         """Take the token of an attempt that was prepared: None where it may be sent, else why it must not be. What its
@@ -249,35 +241,38 @@ class Lane:
     def _span_ahead(self) -> timedelta:
         return FIRST_AHEAD if self.target.ordered else SPAN_AHEAD
 
-    def _is_soon(self, now: datetime) -> bool:
-        """Whether what is claimed can begin before it goes stale."""
-        return self._share is None or self._share.wait(now) <= self._span_ahead()
-
-    def _affordable(self, now: datetime) -> int:
-        """Claims that can begin at the target's rate before they go stale."""
-        if self._share is None:
-            return WINDOW + self.target.concurrency
-        span = self._span_ahead()
-        wait = self._share.wait(now)
-        if wait <= span:
-            return self._share.ahead(now, span)
-        self._share.join(now, self._turnstile.call)
-        self._rate_at = now + wait - span
-        return 0
-
-    def _step_aside(self, now: datetime) -> None:
-        """Nothing is to begin now: the others of the group need not wait for this target."""
-        if self._share is not None and not self._turnstile.waiting:
-            self._share.leave(now)
-
     def _is_due(self, now: datetime) -> bool:
         return self._due_at is not None and self._due_at <= now
 
-    def _top_up(self, now: datetime) -> None:
+    def _wanted(self) -> int:
+        """Claims to have in hand while the target is well."""
         free = max(0, self.target.concurrency - self._carrier.under_way)
-        wanted = min(WINDOW, max(self._ahead, 3 * self._used // 2)) + free
+        return min(WINDOW, max(self._ahead, 3 * self._used // 2)) + free
+
+    def _top_up(self, now: datetime) -> None:
+        wanted = self._wanted()
         if len(self._ready) <= wanted // 2:
             self._fetch_some(wanted - len(self._ready), Turn.DUE, now)
+
+    def bid(self) -> Bid | None:
+        """What may be claimed for this lane as it is stored: nothing while older deliveries wait in the store, and
+        nothing where more than a free slot decides what goes next."""
+        now = self._now()
+        waits = self._draining or self._loop.time() < self._paused_until or self._turnstile.share is not None
+        has_older = self._fetch is not None or self._is_due(now)
+        if waits or has_older or not self.flows(now):
+            return None
+        return Bid(self._wanted() - len(self._ready), now + AHEAD + self._longest())
+
+    def take_over(self, claims: Sequence[Claim]) -> None:
+        """These were claimed for this lane as they were stored: what has a slot begins, the rest waits for one."""
+        now = self._now()
+        self._carrier.hold(claims)
+        self._ready.extend(claims)
+        if self._draining or not self.flows(now):
+            self._give_back()
+        elif isinstance(allowed := self._permit(now), Go):
+            self._begin_ready(allowed, now)
 
     def _fetch_some(self, limit: int, turn: Turn, now: datetime) -> None:
         """Start a fetch, unless one is under way or nothing can be due."""
@@ -287,7 +282,9 @@ class Lane:
         self._at_once = self._at_once and is_due
         if not is_due and self._loop.time() - self._asked_at <= LOOK_AGAIN.total_seconds():
             return
-        limit = min(limit, self._affordable(now) - len(self._ready) - self._carrier.preparing)
+        affordable = self._turnstile.affordable(now, self._span_ahead())
+        if affordable is not None:
+            limit = min(limit, affordable - len(self._ready) - self._carrier.preparing)
         if limit > 0:
             self._asked_at = self._loop.time()
             self._ahead, self._used = min(WINDOW, 3 * self._used // 2), 0
@@ -346,9 +343,7 @@ class Lane:
         the one before is recorded."""
         if self.target.ordered:
             return False
-        health = self._carrier.health
-        throttled = health.throttled_until is not None and now < health.throttled_until
-        return health.state is TargetState.ACTIVE and not health.paced and health.ramp is None and not throttled
+        return flows(self._carrier.health, now)
 
     def slot_freed(self) -> None:
         """An attempt needs its slot no more. Where all is well and nothing waits for a slot, there is nothing to do."""

@@ -137,13 +137,15 @@ class Share:
 
 
 class Turnstile:
-    """Where attempts of one target wait that are prepared first and take the token of their rate when they are about
-    to be sent: one after the other."""
+    """Where the attempts of one target get the token of their rate: those that are prepared first wait here for it when
+    they are about to be sent, one after the other, and the others come behind them."""
 
     def __init__(self, share: Share | None, *, now: Callable[[], datetime], called: Callable[[], None]) -> None:
-        """`called` is called with `call`."""
+        """`share` is the target's part in its rate, None where it asks for none; `called` is called with `call`."""
         self.share = share
         self.waiting = 0
+        self.asks_at: datetime | None = None
+        """When it is worth asking again."""
         self._now = now
         self._forward = called
         self._called = asyncio.Event()
@@ -174,6 +176,36 @@ class Turnstile:
     def _take(self) -> timedelta | None:
         self._called.clear()
         return None if self.share is None else self.share.take(self._now(), self.call)
+
+    def passes(self, now: datetime) -> bool:
+        """Take the token of an attempt that begins at once, or a place in the queue for it. What was prepared comes
+        first."""
+        if self.share is None:
+            return True
+        wait = self.share.wait(now) if self.waiting else self.share.take(now, self.call)
+        self.asks_at = None if wait is None else now + wait
+        return wait is None
+
+    def is_soon(self, now: datetime, span: timedelta) -> bool:
+        """Whether a token can be had within a span."""
+        return self.share is None or self.share.wait(now) <= span
+
+    def affordable(self, now: datetime, span: timedelta) -> int | None:
+        """How many attempts can begin within a span, None where no rate bounds them; where none can, a place is taken
+        in the queue."""
+        if self.share is None:
+            return None
+        wait = self.share.wait(now)
+        if wait <= span:
+            return self.share.ahead(now, span)
+        self.share.join(now, self.call)
+        self.asks_at = now + wait - span
+        return 0
+
+    def step_aside(self, now: datetime) -> None:
+        """Nothing is to begin now: the others of the group need not wait for this target."""
+        if self.share is not None and not self.waiting:
+            self.share.leave(now)
 
 
 class Limits:

@@ -13,7 +13,14 @@ from relay.model.receiving import Event, Headers, Rate
 from relay.model.shaping import Body, BodyFormat
 
 
-class DeliveryState(StrEnum):
+class Word(StrEnum):
+    """A text out of a fixed few. It hashes as text does: an enum's own hash is Python, and dear in the keys of
+    counts."""
+
+    __hash__ = str.__hash__
+
+
+class DeliveryState(Word):
     """Where a delivery stands. A pending delivery of a disabled target is shown as held."""
 
     PENDING = "pending"
@@ -39,7 +46,7 @@ DELIVERY_MOVES: Mapping[DeliveryState, frozenset[DeliveryState]] = {
 may let go of what is held, and a replay begins anew what had ended."""
 
 
-class TargetState(StrEnum):
+class TargetState(Word):
     """Whether deliveries leave for a target."""
 
     ACTIVE = "active"
@@ -52,7 +59,7 @@ TARGET_MOVES: Mapping[TargetState, frozenset[TargetState]] = {
 }
 
 
-class DisabledBy(StrEnum):
+class DisabledBy(Word):
     """Why a target is disabled; only the first is probed and ended by a success."""
 
     FAILURES = "failures"
@@ -60,7 +67,7 @@ class DisabledBy(StrEnum):
     HAND = "by hand"
 
 
-class OutcomeKind(StrEnum):
+class OutcomeKind(Word):
     """What became of an attempt, as the contract names it."""
 
     DELIVERED = "delivered"
@@ -183,7 +190,7 @@ class Outcome:
     """Nothing was begun: the delivery waits for what it lacks, or for its turn."""
 
 
-class Turn(StrEnum):
+class Turn(Word):
     """Which delivery of a target may go next."""
 
     DUE = "due"
@@ -293,9 +300,13 @@ class TargetHealth:
     settings_digest: str = ""
 
     def changed(self, **parts: Any) -> "TargetHealth":
-        """As `dataclasses.replace`, at a third of its cost: each success makes a health anew."""
-        return TargetHealth(**{**dict(zip(HEALTH_FIELDS, _health_parts(self), strict=True)), **parts})
+        """As `dataclasses.replace`, at a fifth of its cost: each success makes a health anew."""
+        values = [*_health_parts(self)]
+        for name, value in parts.items():
+            values[_HEALTH_PLACES[name]] = value
+        return TargetHealth(*values)
 
 
 HEALTH_FIELDS = tuple(one.name for one in fields(TargetHealth))
+_HEALTH_PLACES = {name: place for place, name in enumerate(HEALTH_FIELDS)}
 _health_parts = attrgetter(*HEALTH_FIELDS)

@@ -322,6 +322,12 @@ def at_start(health: TargetHealth, target: Target, *, url_digest: str, settings_
     return Keep(replace(health, probe_at=min(health.probe_at, latest)))
 
 
+def flows(health: TargetHealth, now: datetime) -> bool:
+    """Whether a target is well in every way, so that nothing but free slots bounds what it is sent."""
+    throttled = health.throttled_until is not None and now < health.throttled_until
+    return health.state is TargetState.ACTIVE and not health.paced and health.ramp is None and not throttled
+
+
 @dataclass(frozen=True, slots=True)
 class Go:
     """Up to `count` attempts may begin now, chosen by `turn`."""

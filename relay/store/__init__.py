@@ -103,6 +103,8 @@ class Settlement:
     began_at: datetime
     ended_at: datetime
     rule: Rule
+    may_wait: bool = False
+    """Nothing hangs on its being recorded at once: it may share the transaction of what comes next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +171,26 @@ class Condition:
         return self.writable and not self.full
 
 
+@dataclass(frozen=True, slots=True)
+class Bid:
+    """How many deliveries of a target may be claimed as they are stored, and until when such a claim holds."""
+
+    count: int
+    until: datetime
+
+
+class Claimant(Protocol):
+    """Who delivers: has deliveries claimed by the transaction that stores them, and hears of those that were not.
+    Called on the event loop; must not block."""
+
+    def bid(self, target: str) -> Bid | None:
+        """What would be taken over of a target now."""
+
+    def stored(self, claims: Sequence[Claim], waiting: Iterable[str]) -> None:
+        """Deliveries were stored by one transaction: these are claimed, in the order of their events, and at these
+        targets others wait."""
+
+
 class Watcher(Protocol):
     """Who is told of what happens in the store: counters, log lines. Called on the event loop; must not block."""
 
@@ -198,7 +220,11 @@ class Store(Protocol):
     ) -> Accepted:
         """Store an event and one pending, due delivery for each target, in one transaction, unless its dedupe key is
         known for its source; `courses` are those of the targets that have one. On return it is committed and fsynced.
-        A caller that gives up waiting changes nothing for others; the event may or may not be stored then."""
+        A caller that gives up waiting changes nothing for others; the event may or may not be stored then. What the
+        claimant bids for is claimed for it by the same transaction, as by `claim`; it hears of all after the commit."""
+
+    def serve(self, claimant: Claimant | None) -> None:
+        """Ask this one from now on what it would have claimed as it is stored; None: nobody."""
 
     async def claim(
         self, target: str, *, limit: int, turn: Turn, now: datetime, lease: timedelta, since: datetime | None = None
@@ -210,7 +236,8 @@ class Store(Protocol):
 
     async def settle(self, settlement: Settlement) -> Settled:
         """Record an attempt, what follows for its delivery and the target's health in one transaction that still
-        holds the claim. Survives an outage of the store; a lost claim changes nothing."""
+        holds the claim. Survives an outage of the store; a lost claim changes nothing. One that `may_wait` is recorded
+        within some hundredths of a second, and sooner where something else is written."""
 
     async def release(self, claims: Iterable[Claim]) -> None:
         """Give back claims under which no request was begun; their attempt numbers are lowered again."""

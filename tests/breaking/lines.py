@@ -167,8 +167,8 @@ LINES = (
     Break(
         "nothing is claimed while nothing can be written",
         "relay/store/sqlite/writer.py",
-        "        self._refuse_in_outage()\n        return self._queue(self._claims, wish)",
-        "        return self._queue(self._claims, wish)",
+        "        self._refuse_in_outage()\n        self._watch_the_late()\n        return self._inbox.claim(wish)",
+        "        self._watch_the_late()\n        return self._inbox.claim(wish)",
         ("tests/store/test_sqlite_outages.py",),
     ),
     Break(

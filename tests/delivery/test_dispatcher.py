@@ -95,7 +95,6 @@ class Relay:
         for _ in range(number):
             self._numbers += 1
             await self.store.accept(Event(f"evt_{self._numbers:04}", "shop", "order", now(), (), body), targets)
-        self.dispatcher.wake(targets)
 
 
 @asynccontextmanager
@@ -619,8 +618,10 @@ async def test_due_deliveries_that_nobody_takes_are_noticed(tmp_path: Path) -> N
         return Claimed(())
 
     async with gateway(tmp_path, {target(): lambda event, attempt, now: Reply(200)}) as relay:
+        relay.store.serve(None)
         claim, relay.store.claim = relay.store.claim, nothing  # type: ignore[method-assign]
         await relay.post("crm")
+        relay.dispatcher.wake(["crm"])
         for seconds, found in ((50, frozenset[str]()), (20, frozenset({"crm"}))):
             await asyncio.sleep(seconds)
             with virtual_loop().really():

@@ -60,7 +60,6 @@ class Relay(Gateway):
         """A notifier that heeds the config, and whose loop is not run yet."""
         notifier = Notifier(
             self.store,
-            wake=self.dispatcher.wake,
             count=lambda source, result: self.counted.append((source, result)),
             held=self.store.pending,
             last_event=self.heard.get,

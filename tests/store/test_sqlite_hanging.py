@@ -143,7 +143,7 @@ async def test_a_recovery_that_cannot_have_a_thread_is_tried_again(
 
     monkeypatch.setattr(threading.Thread, "start", exhausted)
     store._writer._fall_out(OSError("the disk is ill"))
-    store._writer._wake.set()
+    store._writer._inbox.stir()
     await until(lambda: store.condition().writable)
     assert failures == []
     assert not store.task.done()

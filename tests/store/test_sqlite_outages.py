@@ -279,7 +279,7 @@ async def test_a_lock_that_nobody_holds_any_more_ends_with_the_outage(store: Sql
     await reader.execute_fetchall("BEGIN")
     await reader.execute_fetchall("SELECT * FROM event")
     store._writer._fall_out(sqlite3.OperationalError("locking protocol"))
-    store._writer._wake.set()
+    store._writer._inbox.stir()
     await until(lambda: store.condition().writable)
     assert await store.body(event.id) == event.body
     assert await store._reading.connection() is not reader

@@ -127,13 +127,13 @@ async def test_the_last_try_of_each_held_delivery_is_one_look(traced: Traced) ->
 
 
 async def test_a_settlement_touches_its_own_rows(traced: Traced) -> None:
-    """Event by id, delivery by key."""
+    """Event by id, delivery by the key whose conflict it settles."""
     claim = await one(traced.store)
     traced.plans()
     await traced.store.settle(settlement(claim))
     plans = traced.plans()
-    (changing,) = [plan for text, plan in plans.items() if "UPDATE delivery" in text]
-    assert changing[-1] == "SEARCH delivery USING PRIMARY KEY (event_seq=? AND target=?)"
+    (changing,) = [text for text in plans if "ON CONFLICT DO UPDATE SET state" in text]
+    assert changing.startswith("INSERT INTO delivery")
     assert scanned(plans) == []
     assert using(plans) == {"sqlite_autoindex_event_1"}
 

@@ -6,7 +6,7 @@ Real: the store, its files, and the rules of health and retry. Fake: time and ch
 import asyncio
 import itertools
 import tempfile
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from random import Random
@@ -39,8 +39,8 @@ from relay.model import (
     Turn,
     Way,
 )
-from relay.rules.health import disabled_by_hand, enabled_by_hand
-from relay.store import Retention
+from relay.rules.health import disabled_by_hand, enabled_by_hand, flows
+from relay.store import Bid, Retention
 from relay.store.replays import DISCARDED, JobState, Replayable, ReplayFilter, ReplayJob
 from relay.store.sqlite import SqliteStore
 from tests.support.store_backends import SqliteBackend, kept
@@ -124,6 +124,31 @@ class StoreMachine(RuleBasedStateMachine):
         self.run(burst())
         for event in events:
             self.model.accepted(event, [name])
+
+    @rule(names=st.sets(TARGET, min_size=1), count=st.integers(1, 3), bid=st.integers(0, 2))
+    def accepts_for_lanes(self, names: set[str], count: int, bid: int) -> None:
+        """Events of which some lanes take the first at once; where a target is not well, and beyond the bid, none."""
+        handed: list[Claim] = []
+        until, now = self.now + LEASE, self.now
+
+        class Lanes:
+            def bid(self, target: str) -> Bid | None:
+                return None if TARGETS[target].ordered else Bid(bid, until)
+
+            def stored(self, claims: Sequence[Claim], waiting: Iterable[str]) -> None:
+                handed.extend(claims)
+
+        events = [an_event(f"evt_{next(self.numbers)}", at=now) for _ in range(count)]
+        self.store.serve(Lanes())
+        for event in events:
+            self.run(self.store.accept(event, sorted(names)))
+            self.model.accepted(event, sorted(names))
+        self.store.serve(None)
+        well = {name for name in names if not TARGETS[name].ordered and flows(self.model.healths[name], now)}
+        expected = [(event.id, name) for event in events for name in sorted(well)] if bid else []
+        assert [(claim.event.id, claim.target) for claim in handed] == expected
+        for claim in handed:
+            self.model.claimed(claim, now)
 
     # claiming
 

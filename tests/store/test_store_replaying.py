@@ -14,6 +14,7 @@ from tests.support.store_backends import Row, SqliteBackend, kept
 from tests.support.store_parts import (
     NOW,
     SECOND,
+    Watch,
     accepted_many,
     becomes,
     disabled,
@@ -159,14 +160,14 @@ async def test_a_replay_for_a_disabled_target_is_held_and_leaves_when_it_is_enab
     assert backend.deliveries()[first.id, "crm"].attempts == 2
 
 
-async def test_a_replay_survives_a_restart(backend: SqliteBackend, store: SqliteStore) -> None:
+async def test_a_replay_survives_a_restart(backend: SqliteBackend, store: SqliteStore, watch: Watch) -> None:
     """It is committed on return, like all else."""
     event = await stored(store, "crm")
     await killed(store, await one(store))
     await store.replays.event(event.id, ALL, now=LATER)
     left = backend.after_a_kill()
     await store.close()
-    again = await left.open(store._writer._watcher)
+    again = await left.open(watch)
     assert (await one(again, now=LATER)).replayed
     assert await kept(again, "crm") == left.counted() == {("crm", "in_flight"): 1}
     await again.close()

@@ -88,7 +88,7 @@ class Gateway:
         with self._loop.really():
             self.store = await SqliteStore.open(self._path, self)
         store = self.store
-        self._forget_store = self._loop.waits_for(lambda: not store.idle)
+        self._forget_store = self._loop.waits_for(lambda: store.is_busy)
         self._lives += 1
         life = self._lives
         self.dispatcher = Dispatcher(
@@ -123,7 +123,7 @@ class Gateway:
     async def crash(self) -> None:
         """Die without a word: go on from the files as a SIGKILL at this moment leaves them."""
         self._up.clear()
-        while not self.store.idle:
+        while self.store.is_busy:
             await asyncio.sleep(0)
         home, self._path = self._path.parent, self._path.parent / f"life-{self._lives}" / self._path.name
         self._path.parent.mkdir()
@@ -163,7 +163,6 @@ class Gateway:
             life = self._lives
             courses = dict.fromkeys(targets, self._course)
             await asyncio.gather(*(self.store.accept(event, targets, courses) for event in events))
-        self.dispatcher.wake(targets)
         return [event.id for event in events]
 
     def _event(self) -> Event:

@@ -133,12 +133,15 @@ def settlement(
     health: TargetHealth | None = None,
     releases_held: bool = False,
     status: int | None = 200,
+    may_wait: bool = False,
 ) -> Settlement:
     """One attempt to be recorded, of a second's length."""
     if rule is None:
         rule = ruled(decision or Done(), health, releases_held=releases_held)
     reason = "" if kind is OutcomeKind.DELIVERED else f"it said {kind.value}"
-    return Settlement(claim, Outcome(kind, status, reason), began_at=at, ended_at=at + SECOND, rule=rule)
+    return Settlement(
+        claim, Outcome(kind, status, reason), began_at=at, ended_at=at + SECOND, rule=rule, may_wait=may_wait
+    )
 
 
 async def failed(store: Store, claim: Claim, *, again: datetime, at: datetime = NOW, step: int = 1) -> None:

@@ -6,7 +6,6 @@ Law: one process a file, one writing connection, views on a connection of their 
 import asyncio
 import contextlib
 import hashlib
-import itertools
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ from relay.store import (
     AS_THEY_CAME,
     Accepted,
     Backlog,
+    Claimant,
     Claimed,
     Condition,
     Copy,
@@ -70,7 +70,6 @@ class SqliteStore:
         self._guard = guard
         self._writer = writer
         self._reading = reading
-        self._tokens = itertools.count(time.time_ns())
         self._pruning = Pruning(reading, writer)
         self._copying = copying
         self._full: Condition | None = None
@@ -142,6 +141,11 @@ class SqliteStore:
         return self._writer.idle
 
     @property
+    def is_busy(self) -> bool:
+        """Something is being written, or is to be at once; what may wait a little does."""
+        return self._writer.is_busy
+
+    @property
     def task(self) -> "asyncio.Task[None]":
         """The writing task, to be watched: it ends only by `close` or by a bug."""
         return self._writer.task
@@ -155,11 +159,15 @@ class SqliteStore:
         result: Accepted = await self._writer.accept(AcceptWish(event, targets, courses))
         return result
 
+    def serve(self, claimant: Claimant | None) -> None:
+        """See `Store.serve`."""
+        self._writer.claimant = claimant
+
     async def claim(
         self, target: str, *, limit: int, turn: Turn, now: datetime, lease: timedelta, since: datetime | None = None
     ) -> Claimed:
         """See `Store.claim`."""
-        wish = ClaimWish(target, limit, turn, now, lease, since, next(self._tokens))
+        wish = ClaimWish(target, limit, turn, now, lease, since, self._writer.token())
         result: Claimed = await self._writer.claim(wish)
         return result
 

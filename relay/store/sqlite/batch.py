@@ -27,8 +27,9 @@ from relay.model import (
     TargetState,
     Turn,
 )
+from relay.rules.health import flows
 from relay.rules.retry import is_recorded
-from relay.store import Accepted, LongestWaits, Ruling, Settled, Settlement
+from relay.store import Accepted, Bid, LongestWaits, Ruling, Settled, Settlement
 from relay.store.sqlite.ledger import INLINE_BODY
 from relay.store.sqlite.releasing import release_held
 from relay.store.sqlite.rows import (
@@ -57,8 +58,18 @@ class AcceptWish:
     courses: Mapping[str, Course]
 
 
-def accept(tx: Transaction, wishes: Sequence[AcceptWish]) -> list[Accepted]:
-    """Store events and their deliveries; a known dedupe key stores nothing and names the first event."""
+@dataclass(slots=True)
+class Handing:
+    """What is claimed as it is stored: of each target so much as was bid for, all under one token."""
+
+    token: int
+    bids: Mapping[str, Bid]
+
+
+def accept(tx: Transaction, wishes: Sequence[AcceptWish], handing: Handing | None = None) -> list[Accepted]:
+    """Store events and their deliveries; a known dedupe key stores nothing and names the first event. What is claimed
+    by this stands in `Changes.handed`."""
+    handed = _Handed(tx, handing)
     keys = [wish.event.dedupe_key and dedupe_digest(wish.event.source, wish.event.dedupe_key) for wish in wishes]
     known = _known_events(tx.db, [key for key in keys if key])
     results: list[Accepted] = []
@@ -81,14 +92,49 @@ def accept(tx: Transaction, wishes: Sequence[AcceptWish]) -> list[Accepted]:
             tx.changes.events[seq] = wish.event
         received_at = millis(wish.event.received_at)
         for target in wish.targets:
-            course = course_text(wish.courses.get(target, ()))
-            deliveries.append((seq, target, _PENDING.value, received_at, course))
-            tx.changes.moved(target, None, _PENDING)
+            course = wish.courses.get(target, ())
+            claim = handed.claim(wish.event, target, course)
+            row = (seq, target, received_at, course_text(course))
+            if claim is None:
+                deliveries.append((*row, "pending", 0, None, None))
+                tx.changes.moved(target, None, _PENDING)
+                tx.changes.waiting.add(target)
+            else:
+                deliveries.append((*row, "in_flight", 1, claim.token, millis(claim.lease_until)))
+                tx.changes.moved(target, None, _IN_FLIGHT)
         tx.changes.tell("source", wish.event.source, "accepted" if wish.targets else "unrouted", wish.event.received_at)
         results.append(Accepted(wish.event.id, duplicate=False))
     tx.write(EVENT_INSERT, events)
-    tx.write("INSERT INTO delivery (event_seq, target, state, due_at, course) VALUES {rows}", deliveries)
+    tx.write(_DELIVERY_INSERT, deliveries)
     return results
+
+
+_DELIVERY_INSERT = """INSERT INTO delivery
+        (event_seq, target, due_at, course, state, attempts, claim, lease_until)
+    VALUES {rows}"""
+
+
+class _Handed:
+    """The bids that hold in one transaction: a target that was settled in it may be well no more."""
+
+    def __init__(self, tx: Transaction, handing: Handing | None) -> None:
+        self._tx = tx
+        self._handing = handing
+        self._left = {} if handing is None else {target: bid.count for target, bid in handing.bids.items()}
+
+    def claim(self, event: Event, target: str, course: Course) -> Claim | None:
+        """The claim on a delivery that is about to be stored; None where it is to wait. Large bodies do, for they are
+        read from the store when they are sent."""
+        if self._handing is None or self._left.get(target, 0) <= 0 or len(event.body) > INLINE_BODY:
+            return None
+        health = self._tx.health(target)
+        if not flows(health, event.received_at):
+            return None
+        self._left[target] -= 1
+        until = self._handing.bids[target].until
+        claim = Claim(event, target, 1, 0, self._handing.token, until, took_at=health.took_at, course=course)
+        self._tx.changes.handed.append(claim)
+        return claim
 
 
 def _known_events(db: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, tuple[str, bytes]]:
@@ -141,15 +187,14 @@ def settle(tx: Transaction, settlements: Sequence[Settlement]) -> list[Settled]:
     return results
 
 
-_SETTLE = """WITH
-        settled (state, due_at, step, settled_at, outcome, status, reason, first_try_at, attempts, event_seq, target)
-        AS (VALUES {rows})
-    UPDATE delivery SET state = s.state, due_at = s.due_at, step = s.step, settled_at = s.settled_at,
-        outcome = s.outcome, status = s.status, reason = s.reason,
-        first_try_at = coalesce(delivery.first_try_at, s.first_try_at), attempts = s.attempts, claim = NULL,
-        lease_until = NULL
-    FROM settled s
-    WHERE delivery.event_seq = s.event_seq AND delivery.target = s.target"""
+_SETTLE = """INSERT INTO delivery
+        (state, due_at, step, settled_at, outcome, status, reason, first_try_at, attempts, event_seq, target)
+    VALUES {rows}
+    ON CONFLICT DO UPDATE SET state = excluded.state, due_at = excluded.due_at, step = excluded.step,
+        settled_at = excluded.settled_at, outcome = excluded.outcome, status = excluded.status,
+        reason = excluded.reason, first_try_at = coalesce(first_try_at, excluded.first_try_at),
+        attempts = excluded.attempts, claim = NULL, lease_until = NULL"""
+"""The rows are there: their claims hold. An `UPDATE` from a list of values would copy that list twice."""
 
 
 def _held(db: sqlite3.Connection, settlements: Sequence[Settlement]) -> dict[tuple[str, str, int], int]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from relay.model import DeliveryState, Event, TargetHealth
+from relay.model import Claim, DeliveryState, Event, TargetHealth
 from relay.store.sqlite.rows import HEALTH_SELECT, HEARD_SELECT, health_from, moment_if_sound
 
 COUNTED = (DeliveryState.PENDING, DeliveryState.IN_FLIGHT, DeliveryState.DEAD)
@@ -42,6 +42,10 @@ class Changes:
     health: dict[str, TargetHealth] = field(default_factory=dict)
     rests: dict[str, Rest | None] = field(default_factory=dict)
     events: dict[int, Event] = field(default_factory=dict)
+    handed: list[Claim] = field(default_factory=list)
+    """What was claimed for the claimant as it was stored."""
+    waiting: set[str] = field(default_factory=set)
+    """Targets at which something was stored that was not."""
     erased: set[int] = field(default_factory=set)
     """Numbers of events that are gone."""
     done: set[int] = field(default_factory=set)

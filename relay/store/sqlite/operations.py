@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from relay.store import Settlement, StoreUnavailable
 from relay.store.sqlite import batch
-from relay.store.sqlite.batch import AcceptWish
+from relay.store.sqlite.batch import AcceptWish, Handing
 from relay.store.sqlite.claiming import ClaimWish, claim
 from relay.store.sqlite.ledger import Changes, Ledger
 from relay.store.sqlite.releasing import release_rest
@@ -56,11 +56,14 @@ class Batch:
         works: Sequence[Operation[Work]] = (),
         accepts: Sequence[Operation[AcceptWish]] = (),
         claims: Sequence[Operation[ClaimWish]] = (),
+        handing: Handing | None = None,
     ) -> None:
+        """`handing` is what is claimed of the events as they are stored."""
         self.settlements = settlements
         self.works = works
         self.accepts = accepts
         self.claims = claims
+        self.handing = handing
 
     def __len__(self) -> int:
         return len(self.settlements) + len(self.works) + len(self.accepts) + len(self.claims)
@@ -86,6 +89,11 @@ class Batch:
         """All that an outage refuses."""
         return [*self.works, *self.accepts, *self.claims]
 
+    @property
+    def tokens(self) -> list[int]:
+        """Of the claims that it makes."""
+        return [op.wish.token for op in self.claims] + ([] if self.handing is None else [self.handing.token])
+
     def refuse(self, error: Exception) -> None:
         """Tell all its callers that it failed."""
         for operation in (*self.settlements, *self.refusable):
@@ -97,7 +105,7 @@ class Batch:
             return []
         kinds = self.settlements, self.works, self.accepts, self.claims
         middle, seen = len(self) // 2, 0
-        first, second = Batch(), Batch()
+        first, second = Batch(handing=self.handing), Batch(handing=self.handing)
         for name, operations in zip(("settlements", "works", "accepts", "claims"), kinds, strict=True):
             cut = max(0, middle - seen)
             setattr(first, name, operations[:cut])
@@ -121,7 +129,7 @@ class Batch:
         for op in self.works:
             results.append((op, op.wish(tx)))
         if self.accepts:
-            accepted = batch.accept(tx, [op.wish for op in self.accepts])
+            accepted = batch.accept(tx, [op.wish for op in self.accepts], self.handing)
             results += zip(self.accepts, accepted, strict=True)
         if self.claims:
             claimed = claim(tx, [op.wish for op in self.claims])

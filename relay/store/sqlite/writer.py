@@ -13,27 +13,25 @@ import contextlib
 import itertools
 import sqlite3
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from relay.store import Condition, Settled, Settlement, StoreError, StoreUnavailable, StoreUnusable, Watcher
+from relay.store import Claimant, Condition, Settled, Settlement, StoreError, StoreUnavailable, StoreUnusable, Watcher
 from relay.store.sqlite.admission import Admission
-from relay.store.sqlite.batch import AcceptWish
+from relay.store.sqlite.batch import AcceptWish, Handing
 from relay.store.sqlite.checkpoints import Checkpoints, cut_log
 from relay.store.sqlite.claiming import ClaimWish
 from relay.store.sqlite.connection import NO_CONNECTION, StoreConnection, in_words, is_fault
 from relay.store.sqlite.custody import Custody
-from relay.store.sqlite.ledger import Ledger
-from relay.store.sqlite.operations import Batch, Operation, Wish, Work, drain, next_release
+from relay.store.sqlite.inbox import Inbox
+from relay.store.sqlite.ledger import Changes, Ledger
+from relay.store.sqlite.operations import Batch, Operation, Work, next_release
 from relay.store.sqlite.recovering import open_anew, pause_after, taints
+from relay.store.sqlite.telling import Teller
 
-QUEUE = 10_000
-"""Events that may wait for the writer; beyond it new ones are refused."""
-QUEUE_BYTES = 64 * 1024 * 1024
 PATIENCE_S = 3.0
 """How long an event waits for its commit before it is refused."""
 STANDSTILL_S = 1.0
@@ -66,20 +64,16 @@ class Writer:
         self._let_go = let_go
         self._path = path
         self._db: StoreConnection | None = connection
-        self._watcher = watcher
-        self._settlements: deque[Operation[Settlement]] = deque()
-        self._works: deque[Operation[Work]] = deque()
-        self._accepts: deque[Operation[AcceptWish]] = deque()
-        self._claims: deque[Operation[ClaimWish]] = deque()
-        self._bytes = 0
-        self._wake = asyncio.Event()
+        self._teller = Teller(watcher)
+        self.claimant: Claimant | None = None
+        """Who is asked what it would have claimed as it is stored."""
+        self._inbox = Inbox()
+        self._tokens = itertools.count(time.time_ns())
         self._current: Batch | None = None
         self._unwritten: list[Batch] = []
         self._refused_claims: set[int] = set()
         self._closing = asyncio.Event()
         self._outage: Condition | None = None
-        self._told: Condition | None = None
-        self._is_watched = True
         self._failed_tries = 0
         self._is_tainted = False
         self._is_doubted = False
@@ -92,11 +86,16 @@ class Writer:
     @property
     def idle(self) -> bool:
         """Nothing waits and nothing is being written."""
-        return self._current is None and not (any(self._queues) or self.ledger.rests)
+        return self._current is None and not (self._inbox or self.ledger.rests)
 
     @property
-    def _queues(self) -> "tuple[deque[Any], ...]":
-        return self._settlements, self._works, self._accepts, self._claims
+    def is_busy(self) -> bool:
+        """Something is being written, or is to be at once."""
+        return self._current is not None or self._inbox.is_due or bool(self.ledger.rests)
+
+    def token(self) -> int:
+        """A token that no claim has had."""
+        return next(self._tokens)
 
     @property
     def task(self) -> "asyncio.Task[None]":
@@ -110,59 +109,51 @@ class Writer:
         if self._task.done():
             bug = None if self._task.cancelled() else self._task.exception()
             return Condition(writable=False, reason=f"the writer died: {bug!r}" if bug else CLOSED)
-        if self._current is None and not any(self._queues):
+        if self._current is None and not self._inbox:
             return _WELL
-        now, waits = time.monotonic(), [queue[0].since for queue in self._queues if queue]
+        now, waits = time.monotonic(), [head.since for head in self._inbox.heads]
         waited = now - min([now, *waits, self._current.since if self._current else now])
-        if waited <= PATIENCE_S and not self._is_overloaded:
+        if waited <= PATIENCE_S and not self._inbox.is_overloaded:
             return _WELL
         reason = SLOW if waited > PATIENCE_S else OVERLOADED
         return Condition(writable=False, reason=reason, since=datetime.now(UTC) - timedelta(seconds=waited))
 
-    @property
-    def _is_overloaded(self) -> bool:
-        return len(self._accepts) >= QUEUE or self._bytes > QUEUE_BYTES
-
     def accept(self, wish: AcceptWish) -> "asyncio.Future[Any]":
         """Queue an event; refused at once where the queue is full or the store is out."""
-        if self._is_overloaded:
+        if self._inbox.is_overloaded:
             raise StoreUnavailable(OVERLOADED)
         self._refuse_in_outage()
-        self._bytes += len(wish.event.body)
-        return self._queue(self._accepts, wish)
+        self._watch_the_late()
+        return self._inbox.accept(wish)
 
     def claim(self, wish: ClaimWish) -> "asyncio.Future[Any]":
         """Queue a call for deliveries."""
         self._refuse_in_outage()
-        return self._queue(self._claims, wish)
+        self._watch_the_late()
+        return self._inbox.claim(wish)
 
     def work(self, work: Work) -> "asyncio.Future[Any]":
         """Queue anything else that needs the transaction."""
         self._refuse_in_outage()
-        return self._queue(self._works, work)
+        self._watch_the_late()
+        return self._inbox.work(work)
 
     def empty_log(self) -> "asyncio.Future[None]":
         """Have the log emptied as soon as no reader needs it; the future is done when it is."""
-        self._wake.set()
+        self._inbox.stir()
         return self._checkpoints.empty()
 
     def doubt(self) -> None:
         """Look at the files although nobody writes: what was read of them is damaged."""
         self._is_doubted = True
-        self._wake.set()
+        self._inbox.stir()
 
     def settle(self, settlement: Settlement) -> "asyncio.Future[Settled]":
         """Queue a settlement; it outlives any outage, but not the store."""
         if self._task.done():
             raise StoreUnavailable(CLOSED)
-        return self._queue(self._settlements, settlement)
-
-    def _queue(self, queue: "deque[Operation[Wish]]", wish: Wish) -> "asyncio.Future[Any]":
-        operation = Operation(wish, self._loop)
-        queue.append(operation)
-        self._wake.set()
         self._watch_the_late()
-        return operation.future
+        return self._inbox.settle(settlement)
 
     def _refuse_in_outage(self) -> None:
         if self._closing.is_set():
@@ -175,7 +166,7 @@ class Writer:
     async def finish(self) -> None:
         """Write what waits, once, and empty the log; during an outage nothing more is tried."""
         self._closing.set()
-        self._wake.set()
+        self._inbox.stir()
         await asyncio.gather(self._task, return_exceptions=True)
         self.abandon()
         if self._impatience is not None:
@@ -202,9 +193,7 @@ class Writer:
 
     def abandon(self) -> None:
         """Refuse all that waits or is under way: nothing more is promised, whatever the disk still does."""
-        for queue in self._queues:
-            for operation in queue:
-                operation.refuse(StoreUnavailable(CLOSED))
+        self._inbox.refuse(StoreUnavailable(CLOSED), settlements=True)
         if self._current is not None:
             self._current.refuse(StoreUnavailable(CLOSED))
 
@@ -223,23 +212,28 @@ class Writer:
 
     async def _turn(self) -> None:
         """Write what waits; where nothing does, tidy up and wait."""
-        if not self.idle:
+        if self._inbox.is_due or self.ledger.rests:
             await self._write(self._take())
             return
         await self._checkpoint_if_due()
         if self._outage is None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._checkpoints.pause)
-            self._wake.clear()
+                await asyncio.wait_for(self._inbox.stirred.wait(), self._checkpoints.pause)
+            self._inbox.stirred.clear()
 
     def _take(self) -> Batch:
-        drained = drain(self._accepts)
-        self._bytes -= sum(len(op.wish.event.body) for op in drained)
-        accepts = [op for op in drained if not op.future.done()]
-        claims = [op for op in drain(self._claims) if not op.future.done()]
-        works = drain(self._works)
-        works += [next_release(self.ledger, target) for target in self.ledger.rests]
-        return Batch(drain(self._settlements), works, accepts, claims)
+        taken = self._inbox.take()
+        taken.works = [*taken.works, *(next_release(self.ledger, target) for target in self.ledger.rests)]
+        taken.handing = self._handing(taken.accepts)
+        return taken
+
+    def _handing(self, accepts: Sequence[Operation[AcceptWish]]) -> Handing | None:
+        """What the claimant takes over of these events, if anything."""
+        if self.claimant is None:
+            return None
+        targets = {target for operation in accepts for target in operation.wish.targets}
+        bids = {target: bid for target in targets if (bid := self.claimant.bid(target)) is not None}
+        return Handing(self.token(), bids) if bids else None
 
     async def _write(self, batch_: Batch) -> None:
         """Commit a batch and tell its callers; where it fails, halve it until what spoils it stands alone."""
@@ -261,7 +255,7 @@ class Writer:
                     part.refuse(error)
             else:
                 del self._unwritten[0]
-                self._tell_commit(seconds)
+                self._teller.committed(seconds)
         self._current = None
         if self._checkpoints.press:
             await self._checkpoint_if_due()
@@ -275,7 +269,18 @@ class Writer:
         self._checkpoints.committed(batch_.size)
         for operation, result in results:
             operation.resolve(result)
+        self._hand_over(changes)
         return time.perf_counter() - began
+
+    def _hand_over(self, changes: Changes) -> None:
+        """Tell the claimant what was stored. That it fails is told, and no reason to undo the commit: the leases of
+        what it did not take end, and then that is due again."""
+        if self.claimant is None or not (changes.handed or changes.waiting):
+            return
+        try:
+            self.claimant.stored(changes.handed, changes.waiting)
+        except Exception as error:  # noqa: BLE001 - the commit stands
+            self._teller.bug(f"the claimant failed: {type(error).__name__}: {error}")
 
     def _connection(self) -> StoreConnection:
         if self._db is None:
@@ -297,40 +302,12 @@ class Writer:
         self._is_tainted = taints(error)
         unwritten, self._unwritten, self._current = self._unwritten, [], None
         kept = [operation for part in unwritten for operation in part.settlements]
-        self._settlements.extendleft(reversed(kept))
-        refused = [operation for part in unwritten for operation in part.refusable]
-        self._refused_claims.update(operation.wish.token for part in unwritten for operation in part.claims)
-        for operation in (*refused, *self._works, *self._accepts, *self._claims):
+        self._inbox.put_back(kept)
+        self._refused_claims.update(token for part in unwritten for token in part.tokens)
+        for operation in (operation for part in unwritten for operation in part.refusable):
             operation.refuse(StoreUnavailable(reason))
-        self._works.clear()
-        self._accepts.clear()
-        self._claims.clear()
-        self._bytes = 0
-        self._tell()
-
-    def _tell(self) -> None:
-        """Tell the watcher what has changed, once each way; one that fails must not stop the writing."""
-        condition, told = self.condition(), self._told
-        if condition.writable == (told is None):
-            return
-        self._told = None if condition.writable else condition
-        with contextlib.suppress(Exception):
-            if told is None:
-                self._watcher.unavailable(condition.reason)
-            else:
-                self._watcher.recovered((datetime.now(UTC) - (told.since or datetime.now(UTC))).total_seconds())
-
-    def _tell_commit(self, seconds: float) -> None:
-        """Tell of a commit; that the watcher failed is told once, and is over at once: the commit stands."""
-        try:
-            self._watcher.committed(seconds)
-            self._is_watched = True
-        except Exception as error:  # noqa: BLE001 - a bug of who watches is no reason to lose what was handed in
-            if self._is_watched and self._told is None:
-                self._is_watched = False
-                with contextlib.suppress(Exception):
-                    self._watcher.unavailable(f"the watcher of commits failed: {type(error).__name__}: {error}")
-                    self._watcher.recovered(0.0)
+        self._inbox.refuse(StoreUnavailable(reason), settlements=False)
+        self._teller.condition(self.condition())
 
     async def _recover(self) -> None:
         """Open the file anew until a write is taken: after a failed fsync the page cache cannot be trusted."""
@@ -361,9 +338,9 @@ class Writer:
             return
         self._outage = None
         self._refused_claims.clear()
-        for settlement in self._settlements:  # what waited for the store has not waited for a commit
+        for settlement in self._inbox.settlements:  # what waited for the store has not waited for a commit
             settlement.since = time.monotonic()
-        self._tell()
+        self._teller.condition(self.condition())
 
     async def _checkpoint_if_due(self) -> None:
         """Move the log's pages home between commits, where no answer waits for it."""
@@ -388,12 +365,12 @@ class Writer:
         due, self._impatience = self._impatience, None
         late = 0.0 if due is None else self._loop.time() - due.when()
         if late > STANDSTILL_S:  # the process was stopped, or starved: that is nobody's fault but ours
-            for operation in (*(self._current or Batch()).operations, *itertools.chain(*self._queues)):
+            for operation in (*(self._current or Batch()).operations, *self._inbox):
                 operation.since += late
         latest = time.monotonic() - PATIENCE_S
         current = self._current.accepts if self._current else ()
-        for operation in itertools.takewhile(lambda one: one.since <= latest, (*current, *self._accepts)):
+        for operation in itertools.takewhile(lambda one: one.since <= latest, (*current, *self._inbox.accepts)):
             operation.refuse(StoreUnavailable(SLOW))
-        self._tell()
-        if not self.idle or (self._told is not None and not self._task.done()):
+        self._teller.condition(self.condition())
+        if not self.idle or (self._teller.tells_of_outage and not self._task.done()):
             self._watch_the_late()

@@ -1,0 +1,127 @@
+"""What waits for the writer: wishes of four kinds, each in its order, and when the next transaction is due.
+
+Law: an event, a claim and any other work make one due at once. A settlement that nobody waits for does not: it shares
+the next one, or has one of its own after `LINGER_S`, so that a stream of answers does not cost a sync each.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any
+
+from relay.store import Settlement
+from relay.store.sqlite.batch import AcceptWish
+from relay.store.sqlite.claiming import ClaimWish
+from relay.store.sqlite.operations import Batch, Operation, Wish, Work, drain
+
+QUEUE = 10_000
+"""Events that may wait for the writer; beyond it new ones are refused."""
+QUEUE_BYTES = 64 * 1024 * 1024
+LINGER_S = 0.02
+"""How long a settlement that nobody waits for may wait for others."""
+
+
+class Inbox:
+    """The queues of one writer; used on its event loop alone."""
+
+    def __init__(self) -> None:
+        self.settlements: deque[Operation[Settlement]] = deque()
+        self.accepts: deque[Operation[AcceptWish]] = deque()
+        self.stirred = asyncio.Event()
+        """Set when there is something to be looked at."""
+        self._works: deque[Operation[Work]] = deque()
+        self._claims: deque[Operation[ClaimWish]] = deque()
+        self._queues: tuple[deque[Any], ...] = (self.settlements, self._works, self.accepts, self._claims)
+        self._bytes = 0
+        self._is_due = False
+        self._linger: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+
+    def __bool__(self) -> bool:
+        """Whether anything waits."""
+        return any(self._queues)
+
+    def __iter__(self) -> Iterator[Operation[Any]]:
+        """All that waits."""
+        return chain.from_iterable(self._queues)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether something waits that is to be written now."""
+        return self._is_due and bool(self)
+
+    @property
+    def is_overloaded(self) -> bool:
+        """Whether no more events are taken."""
+        return len(self.accepts) >= QUEUE or self._bytes > QUEUE_BYTES
+
+    @property
+    def heads(self) -> Iterable[Operation[Any]]:
+        """What waits longest of each kind."""
+        return (queue[0] for queue in self._queues if queue)
+
+    def accept(self, wish: AcceptWish) -> "asyncio.Future[Any]":
+        """Put in an event."""
+        self._bytes += len(wish.event.body)
+        return self._put(self.accepts, wish)
+
+    def claim(self, wish: ClaimWish) -> "asyncio.Future[Any]":
+        """Put in a call for deliveries."""
+        return self._put(self._claims, wish)
+
+    def work(self, work: Work) -> "asyncio.Future[Any]":
+        """Put in anything else."""
+        return self._put(self._works, work)
+
+    def settle(self, settlement: Settlement) -> "asyncio.Future[Any]":
+        """Put in a settlement."""
+        if not settlement.may_wait:
+            return self._put(self.settlements, settlement)
+        operation = Operation(settlement, self._loop)
+        self.settlements.append(operation)
+        if self._linger is None and not self._is_due:
+            self._linger = self._loop.call_later(LINGER_S, self.stir)
+        return operation.future
+
+    def put_back(self, settlements: Iterable[Operation[Settlement]]) -> None:
+        """Put settlements that were not written in front of the others, in their order."""
+        self.settlements.extendleft(reversed([*settlements]))
+        self.stir()
+
+    def stir(self) -> None:
+        """Have what waits looked at, and written."""
+        self._linger = None
+        self._is_due = bool(self)
+        self.stirred.set()
+
+    def take(self) -> Batch:
+        """Take as much as one transaction carries; of events and claims what is still waited for."""
+        accepts = drain(self.accepts)
+        self._bytes -= sum(len(one.wish.event.body) for one in accepts)
+        settlements, works, claims = drain(self.settlements), drain(self._works), drain(self._claims)
+        self._is_due = bool(self)
+        if self._linger is not None and not self.settlements:
+            self._linger.cancel()
+            self._linger = None
+        return Batch(
+            settlements,
+            works,
+            [one for one in accepts if not one.future.done()],
+            [one for one in claims if not one.future.done()],
+        )
+
+    def refuse(self, error: Exception, *, settlements: bool) -> None:
+        """Refuse all that waits, but for settlements where they are to be kept."""
+        for queue in self._queues if settlements else (self._works, self.accepts, self._claims):
+            for operation in queue:
+                operation.refuse(error)
+            queue.clear()
+        self._bytes = 0
+
+    def _put(self, queue: "deque[Operation[Wish]]", wish: Wish) -> "asyncio.Future[Any]":
+        operation = Operation(wish, self._loop)
+        queue.append(operation)
+        self._is_due = True
+        self.stirred.set()
+        return operation.future
