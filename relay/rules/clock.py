@@ -5,7 +5,7 @@ wait is longer than the longest that its kind allows, counted from now, and noth
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from relay.model import Target, TargetHealth
@@ -46,8 +46,7 @@ def bounded(health: TargetHealth, target: Target, now: datetime) -> TargetHealth
     past would keep failures from counting, and let events die in an outage."""
     asked = now + longest_asked(target.schedule)
     by_schedule = target.ordered or health.throttled_until is not None or health.probe_wait is None
-    sane = replace(
-        health,
+    sane = health._replace(
         since=_earlier(health.since, now),
         counted_at=_earlier(health.counted_at, now),
         succeeded_at=_earlier(health.succeeded_at, now),

@@ -4,7 +4,7 @@ Law: pure. One function judges a settled attempt (`judge`), one says what may be
 stored `TargetHealth`, so that what is shown is what is enforced. Time and chance are arguments.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from random import Random
 
@@ -101,7 +101,7 @@ def judge(
 def _succeeded(health: TargetHealth, target: Target, began_at: datetime, now: datetime) -> Verdict:
     took_at = began_at if health.took_at is None else max(health.took_at, began_at)
     throttle_over = health.throttled_until is None or began_at >= health.throttled_until
-    better = health.changed(
+    better = health._replace(
         failures=0,
         counted_events=(),
         counted_at=None,
@@ -129,19 +129,18 @@ def _throttled(
     until = now + throttle_wait(outcome, claim.step, target.schedule, rng)
     if health.throttled_until is not None:
         until = max(until, health.throttled_until)
-    slowed = replace(health, throttled_until=until, paced=True)
+    slowed = health._replace(throttled_until=until, paced=True)
     if health.state is TargetState.DISABLED:
         failed = _probe_failed(slowed, claim, target, now, rng, decision)
         probe_at = failed.probe_at and max(failed.probe_at, until)
-        return Keep(replace(failed, probe_at=probe_at))
+        return Keep(failed._replace(probe_at=probe_at))
     return Pace(slowed)
 
 
 def _gone(health: TargetHealth, outcome: Outcome, now: datetime) -> Verdict:
     if health.disabled_by in (DisabledBy.GONE, DisabledBy.HAND):
         return Keep(health)
-    gone = replace(
-        health,
+    gone = health._replace(
         state=TargetState.DISABLED,
         disabled_by=DisabledBy.GONE,
         reason=outcome.reason,
@@ -163,11 +162,11 @@ def _probe_failed(
         is_probed = target.ordered and health.probe_at is not None
         return _first_waits(health, target, now, rng, decision) if is_probed else health
     if claim.turn is Turn.ARRIVAL:
-        return replace(health, arrival_try=False)
+        return health._replace(arrival_try=False)
     if claim.turn is not Turn.PROBE or health.probe_wait is None:
         return health
     wait = min(health.probe_wait * 2, target.probe_max)
-    return replace(health, probe_wait=wait, probe_at=now + wait)
+    return health._replace(probe_wait=wait, probe_at=now + wait)
 
 
 def _first_waits(
@@ -176,9 +175,9 @@ def _first_waits(
     """A disabled ordered target after a failed try: the next is when the delivery's own schedule says. Where that has
     ended, the next delivery waits as long as after any failure, or an outage would end one after the other at once."""
     if isinstance(decision, RetryAt):
-        return replace(health, probe_at=decision.at, probe_wait=None, wait_until=None)
+        return health._replace(probe_at=decision.at, probe_wait=None, wait_until=None)
     wait_until = now + jittered(failure_wait(health.failures or 1, target), rng)
-    return replace(health, probe_at=wait_until, probe_wait=None, wait_until=wait_until)
+    return health._replace(probe_at=wait_until, probe_wait=None, wait_until=wait_until)
 
 
 def _is_counted(health: TargetHealth, outcome: Outcome, claim: Claim, began_at: datetime) -> bool:
@@ -203,8 +202,7 @@ def _counted(
 ) -> Verdict:
     failures = health.failures + 1
     events = (*health.counted_events, claim.event.id)[-max(target.disable_after or 0, REMEMBERED_EVENTS) :]
-    counted = replace(
-        health,
+    counted = health._replace(
         failures=failures,
         counted_events=events,
         counted_at=now,
@@ -214,8 +212,7 @@ def _counted(
     )
     if target.disable_after is None or failures < target.disable_after:
         return Pace(counted) if outcome.kind in _SLOWS else Keep(counted)
-    disabled = replace(
-        counted,
+    disabled = counted._replace(
         state=TargetState.DISABLED,
         disabled_by=DisabledBy.FAILURES,
         since=now,
@@ -242,8 +239,7 @@ def failure_wait(failures: int, target: Target) -> timedelta:
 
 def disabled_by_hand(health: TargetHealth, reason: str, now: datetime) -> TargetHealth:
     """A target that an operator switched off: never probed, ended only by `enabled_by_hand`."""
-    return replace(
-        health,
+    return health._replace(
         state=TargetState.DISABLED,
         disabled_by=DisabledBy.HAND,
         reason=reason,
@@ -263,8 +259,7 @@ def enabled_by_hand(health: TargetHealth, now: datetime) -> TargetHealth:
 
     It starts slowly only when it was disabled: there is then a backlog to leave.
     """
-    clean = replace(
-        health,
+    clean = health._replace(
         failures=0,
         counted_events=(),
         counted_at=None,
@@ -276,8 +271,7 @@ def enabled_by_hand(health: TargetHealth, now: datetime) -> TargetHealth:
 
 
 def _active(health: TargetHealth, now: datetime) -> TargetHealth:
-    return replace(
-        health,
+    return health._replace(
         state=TargetState.ACTIVE,
         disabled_by=None,
         reason="",
@@ -300,7 +294,7 @@ def at_start(health: TargetHealth, target: Target, *, url_digest: str, settings_
     known = bool(health.url_digest)
     new_url = known and url_digest != health.url_digest
     changed = new_url or (known and settings_digest != health.settings_digest)
-    health = replace(health, url_digest=url_digest, settings_digest=settings_digest)
+    health = health._replace(url_digest=url_digest, settings_digest=settings_digest)
     if health.state is TargetState.ACTIVE:
         return Keep(enabled_by_hand(health, now) if new_url else health)
     if health.disabled_by is DisabledBy.GONE and new_url:
@@ -308,18 +302,18 @@ def at_start(health: TargetHealth, target: Target, *, url_digest: str, settings_
     if health.disabled_by is not DisabledBy.FAILURES:
         return Keep(health)
     if target.probe_first is None:
-        return Keep(replace(health, probe_at=None, probe_wait=None, arrival_try=False))
+        return Keep(health._replace(probe_at=None, probe_wait=None, arrival_try=False))
     if changed:
         wait = None if target.ordered else target.probe_first
-        return Keep(replace(health, probe_at=now, probe_wait=wait, throttled_until=None, wait_until=None))
+        return Keep(health._replace(probe_at=now, probe_wait=wait, throttled_until=None, wait_until=None))
     if target.ordered:
         is_due = health.probe_at is None or health.probe_wait is not None
         probe_at = now if is_due else health.probe_at
-        return Keep(replace(health, probe_at=probe_at, probe_wait=None, arrival_try=False))
+        return Keep(health._replace(probe_at=probe_at, probe_wait=None, arrival_try=False))
     if health.probe_at is None or health.probe_wait is None:
-        return Keep(replace(health, probe_at=now + target.probe_first, probe_wait=target.probe_first))
+        return Keep(health._replace(probe_at=now + target.probe_first, probe_wait=target.probe_first))
     latest = max(now + max(target.probe_max, target.probe_first), health.throttled_until or now)
-    return Keep(replace(health, probe_at=min(health.probe_at, latest)))
+    return Keep(health._replace(probe_at=min(health.probe_at, latest)))
 
 
 def flows(health: TargetHealth, now: datetime) -> bool:

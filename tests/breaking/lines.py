@@ -188,8 +188,8 @@ LINES = (
     Break(
         "a success sets the count to 0",
         "relay/rules/health.py",
-        "better = health.changed(\n        failures=0,",
-        "better = health.changed(",
+        "better = health._replace(\n        failures=0,",
+        "better = health._replace(",
         ("tests/rules/test_health.py",),
     ),
     Break(

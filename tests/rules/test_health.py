@@ -160,8 +160,7 @@ def test_three_failures_spread_by_the_waits_disable(kind: OutcomeKind) -> None:
     two = tried(one.health, kind, 6.2, event="b")
     three = tried(two.health, kind, 42.5, 43, event="a")
     assert [type(verdict) for verdict in (one, two, three)] == [Pace, Pace, Disable]
-    assert three.health == replace(
-        FRESH,
+    assert three.health == FRESH._replace(
         state=TargetState.DISABLED,
         disabled_by=DisabledBy.FAILURES,
         reason=f"it was {kind.value}",
@@ -333,7 +332,7 @@ healths = st.builds(
     ramp=st.none() | st.integers(1, 12),
 ).flatmap(
     lambda health: st.sampled_from(
-        [health, *(replace(health, state=TargetState.DISABLED, disabled_by=by) for by in DisabledBy)]
+        [health, *(health._replace(state=TargetState.DISABLED, disabled_by=by) for by in DisabledBy)]
     )
 )
 
@@ -410,7 +409,7 @@ def test_a_shorter_throttle_does_not_cut_a_longer_one_short() -> None:
 
 def test_a_throttled_probe_and_a_throttled_straggler_put_the_next_probe_off() -> None:
     """A disabled target that asks for a silence is not probed in it, nor by the next arrival."""
-    health = tried(replace(DOWN, arrival_try=True), THROTTLED, 100, turn=Turn.PROBE, retry_after=HOUR).health
+    health = tried(DOWN._replace(arrival_try=True), THROTTLED, 100, turn=Turn.PROBE, retry_after=HOUR).health
     assert health.probe_wait == 2 * MINUTE
     assert health.probe_at == clock(3700.1)
     assert allowed(health, 3700, arrivals=True) == Wait(clock(3700.1))
@@ -471,7 +470,7 @@ def test_probes_come_after_doubling_waits_up_to_the_longest() -> None:
 def test_any_success_ends_a_disabling_by_failures(turn: Turn, began: float) -> None:
     """Also of an attempt begun before it; the target starts with one attempt and nothing held against it."""
     verdict = tried(DOWN, OK, began, 121, turn=turn)
-    assert verdict == Enable(replace(FRESH, since=clock(121), succeeded_at=clock(121), took_at=clock(began), ramp=1))
+    assert verdict == Enable(FRESH._replace(since=clock(121), succeeded_at=clock(121), took_at=clock(began), ramp=1))
 
 
 def test_the_concurrency_grows_by_one_with_each_success() -> None:
@@ -564,13 +563,13 @@ def test_a_success_at_a_target_that_is_off_is_remembered() -> None:
 def test_enabling_by_hand_ends_every_disabling(before: TargetHealth) -> None:
     """Active, nothing counted, nothing throttled, from one attempt up."""
     after = enabled_by_hand(before, clock(100))
-    assert after == replace(FRESH, since=clock(100), ramp=1)
+    assert after == FRESH._replace(since=clock(100), ramp=1)
 
 
 def test_enabling_an_active_target_lifts_its_throttle_and_its_pace() -> None:
     """There is no backlog to leave slowly."""
     slowed = tried(failed_at(0), THROTTLED, 1, retry_after=HOUR).health
-    assert enabled_by_hand(slowed, clock(2)) == replace(FRESH, reason="it was failed")
+    assert enabled_by_hand(slowed, clock(2)) == FRESH._replace(reason="it was failed")
 
 
 def test_disabling_by_hand_ends_probes_pace_and_throttle() -> None:
@@ -606,7 +605,7 @@ def test_a_start_with_the_same_config_changes_nothing(health: TargetHealth) -> N
 def test_the_first_start_only_notes_the_config() -> None:
     """Nothing is known of a target that was never seen, so nothing has changed."""
     assert started(TargetHealth("crm"), 0) == Keep(FRESH)
-    assert started(replace(DOWN, url_digest="", settings_digest=""), 55) == Keep(DOWN)
+    assert started(DOWN._replace(url_digest="", settings_digest=""), 55) == Keep(DOWN)
 
 
 @pytest.mark.parametrize(("url", "settings"), [("new", "settings"), ("url", "new"), ("new", "new")])
@@ -624,7 +623,7 @@ def test_a_changed_target_is_probed_at_once(url: str, settings: str) -> None:
 def test_a_new_url_ends_a_disabling_by_410_and_nothing_else_does() -> None:
     """The old receiver asked to be left alone, not the new one; a hand's word stands."""
     assert isinstance(started(HELD_BACK, 100, url="new"), Enable)
-    assert started(HELD_BACK, 100, url="new").health == replace(FRESH, url_digest="new", since=clock(100), ramp=1)
+    assert started(HELD_BACK, 100, url="new").health == FRESH._replace(url_digest="new", since=clock(100), ramp=1)
     assert isinstance(started(HELD_BACK, 100, settings="new"), Keep)
     assert started(HELD_BACK, 100, settings="new").health.state is TargetState.DISABLED
     assert started(HAND, 100, url="new").health.disabled_by is DisabledBy.HAND
@@ -646,9 +645,9 @@ def test_a_start_follows_todays_probe_setting() -> None:
     assert started(dropped, 70, target=never, url="new").health.probe_at is None
     again = started(dropped, 70).health
     assert (again.probe_at, again.probe_wait) == (clock(130), MINUTE)
-    far = replace(DOWN, probe_at=clock(10_000), probe_wait=2 * HOUR)
+    far = DOWN._replace(probe_at=clock(10_000), probe_wait=2 * HOUR)
     assert started(far, 100).health.probe_at == clock(100 + 900)
-    asked = replace(far, throttled_until=clock(5000))
+    asked = far._replace(throttled_until=clock(5000))
     assert started(asked, 100).health.probe_at == clock(5000)
 
 

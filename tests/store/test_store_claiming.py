@@ -200,7 +200,7 @@ async def test_a_claim_knows_what_its_target_has_taken(store: Store) -> None:
     assert (await one(store)).took_at is None
 
     await stored(store, "crm")
-    await store.change_health("crm", lambda health: replace(health, took_at=NOW + 7 * SECOND))
+    await store.change_health("crm", lambda health: health._replace(took_at=NOW + 7 * SECOND))
     assert (await one(store)).took_at == NOW + 7 * SECOND
 
 
@@ -365,10 +365,10 @@ async def test_in_order_the_first_of_a_disabled_target_keeps_its_own_time(store:
     """What fails while the target is disabled is tried again by its schedule; enabling makes it due at once, and so
     does another config."""
     await stored(store, "crm")
-    for change in (lambda _: TargetHealth("crm"), lambda health: replace(health, settings_digest="mended")):
-        await store.change_health("crm", lambda _: replace(disabled(), url_digest="url", settings_digest="old"))
+    for change in (lambda _: TargetHealth("crm"), lambda health: health._replace(settings_digest="mended")):
+        await store.change_health("crm", lambda _: disabled()._replace(url_digest="url", settings_digest="old"))
         claim = await one(store, turn=Turn.FIRST)
-        health = replace(disabled(), url_digest="url", settings_digest="old")
+        health = disabled()._replace(url_digest="url", settings_digest="old")
         later = RetryAt(NOW + 600 * SECOND, 1)
         await store.settle(settlement(claim, later, kind=OutcomeKind.FAILED, health=health, status=500))
         assert await first(store, NOW + 599 * SECOND) == []

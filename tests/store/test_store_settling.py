@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import fields, replace
 from datetime import timedelta
 
 import pytest
@@ -92,7 +91,7 @@ async def test_settlements_of_one_commit_each_see_the_health_that_the_one_before
         await stored(store, "crm")
 
     def counting(health: TargetHealth) -> Ruling:
-        return Ruling(Done(), replace(health, failures=health.failures + 1))
+        return Ruling(Done(), health._replace(failures=health.failures + 1))
 
     claims = await taken(store, limit=20)
     settled = await asyncio.gather(*(store.settle(settlement(claim, rule=counting)) for claim in claims))
@@ -110,7 +109,7 @@ async def test_targets_have_health_of_their_own(store: Store) -> None:
 @pytest.mark.row("B71")
 async def test_health_survives_a_restart_in_every_field(backend: Backend, store: Store) -> None:
     """A wait under way, the counted events, the ramp: a restart forgets nothing."""
-    untouched = {field.name for field in fields(TargetHealth) if getattr(FULL_HEALTH, field.name) == field.default}
+    untouched = {name for name, value in TargetHealth._field_defaults.items() if getattr(FULL_HEALTH, name) == value}
     assert untouched == set(), "the sample sets every field to something"
     assert await store.change_health("crm", becomes(FULL_HEALTH)) == FULL_HEALTH
     after = await backend.after_a_kill().open(Watch())
@@ -186,7 +185,7 @@ async def held_in_disorder(store: Store) -> list[str]:
 async def test_enabling_makes_what_was_held_due_oldest_first(store: Store) -> None:
     """However their own times stood, what was held leaves by order of arrival, at once."""
     order = await held_in_disorder(store)
-    await store.change_health("crm", lambda health: replace(health, state=TargetState.ACTIVE, disabled_by=None))
+    await store.change_health("crm", lambda health: health._replace(state=TargetState.ACTIVE, disabled_by=None))
     assert ids(await taken(store, limit=9, now=NOW + 100 * SECOND)) == order
 
 
@@ -246,7 +245,7 @@ async def test_a_change_that_leaves_a_target_active_frees_nothing(store: Store, 
     """Only an enabling makes due."""
     event = await stored(store, "crm")
     await failed(store, await one(store), again=NOW + LEASE)
-    await store.change_health("crm", lambda health: replace(health, failures=1))
+    await store.change_health("crm", lambda health: health._replace(failures=1))
     assert backend.deliveries()[event.id, "crm"].due_at == millis(NOW + LEASE)
 
 

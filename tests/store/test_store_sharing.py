@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from dataclasses import replace
 
 import pytest
 
@@ -142,7 +141,7 @@ async def test_several_healths_change_together_or_not_at_all(store: Store) -> No
     """One transaction for all: where one of them cannot be changed, none is."""
 
     def fails(health: TargetHealth) -> TargetHealth:
-        return replace(health, failures=1)
+        return health._replace(failures=1)
 
     def raises(_: TargetHealth) -> TargetHealth:
         raise Poison

@@ -1,7 +1,7 @@
 """What the store ought to hold, kept in plain dictionaries: the other half of the state machine."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from random import Random
 
@@ -65,7 +65,7 @@ def as_stored(health: TargetHealth) -> TargetHealth:
         for name in ("since", "counted_at", "wait_until", "succeeded_at", "took_at", "throttled_until", "probe_at")
         if (at := getattr(health, name)) is not None
     }
-    return replace(health, **times)
+    return health._replace(**times)
 
 
 @dataclass

@@ -126,19 +126,24 @@ def event_from(row: Sequence[Any], headers: Headers, body: bytes) -> Event:
 HEALTH_SELECT = f"SELECT {', '.join(HEALTH_FIELDS)} FROM target"
 HEALTH_UPSERT = f"INSERT OR REPLACE INTO target ({', '.join(HEALTH_FIELDS)}) VALUES {{rows}}"
 _TIMES = frozenset({"since", "counted_at", "wait_until", "succeeded_at", "took_at", "throttled_until", "probe_at"})
+_TIME_PLACES = tuple(place for place, name in enumerate(HEALTH_FIELDS) if name in _TIMES)
+_WORD_PLACES = HEALTH_FIELDS.index("state"), HEALTH_FIELDS.index("disabled_by")
+_EVENTS_PLACE, _WAIT_PLACE = HEALTH_FIELDS.index("counted_events"), HEALTH_FIELDS.index("probe_wait")
 
 
 def health_row(health: TargetHealth) -> Row:
     """A target's health as `HEALTH_UPSERT` takes it."""
-    return tuple(_column(getattr(health, name)) for name in HEALTH_FIELDS)
-
-
-def _column(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return millis(value)
-    if isinstance(value, timedelta):
-        return round(value / timedelta(milliseconds=1))
-    return json.dumps(value) if isinstance(value, tuple) else value
+    row: list[Any] = [*health]
+    for place in _TIME_PLACES:
+        if row[place] is not None:
+            row[place] = millis(row[place])
+    for place in _WORD_PLACES:
+        if row[place] is not None:
+            row[place] = str(row[place])
+    wait = health.probe_wait
+    row[_EVENTS_PLACE] = json.dumps(health.counted_events) if health.counted_events else "[]"
+    row[_WAIT_PLACE] = None if wait is None else round(wait / _MILLISECOND)
+    return tuple(row)
 
 
 def health_from(row: Sequence[Any]) -> TargetHealth:

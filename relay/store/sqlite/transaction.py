@@ -15,6 +15,8 @@ PARAMETERS = 500
 """Values bound in one statement."""
 ROWS = 128
 """Rows written by one statement."""
+FEW = 8
+"""Rows that always go in one."""
 
 
 @dataclass(slots=True)
@@ -41,11 +43,13 @@ class Transaction:
         """Run a statement with its `{rows}` replaced by the rows, many at a time.
 
         One run for each row, as `executemany` does it, would wait for the interpreter's lock as often: beside a busy
-        event loop that is most of a commit's time. Parts are powers of two, so that few texts have to be prepared.
+        event loop that is most of a commit's time. Parts beyond a few rows are powers of two, so that few texts have to
+        be prepared.
         """
         done = 0
         while done < len(rows):
-            number = min(ROWS, 1 << ((len(rows) - done).bit_length() - 1))
+            left = len(rows) - done
+            number = left if left <= FEW else min(ROWS, 1 << (left.bit_length() - 1))
             part = rows[done : done + number]
             self.db.execute(_with_rows(statement, number, len(part[0])), list(chain.from_iterable(part)))
             done += number
