@@ -30,7 +30,7 @@ _PRAGMAS = (
     "synchronous=FULL",
     "wal_autocheckpoint=0",
     "journal_size_limit=67108864",
-    "cache_size=-16384",
+    "cache_size=-8192",
     "secure_delete=FAST",  # builds differ: what is deleted is overwritten where that costs no further write
 )
 
