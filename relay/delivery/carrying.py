@@ -9,10 +9,9 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from random import Random
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from relay.delivery.preparing import LONGEST, Brings, prepared
 from relay.delivery.sender import Sent
@@ -39,8 +38,7 @@ class SendsOne(Protocol):
         """Let go of its connections."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attempted:
+class Attempted(NamedTuple):
     """One attempt as it was recorded: what the log and the counters are told."""
 
     claim: Claim
@@ -88,8 +86,8 @@ class Owner(Protocol):
     def flows(self, now: datetime) -> bool:
         """Whether the target is well, so that a slot is free as soon as its answer is there."""
 
-    def slot_freed(self) -> None:
-        """An attempt needs its slot no more."""
+    def slot_freed(self, *, flows: bool) -> None:
+        """An attempt needs its slot no more; whether the target is well at that moment."""
 
     def ended(self) -> None:
         """An attempt is over, recorded or not."""
@@ -169,8 +167,9 @@ class Carrier:
         self.under_way += 1
         if claim.course:
             self._preparing.add(claim.delivery_id)
-        self.arrival_under_way = self.arrival_under_way or claim.turn is Turn.ARRIVAL
-        self._start(self._attempt(claim), f"attempt {claim.delivery_id}", self._over)
+        if claim.turn is Turn.ARRIVAL:
+            self.arrival_under_way = True
+        self._start(self._attempt(claim), f"attempt {claim.event.id}/{claim.target}", self._over)
 
     def give_back(self, claims: list[Claim]) -> None:
         """Release claims under which nothing was begun."""
@@ -241,7 +240,7 @@ class Carrier:
             ended_at = self._now()
             frees_at_once = sent.outcome.kind is OutcomeKind.DELIVERED and self._owner.flows(ended_at)
             if frees_at_once:
-                self._free_slot()
+                self._free_slot(flows=True)
             if sent.outcome.kind is OutcomeKind.INTERRUPTED:
                 self._interrupted(sent.outcome)
             settled = await self._store.settle(
@@ -256,9 +255,10 @@ class Carrier:
             )
         finally:
             self._let_go(claim)
-            self.arrival_under_way = self.arrival_under_way and claim.turn is not Turn.ARRIVAL
+            if claim.turn is Turn.ARRIVAL:
+                self.arrival_under_way = False
             if not frees_at_once:
-                self._free_slot()
+                self._free_slot(flows=self._owner.flows(self._now()))
         was = self.health.disabled_by
         self._owner.learned(settled)
         self._observer.attempted(Attempted(claim, sent, began_at, ended_at, settled))
@@ -273,14 +273,17 @@ class Carrier:
             self._owner.interrupted(min(outcome.retry_after, LONGEST_PAUSE))
 
     def _let_go(self, claim: Claim) -> None:
-        self._preparing.discard(claim.delivery_id)
-        self._alive[claim.token] -= 1
-        if self._alive[claim.token] <= 0:
+        if claim.course:
+            self._preparing.discard(claim.delivery_id)
+        left = self._alive[claim.token] - 1
+        if left > 0:
+            self._alive[claim.token] = left
+        else:
             del self._alive[claim.token]
 
-    def _free_slot(self) -> None:
+    def _free_slot(self, *, flows: bool) -> None:
         self.under_way -= 1
-        self._owner.slot_freed()
+        self._owner.slot_freed(flows=flows)
 
     async def _send(self, claim: Claim, sender: SendsOne) -> Sent:
         try:

@@ -17,7 +17,7 @@ from relay.delivery.carrying import LAST_WORDS, Carrier, Observer, SendsOne
 from relay.delivery.limits import NAP, Share, Turnstile
 from relay.delivery.preparing import LONGEST, Brings
 from relay.delivery.sender import Sent
-from relay.model import Claim, Outcome, Target, TargetHealth, TargetState, Turn
+from relay.model import Claim, Done, Outcome, Target, TargetHealth, TargetState, Turn
 from relay.rules.health import Go, Permit, flows, permit
 from relay.rules.retry import waiting
 from relay.store import Bid, Settled, Store, StoreUnavailable
@@ -209,15 +209,15 @@ class Lane:
 
     def _begin_ready(self, allowed: Go, now: datetime) -> None:
         latest = now + self._longest()
-        count = allowed.count
+        ready, count = self._ready, allowed.count
         stale: list[Claim] = []
-        while self._ready and count > 0 and self._ready[0].turn is allowed.turn:
-            if self._ready[0].lease_until < latest:
-                stale.append(self._ready.popleft())
+        while ready and count > 0 and ready[0].turn is allowed.turn:
+            if ready[0].lease_until < latest:
+                stale.append(ready.popleft())
                 continue
-            if not self._ready[0].course and not self._turnstile.passes(now):
+            if not ready[0].course and not self._turnstile.passes(now):
                 break
-            self._begin(self._ready.popleft())
+            self._begin(ready.popleft())
             count -= 1
         if stale:
             self._carrier.give_back(stale)
@@ -341,21 +341,20 @@ class Lane:
     def flows(self, now: datetime) -> bool:
         """Whether the target is well, so that claims may be made ahead; an ordered one takes what comes next only when
         the one before is recorded."""
-        if self.target.ordered:
-            return False
-        return flows(self._carrier.health, now)
+        return not self._carrier.target.ordered and flows(self._carrier.health, now)
 
-    def slot_freed(self) -> None:
+    def slot_freed(self, *, flows: bool) -> None:
         """An attempt needs its slot no more. Where all is well and nothing waits for a slot, there is nothing to do."""
         self._used += 1
-        if self._ready or self._due_at is not None or not self.flows(self._now()):
+        if self._ready or self._due_at is not None or not flows:
             self._changed.set()
 
     def ended(self) -> None:
         """An attempt is over: at an ordered target the next may be due, and the store may take another record."""
-        if self.target.ordered:
+        is_ordered = self._carrier.target.ordered
+        if is_ordered:
             self._due_at = self._now()
-        if self.target.ordered or self._carrier.busy >= UNSETTLED:
+        if is_ordered or self._carrier.busy >= UNSETTLED:
             self._changed.set()
 
     def given_back(self) -> None:
@@ -377,14 +376,17 @@ class Lane:
 
     def learned(self, settled: Settled) -> None:
         """Take over the stored health, and look when the delivery itself is due again."""
-        if settled.ruling is None:
+        ruling = settled.ruling
+        if ruling is None:
             return
-        health = settled.ruling.health
+        health = ruling.health
         if health.failures > self._carrier.health.failures:
             self._at_once = health.paced
         self._carrier.health = health
-        at = getattr(settled.ruling.decision, "at", None)
-        if settled.ruling.releases_held or health.state is TargetState.DISABLED:
+        if health.state is TargetState.ACTIVE and isinstance(ruling.decision, Done) and not ruling.releases_held:
+            return  # as nearly all are
+        at = getattr(ruling.decision, "at", None)
+        if ruling.releases_held or health.state is TargetState.DISABLED:
             at = self._now()
         if at is not None:
             self._due_at = at if self._due_at is None else min(self._due_at, at)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from relay.model import Claim, Course, Decision, Event, Outcome, TargetHealth, Turn
 from relay.rules.fullness import Room
@@ -79,8 +79,7 @@ class Claimed:
     next_due_at: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Ruling:
+class Ruling(NamedTuple):
     """What the rules say of one settled attempt: of the delivery and of its target."""
 
     decision: Decision
@@ -94,8 +93,7 @@ Rule = Callable[[TargetHealth], Ruling]
 thread that runs."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(NamedTuple):
     """One attempt to be recorded: the claim it was made under, what came of it, and the rule to apply."""
 
     claim: Claim
@@ -107,8 +105,7 @@ class Settlement:
     """Nothing hangs on its being recorded at once: it may share the transaction of what comes next."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(NamedTuple):
     """A settlement that was committed; `ruling` is None where the claim had been lost and nothing was changed."""
 
     ruling: Ruling | None

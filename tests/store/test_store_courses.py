@@ -212,7 +212,7 @@ async def test_a_delivery_that_waits_for_long_fills_no_table(store: SqliteStore)
         claim = await one(store)
         assert claim.attempt == min(number, 1) + 1
         wait = Outcome(OutcomeKind.INTERRUPTED, reason=f"waiting: {number}", is_wait=True)
-        await store.settle(replace(settlement(claim, RetryAt(NOW, 0)), outcome=wait))
+        await store.settle(settlement(claim, RetryAt(NOW, 0))._replace(outcome=wait))
     record = await store.archive.event(event.id)
     assert record is not None
     assert [(kept.number, kept.reason) for kept in record.attempts] == [(1, "waiting: 0")]

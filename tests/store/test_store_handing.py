@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -245,7 +245,7 @@ async def test_one_that_may_not_wait_takes_the_others_along(store: Store) -> Non
             seen.append(claim.event.id)
             return plain.rule(health)
 
-        return replace(plain, rule=rule)
+        return plain._replace(rule=rule)
 
     waits = asyncio.create_task(store.settle(asked(first, may_wait=True)))
     await asyncio.sleep(0)
