@@ -46,7 +46,7 @@ from relay.store.sqlite.rows import (
 )
 from relay.store.sqlite.transaction import Transaction, in_one_row, marks, slices
 
-_PENDING, _IN_FLIGHT = DeliveryState.PENDING, DeliveryState.IN_FLIGHT
+_PENDING, _IN_FLIGHT, _DELIVERED = DeliveryState.PENDING, DeliveryState.IN_FLIGHT, DeliveryState.DELIVERED
 
 
 @dataclass(slots=True)
@@ -69,7 +69,7 @@ class Handing:
 def accept(tx: Transaction, wishes: Sequence[AcceptWish], handing: Handing | None = None) -> list[Accepted]:
     """Store events and their deliveries; a known dedupe key stores nothing and names the first event. What is claimed
     by this stands in `Changes.handed`."""
-    handed = _Handed(tx, handing)
+    handed = _Handed(tx, handing, wishes)
     keys = [wish.event.dedupe_key and dedupe_digest(wish.event.source, wish.event.dedupe_key) for wish in wishes]
     known = _known_events(tx.db, [key for key in keys if key])
     results: list[Accepted] = []
@@ -117,23 +117,30 @@ _DELIVERY_INSERT = """INSERT INTO delivery
 class _Handed:
     """The bids that hold in one transaction: a target that was settled in it may be well no more."""
 
-    def __init__(self, tx: Transaction, handing: Handing | None) -> None:
-        self._tx = tx
+    def __init__(self, tx: Transaction, handing: Handing | None, wishes: Sequence[AcceptWish]) -> None:
+        self._claims = tx.changes.handed
+        self._left: dict[str, int] = {}
+        if handing is None:
+            return
         self._handing = handing
-        self._left = {} if handing is None else {target: bid.count for target, bid in handing.bids.items()}
+        self._took_at: dict[str, datetime | None] = {}
+        now = max(wish.event.received_at for wish in wishes)
+        for target, bid in handing.bids.items():
+            health = tx.health(target)
+            if flows(health, now):
+                self._left[target] = bid.count
+                self._took_at[target] = health.took_at
 
     def claim(self, event: Event, target: str, course: Course) -> Claim | None:
         """The claim on a delivery that is about to be stored; None where it is to wait. Large bodies do, for they are
         read from the store when they are sent."""
-        if self._handing is None or self._left.get(target, 0) <= 0 or len(event.body) > INLINE_BODY:
+        left = self._left.get(target, 0)
+        if left <= 0 or len(event.body) > INLINE_BODY:
             return None
-        health = self._tx.health(target)
-        if not flows(health, event.received_at):
-            return None
-        self._left[target] -= 1
+        self._left[target] = left - 1
         until = self._handing.bids[target].until
-        claim = Claim(event, target, 1, 0, self._handing.token, until, took_at=health.took_at, course=course)
-        self._tx.changes.handed.append(claim)
+        claim = Claim(event, target, 1, 0, self._handing.token, until, took_at=self._took_at[target], course=course)
+        self._claims.append(claim)
         return claim
 
 
@@ -169,12 +176,12 @@ def settle(tx: Transaction, settlements: Sequence[Settlement]) -> list[Settled]:
         is_attempt = is_recorded(claim, settlement.outcome)
         if is_attempt:
             attempts.append(_attempt_row(seq, settlement))
-            tx.changes.tell("target", claim.target, settlement.outcome.kind.value, settlement.ended_at)
+            tx.changes.tell("target", claim.target, str(settlement.outcome.kind), settlement.ended_at)
         if state is DeliveryState.DEAD:
-            tx.changes.tell("target", claim.target, state.value, settlement.ended_at)
+            tx.changes.tell("target", claim.target, str(state), settlement.ended_at)
         elif state is not _PENDING:
             tx.changes.done.add(seq)
-        updates.append((state.value, *row, claim.attempt - (not is_attempt), seq, claim.target))
+        updates.append((str(state), *row, claim.attempt - (not is_attempt), seq, claim.target))
         results.append(Settled(ruling, was_disabled=before.state is TargetState.DISABLED))
         if ruling.releases_held:  # what this batch settled before is held too, what follows is not
             tx.write(_SETTLE, updates)
@@ -220,9 +227,10 @@ def _delivery_row(settlement: Settlement, ruling: Ruling) -> tuple[Any, ...]:
     due_at, step = millis(min(claim.event.received_at, settlement.ended_at)), claim.step
     reason: str | None = outcome.reason
     settled_at: int | None = millis(settlement.ended_at)
+    if isinstance(decision, Done):  # as nearly all are
+        began_at = millis(settlement.began_at)
+        return _DELIVERED, due_at, step, settled_at, str(outcome.kind), outcome.status, None, began_at
     match decision:
-        case Done():
-            state, reason = DeliveryState.DELIVERED, None
         case GiveUp(reason=why):
             state, reason = DeliveryState.DEAD, why
         case Skip(reason=why):
@@ -233,7 +241,7 @@ def _delivery_row(settlement: Settlement, ruling: Ruling) -> tuple[Any, ...]:
                 due_at = millis(at)
     tried = outcome.kind not in (OutcomeKind.INTERRUPTED, OutcomeKind.SKIPPED)
     first_try_at = millis(settlement.began_at) if tried else None
-    return state, due_at, step, settled_at, outcome.kind.value, outcome.status, reason, first_try_at
+    return state, due_at, step, settled_at, str(outcome.kind), outcome.status, reason, first_try_at
 
 
 def _attempt_row(seq: int, settlement: Settlement) -> tuple[Any, ...]:
@@ -245,7 +253,7 @@ def _attempt_row(seq: int, settlement: Settlement) -> tuple[Any, ...]:
         claim.attempt,
         millis(settlement.began_at),
         took,
-        outcome.kind.value,
+        str(outcome.kind),
         outcome.status,
         outcome.reason,
         outcome.excerpt,
