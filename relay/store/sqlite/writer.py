@@ -36,6 +36,9 @@ PATIENCE_S = 3.0
 """How long an event waits for its commit before it is refused."""
 STANDSTILL_S = 1.0
 """A look that comes so much later than it was to was held up by ourselves."""
+TURNS = 2
+"""Of the loop, before a transaction is put together: what is being read at this moment comes along, and what the commit
+before has set off is done rather than contend with this one for the interpreter."""
 BREATH_S = 0.1
 """Between a bug of the loop and its next turn, so that one that stays cannot spin."""
 CLOSED = "the store is closed"
@@ -213,6 +216,8 @@ class Writer:
     async def _turn(self) -> None:
         """Write what waits; where nothing does, tidy up and wait."""
         if self._inbox.is_due or self.ledger.rests:
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
             await self._write(self._take())
             return
         await self._checkpoint_if_due()
