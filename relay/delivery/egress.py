@@ -27,6 +27,8 @@ DNS_TIMEOUT = 2.0
 """Seconds for the first question to a name server; c-ares waits longer at each further try."""
 DNS_TRIES = 2
 DNS_CACHE_SECONDS = 30
+KEEPALIVE_S = 30.0
+"""Seconds for which a connection is kept that nobody uses."""
 
 
 class EgressRefused(OSError):
@@ -123,7 +125,7 @@ class _GuardedConnector(aiohttp.TCPConnector):
     async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
         """A kept connection over which nothing has come since its last answer: what has would be taken for the next
         one, or is the target's farewell."""
-        while (kept := await super()._get(key, traces)) is not None and _has_unread(kept.transport):
+        while (kept := await super()._get(key, traces)) is not None and has_unread(kept.transport):
             kept.close()
         return kept
 
@@ -132,7 +134,7 @@ class _GuardedConnector(aiohttp.TCPConnector):
         await self._guarded_resolver.close()
 
 
-def _has_unread(transport: asyncio.Transport | None) -> bool:
+def has_unread(transport: asyncio.Transport | None) -> bool:
     """Whether something has arrived that the loop has not taken up yet."""
     one = None if transport is None else transport.get_extra_info("socket")
     if one is None or one.fileno() < 0:
@@ -154,7 +156,7 @@ def guarded_connector(
     egress: EgressPolicy,
     *,
     limit: int,
-    keepalive: float = 30.0,
+    keepalive: float = KEEPALIVE_S,
     ssl: bool | ssl.SSLContext = True,
     resolver: Callable[[], AbstractResolver] = own_resolver,
 ) -> aiohttp.TCPConnector:

@@ -6,6 +6,7 @@ Each target has a session, a connection pool and a resolver of its own, so that 
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, auto
@@ -13,13 +14,13 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
-import aiohttp
 from yarl import URL
 
 from relay.delivery.credentials import REFUSED_AGAIN, TRIED_AGAIN, Credentials, Heard, NoToken, Request
 from relay.delivery.deadlines import Deadlines
 from relay.delivery.faults import FAULTS, fault, fault_behind_proxy, is_our_shortage, words
-from relay.delivery.sessions import in_use, open_session, post
+from relay.delivery.hearing import in_use
+from relay.delivery.sessions import open_session, post
 from relay.delivery.tokens import Tokens
 from relay.delivery.wire import LARGEST_BODY, Answer, Wire, fits
 from relay.model import Claim, Fetched, Headers, Outcome, OutcomeKind, Shaped, Target, Unshaped
@@ -153,13 +154,10 @@ class Sender:
         finally:
             answer.release()
 
-    async def _judged(
-        self, answer: Answer | aiohttp.ClientResponse, sent: Request, claim: Claim, deadline: float
-    ) -> Outcome:
+    async def _judged(self, answer: Answer, sent: Request, claim: Claim, deadline: float) -> Outcome:
         """What an answer comes to whose head is there."""
         status = answer.status
-        asked = answer.headers.get("Retry-After")
-        wait = None if asked is None else parse_retry_after(asked, self._now())
+        wait = None if answer.retry_after is None else parse_retry_after(answer.retry_after, self._now())
         kind = meaning(status, self._target, retry_after=wait)
         more = ""
         if not self._access.are_none:
@@ -171,7 +169,7 @@ class Sender:
         if status == PROXY_WANTS_PROOF and self._target.proxy is not None:
             return Outcome(OutcomeKind.UNREACHABLE, status, f"proxy: status {status}, it wants other credentials")
         asks_body = self._target.success_when is not None and kind is OutcomeKind.DELIVERED
-        if answer.content.at_eof() and not asks_body and not more and wait is None:
+        if answer.is_empty and not asks_body and not more and wait is None:
             return _plain(kind, status)
         reason = f"status {status}{more}"
         text, end = await _read(answer, deadline)
@@ -194,14 +192,16 @@ class Sender:
         reason = unfulfilled(self._target.success_when, text)
         return (OutcomeKind.DELIVERED, f"status {status}") if reason is None else (OutcomeKind.REFUSED, reason)
 
-    async def _ask(self, request: Request) -> Answer | aiohttp.ClientResponse:
+    async def _ask(self, request: Request) -> Answer:
         """Send, and wait for the head of the answer: the short way, or aiohttp's own where that does not do."""
         is_usual = request.url == self._short_url
         if self._wire is not None and len(request.body) <= LARGEST_BODY:
             path = None if is_usual else URL(request.url, encoded=True).raw_path_qs
             return await self._wire.post(request.headers, request.body, path)
         url, headers = URL(request.url, encoded=True), _one_spelling(request.headers)
-        return await post(self._session, url, headers=headers, body=request.body, proxy=self._target.proxy)
+        with nullcontext() if self._wire is None else self._wire.beside():
+            answer = await post(self._session, url, headers=headers, body=request.body, proxy=self._target.proxy)
+        return Answer(answer.status, b"", answer.headers.get("Retry-After"), answer.content, answer)
 
     def _has_taken(self) -> bool:
         """Whether the status line of an answer has come that means success, whatever became of the rest."""
@@ -231,6 +231,8 @@ class Sender:
         self._deadlines.close()
         if self._own_tokens is not None:
             await self._own_tokens.close()
+        if self._wire is not None:
+            self._wire.close()
         await self._session.close()
 
 
@@ -262,11 +264,13 @@ class _End(Enum):
     """It broke off, or dripped until the deadline."""
 
 
-async def _read(answer: Answer | aiohttp.ClientResponse, deadline: float) -> tuple[bytes, _End]:
+async def _read(answer: Answer, deadline: float) -> tuple[bytes, _End]:
     """The answer's body up to the cap. Where the status has said all that counts, a body that breaks or drips is no
     fault."""
-    text = bytearray()
     content = answer.content
+    if content is None:
+        return answer.body, _End.WHOLE
+    text = bytearray()
     end = _End.WHOLE
     try:
         async with asyncio.timeout_at(deadline):

@@ -1,18 +1,21 @@
-"""The short way to a target: aiohttp's own connections and parser, with the request's bytes put together here.
+"""The short way to a target: aiohttp's own connections, with the request's bytes put together and handed on here.
 
-Law: this way may be faster than `ClientSession.post`, never different. It takes the same pool, resolver, egress guard,
-TLS and response parser; only the object that aiohttp builds anew for each request is left out. Some of what it calls
-is not public, so it is tried for its shape at the start (`fits`), and whoever has no such aiohttp takes the long way.
+Law: this way may be faster than `ClientSession.post`, never different. It takes the same connector, resolver, egress
+guard, TLS and limits; what is left out is the object that aiohttp builds anew for each request, the way through the
+connector where a connection is kept (`pool`), and the parser for the plainest answers (`hearing`). Some of what it
+calls is not public, so it is tried for its shape at the start (`fits`), and whoever has no such aiohttp takes the long
+way.
 """
 
 import inspect
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
-from multidict import CIMultiDictProxy
 from yarl import URL
 
+from relay.delivery.pool import Line, Pool
 from relay.model import Headers
 
 LARGEST_BODY = 64 * 1024
@@ -22,45 +25,61 @@ _LINE = "%s: %s\r\n".__mod__
 """The line of one header."""
 _CONNECT_TAKES = ["self", "req", "traces", "timeout"]
 _HANDLER_TAKES = {"skip_payload", "read_until_eof", "auto_decompress", "read_timeout"}
+_HANDLER_HAS = {"_should_close", "_payload", "_tail"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
-    """The head of an answer; the body is read from `content`, and `connection` is released or closed after it."""
+    """The head of an answer, and its body where that came with it."""
 
     status: int
-    headers: CIMultiDictProxy[str]
-    content: aiohttp.StreamReader
-    connection: "aiohttp.connector.Connection"
+    body: bytes
+    retry_after: str | None = None
+    content: aiohttp.StreamReader | None = None
+    """From which the body is still to be read."""
+    connection: Line | aiohttp.ClientResponse | None = None
+    """Released or closed after the answer; None where it has been already."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no body to be read."""
+        return not self.body if self.content is None else self.content.at_eof()
 
     def release(self) -> None:
         """Give the connection back to the pool; one whose answer was not read to its end is closed by it."""
-        self.connection.release()
+        if self.connection is not None:
+            self.connection.release()
 
     def close(self) -> None:
         """Close the connection."""
-        self.connection.close()
+        if self.connection is not None:
+            self.connection.close()
 
 
 def fits() -> bool:
-    """Whether this aiohttp has the parts that are used here, in the shape in which they were tried."""
+    """Whether this aiohttp has the parts that are used here and in `hearing`, in the shape in which they were tried."""
     try:
         connect = list(inspect.signature(aiohttp.TCPConnector.connect).parameters)
         handler = set(inspect.signature(ResponseHandler.set_response_params).parameters)
-        return connect == _CONNECT_TAKES and handler >= _HANDLER_TAKES and hasattr(aiohttp, "ClientRequest")
+        return (
+            connect == _CONNECT_TAKES
+            and handler >= _HANDLER_TAKES
+            and set(ResponseHandler.__init__.__code__.co_names) >= _HANDLER_HAS
+            and "_factory" in aiohttp.BaseConnector.__init__.__code__.co_names
+            and hasattr(aiohttp, "ClientRequest")
+        )
     except (AttributeError, TypeError, ValueError):
         return False
 
 
 class Wire:
-    """POSTs to one origin over one connector; to one URL unless it is told another."""
+    """POSTs to one origin over one connector; to one URL unless it is told another. Close when done."""
 
     def __init__(self, session: aiohttp.ClientSession, url: URL, *, connect_timeout: float) -> None:
+        """The connections of `session` are `WatchedHandler`s."""
         assert session.connector is not None
-        self._connector = session.connector
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout)
-        # It names the connection (host, port, TLS) and is never sent.
-        self._destination = aiohttp.ClientRequest("POST", url, session=session)
+        destination = aiohttp.ClientRequest("POST", url, session=session)
+        self._pool = Pool(session.connector, destination, connect_timeout=connect_timeout)
         self._path = url.raw_path_qs
         self._host = f"Host: {url.host_port_subcomponent}\r\n"
 
@@ -76,23 +95,30 @@ class Wire:
             ValueError: a header would break the framing.
         """
         head = self._head(headers, len(body), path or self._path)
+        line = self._pool.take() or await self._pool.connected()
+        handler = line.handler
         try:
-            connection = await self._connector.connect(self._destination, [], self._timeout)
-        except TimeoutError as error:
-            raise aiohttp.ConnectionTimeoutError("no connection") from error
-        try:
-            protocol, transport = connection.protocol, connection.transport
-            if protocol is None or transport is None or transport.is_closing():
-                raise aiohttp.ServerDisconnectedError
-            protocol.set_response_params(read_until_eof=True, auto_decompress=False)
-            transport.write(head + body)
-            message, content = await protocol.read()
-            while 100 <= message.code < 200 and message.code != 101:
-                message, content = await protocol.read()
+            whole = await handler.ask(head + body)
+            if whole is None:
+                message, content = await handler.read()
+                while 100 <= message.code < 200 and message.code != 101:
+                    message, content = await handler.read()
         except BaseException:
-            connection.close()
+            line.close()
             raise
-        return Answer(message.code, message.headers, content, connection)
+        if whole is None:
+            line.taken = 0  # it may have spoken before it was asked: no sign that the loop has looked
+            return Answer(message.code, b"", message.headers.get("Retry-After"), content, line)
+        line.release()
+        return Answer(*whole)
+
+    def beside(self) -> AbstractContextManager[None]:
+        """Around a request over the same connector that does not take this way."""
+        return self._pool.shared()
+
+    def close(self) -> None:
+        """Keep no connection any more; they end as the session is closed."""
+        self._pool.close()
 
     def _head(self, headers: Headers, length: int, path: str) -> bytes:
         lines = "".join(map(_LINE, headers))
