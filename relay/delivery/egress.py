@@ -9,7 +9,7 @@ import errno
 import select
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 import aiohttp
@@ -136,12 +136,22 @@ class _GuardedConnector(aiohttp.TCPConnector):
 
 def has_unread(transport: asyncio.Transport | None) -> bool:
     """Whether something has arrived that the loop has not taken up yet."""
-    one = None if transport is None else transport.get_extra_info("socket")
-    if one is None or one.fileno() < 0:
-        return True
+    number = -1 if transport is None else descriptor(transport)
+    return number < 0 or bool(unread((number,)))
+
+
+def descriptor(transport: asyncio.Transport) -> int:
+    """The file descriptor of a connection, -1 where it has none any more."""
+    one = transport.get_extra_info("socket")
+    return -1 if one is None else int(one.fileno())
+
+
+def unread(descriptors: Iterable[int]) -> set[int]:
+    """Over which of these sockets something has arrived that nobody has read: one call of the system for all."""
     poll = select.poll()
-    poll.register(one.fileno(), select.POLLIN)
-    return bool(poll.poll(0))
+    for one in descriptors:
+        poll.register(one, select.POLLIN)
+    return {one for one, _ in poll.poll(0)}
 
 
 def own_resolver() -> AbstractResolver:

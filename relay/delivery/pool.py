@@ -5,9 +5,9 @@ go; only the way through it for each request is left out. None is used again tha
 have come that nobody has read: the target's farewell, or an answer that was not asked for. None is kept from somebody
 who waits for one, on whichever way.
 
-Whether something has come is a question to the system, which costs a call and the interpreter's lock. It is left out
-where an answer has just been read whose request was sent after a connection had been given back: the loop has looked at
-all of them since, and what had come over an idle one has made it unusable.
+Whether something has come is a question to the system, which costs a call and the interpreter's lock: it is asked about
+all that have come back since the last time, and not about each. The answer counts for a moment; meanwhile the loop
+turns, and what it reads over an idle connection makes that one unusable.
 """
 
 import asyncio
@@ -19,23 +19,23 @@ from contextlib import contextmanager
 import aiohttp
 from aiohttp.connector import Connection
 
-from relay.delivery.egress import KEEPALIVE_S, has_unread
+from relay.delivery.egress import KEEPALIVE_S, descriptor, unread
 from relay.delivery.hearing import WatchedHandler
 
 TRUSTED_S = 0.1
-"""Seconds for which it counts that the loop has looked: a single turn of it may take long."""
+"""Seconds for which it counts that nothing had come: longer than a turn of the loop, unless something holds that up."""
 
 
 class Line:
     """One connection, lent by the connector, for one request after the other."""
 
-    __slots__ = ("_connection", "_pool", "given_back", "handler", "idle_since", "taken")
+    __slots__ = ("_connection", "_pool", "descriptor", "handler", "idle_since")
 
     def __init__(self, pool: "Pool", connection: Connection, handler: WatchedHandler) -> None:
         self._pool = pool
         self._connection = connection
         self.handler = handler
-        self.taken = self.given_back = 0
+        self.descriptor = -1 if handler.transport is None else descriptor(handler.transport)
         self.idle_since = 0.0
 
     def release(self) -> None:
@@ -68,31 +68,41 @@ class Pool:
         self._destination = destination
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout)
         self._keepalive = keepalive
-        self._rested: deque[Line] = deque()
-        """Kept, and looked at by the loop since; the one idle longest is the first here, and the last to be taken."""
-        self._fresh: deque[Line] = deque()
-        """Kept, and given back after all those."""
-        self._steps = 0
-        """Counts what is taken and given back, so that it is known what came after what."""
-        self._looked_after = 0
         self._looked_at = 0.0
-        """The loop has looked at what was given back before this step; and it was known at this time."""
+        self._quiet: deque[Line] = deque()
+        """Kept, and nothing had come when they were looked at; the one idle longest is the first here."""
+        self._fresh: deque[Line] = deque()
+        """Kept, and given back after those."""
         self._waiting = 0
         """How many want a connection of the connector."""
         self._is_closed = False
         self._timer: asyncio.TimerHandle | None = None
 
     def take(self) -> Line | None:
-        """A line for one request, None where none is kept that can be used."""
-        is_trusted = time.monotonic() - self._looked_at < TRUSTED_S
-        while self._rested or self._fresh:
-            line = self._rested.pop() if self._rested else self._fresh.pop()
+        """A line for one request, of those that can be used the one used last; None where none is kept."""
+        while self._quiet or self._fresh:
+            now = time.monotonic()
+            if not self._quiet or now - self._looked_at > TRUSTED_S:
+                self._look(now)
+                continue
+            line = self._quiet.pop()
             if line.handler.is_usable:
-                is_looked_at = is_trusted and line.given_back < self._looked_after
-                if is_looked_at or not has_unread(line.handler.transport):
-                    return self._taken(line)
+                return line
             line.close()
         return None
+
+    def _look(self, now: float) -> None:
+        """Sort out those over which something has come, or which have ended."""
+        kept = [*self._quiet, *self._fresh]
+        self._quiet.clear()
+        self._fresh.clear()
+        spoken = unread(line.descriptor for line in kept if line.handler.is_usable)
+        for line in kept:
+            if line.handler.is_usable and line.descriptor not in spoken:
+                self._quiet.append(line)
+            else:
+                line.close()
+        self._looked_at = now
 
     async def connected(self) -> Line:
         """A line from the connector, for one request.
@@ -110,27 +120,17 @@ class Pool:
         if not handler.is_usable:
             connection.close()
             raise aiohttp.ServerDisconnectedError
-        return self._taken(Line(self, connection, handler))
+        return Line(self, connection, handler)
 
     def give_back(self, line: Line) -> None:
         """Keep a line for the next request where that is possible, and nobody waits for one at the connector."""
         if self._waiting or self._is_closed or line.handler.should_close:
             line.let_go()
             return
-        now = time.monotonic()
-        self._looked_after, self._looked_at = max(self._looked_after, line.taken), now
-        self._steps += 1
-        line.given_back, line.idle_since = self._steps, now
-        while self._fresh and self._fresh[0].given_back < self._looked_after:
-            self._rested.append(self._fresh.popleft())
+        line.idle_since = time.monotonic()
         self._fresh.append(line)
         if self._timer is None:
             self._timer = self._loop.call_later(self._keepalive, self._end_idle)
-
-    def _taken(self, line: Line) -> Line:
-        self._steps += 1
-        line.taken = self._steps
-        return line
 
     @contextmanager
     def shared(self) -> Iterator[None]:
@@ -153,7 +153,7 @@ class Pool:
         """End what has been idle for too long, and come back for the next."""
         self._timer = None
         now = time.monotonic()
-        for kept in (self._rested, self._fresh):
+        for kept in (self._quiet, self._fresh):
             while kept and now - kept[0].idle_since >= self._keepalive:
                 kept.popleft().close()
             if kept:
@@ -166,7 +166,7 @@ class Pool:
         self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
-        for line in (*self._rested, *self._fresh):
+        for line in (*self._quiet, *self._fresh):
             line.let_go()
-        self._rested.clear()
+        self._quiet.clear()
         self._fresh.clear()

@@ -17,7 +17,7 @@ from typing import Any
 from yarl import URL
 
 from relay.delivery.credentials import REFUSED_AGAIN, TRIED_AGAIN, Credentials, Heard, NoToken, Request
-from relay.delivery.deadlines import Deadlines
+from relay.delivery.deadlines import Deadline, Deadlines
 from relay.delivery.faults import FAULTS, fault, fault_behind_proxy, is_our_shortage, words
 from relay.delivery.hearing import in_use
 from relay.delivery.sessions import open_session, post
@@ -26,7 +26,7 @@ from relay.delivery.wire import LARGEST_BODY, Answer, Wire, fits
 from relay.model import Claim, Fetched, Headers, Outcome, OutcomeKind, Shaped, Target, Unshaped
 from relay.rules.answers import meaning, parse_retry_after, status_line, unfulfilled
 from relay.rules.egress import EgressPolicy
-from relay.rules.forwarding import outgoing_headers
+from relay.rules.forwarding import outgoing_headers, outgoing_lines
 from relay.rules.secrets import blotted, credentials
 from relay.rules.shaping import is_shaped, shaped
 
@@ -98,6 +98,11 @@ class Sender:
         url = URL(self._short_url, encoded=True)
         self._wire = Wire(self._session, url, connect_timeout=connect) if is_short else None
         self._secrets = credentials(target) | retired
+        names_host = any(name.lower() == "host" for name, _ in target.headers)
+        self._is_plain = is_short and self._access.are_none and not is_shaped(target) and not names_host
+        """Most targets: they get what came in, as it came, and nothing of ours but the names of the event."""
+        self._bare: dict[int, Sent] = {}
+        """What an answer comes to that is no more than its status, by that."""
 
     async def send(self, claim: Claim, body: bytes, data: Any = Fetched.NOTHING) -> Sent:
         """Make one request for a claim; total but for cancellation.
@@ -107,6 +112,8 @@ class Sender:
             body: the event's bytes, sent as they are unless the target asks for another body.
             data: what was fetched for the event.
         """
+        if self._is_plain and data is Fetched.NOTHING and len(body) <= LARGEST_BODY:
+            return await self._forwarded(claim, body)
         shape = await self._shaped(claim, body, data) if is_shaped(self._target, data) else None
         if isinstance(shape, Unshaped):
             return Sent(Outcome(OutcomeKind.UNPREPARED, reason=shape.reason))
@@ -122,6 +129,31 @@ class Sender:
         )
         url, body = (self._target.url, body) if shape is None else (shape.url or self._target.url, shape.body)
         return Sent(await self._attempt(Request("POST", url, headers, body), claim), dropped)
+
+    async def _forwarded(self, claim: Claim, body: bytes) -> Sent:
+        """The same where nothing is to be made of what came in: the way of most attempts, and the shortest."""
+        assert self._wire is not None
+        lines, many, dropped = outgoing_lines(
+            claim.event,
+            self._target,
+            attempt=claim.attempt,
+            user_agent=self._user_agent,
+            key_header=self._key_headers.get(claim.event.source),
+            replayed=claim.replayed,
+        )
+        in_use.set(None)
+        deadline = self._deadlines.begin()
+        try:
+            with deadline:
+                answer = await self._wire.post_lines(lines, many, body)
+        except FAULTS as error:
+            return Sent(self._failed(error, deadline), dropped)
+        if answer.is_bare and not dropped and (known := self._bare.get(answer.status)) is not None:
+            return known
+        sent = Sent(await self._concluded(answer, None, claim, deadline), dropped)
+        if answer.is_bare and not dropped:
+            self._bare[answer.status] = sent
+        return sent
 
     async def _shaped(self, claim: Claim, body: bytes, data: Any) -> Shaped | Unshaped:
         """What the target is to get in place of what came in."""
@@ -144,23 +176,30 @@ class Sender:
             kind = OutcomeKind.INTERRUPTED if error.is_our_shortage else OutcomeKind.UNREACHABLE
             return Outcome(kind, reason=str(error))
         except FAULTS as error:
-            if deadline.saw_standstill and not self._has_taken():
-                return Outcome(OutcomeKind.INTERRUPTED, reason="the relay itself stood still while it waited")
-            if ready is None:
-                return Outcome(OutcomeKind.UNREACHABLE, reason=f"no token: {fault(error, self._target.timeout)}")
-            return self._broken(error)
+            return self._failed(error, deadline, had_token=ready is not None)
+        return await self._concluded(answer, ready, claim, deadline)
+
+    def _failed(self, error: Exception, deadline: Deadline, *, had_token: bool = True) -> Outcome:
+        """The outcome where no answer was had."""
+        if deadline.saw_standstill and not self._has_taken():
+            return Outcome(OutcomeKind.INTERRUPTED, reason="the relay itself stood still while it waited")
+        if not had_token:
+            return Outcome(OutcomeKind.UNREACHABLE, reason=f"no token: {fault(error, self._target.timeout)}")
+        return self._broken(error)
+
+    async def _concluded(self, answer: Answer, sent: Request | None, claim: Claim, deadline: Deadline) -> Outcome:
+        """What an answer comes to whose head is there; `sent` is None where it was sent without credentials."""
         try:
-            return await self._judged(answer, ready, claim, deadline.at)
+            return await self._judged(answer, sent, claim, deadline.at)
         finally:
             answer.release()
 
-    async def _judged(self, answer: Answer, sent: Request, claim: Claim, deadline: float) -> Outcome:
-        """What an answer comes to whose head is there."""
+    async def _judged(self, answer: Answer, sent: Request | None, claim: Claim, deadline: float) -> Outcome:
         status = answer.status
         wait = None if answer.retry_after is None else parse_retry_after(answer.retry_after, self._now())
         kind = meaning(status, self._target, retry_after=wait)
         more = ""
-        if not self._access.are_none:
+        if sent is not None and not self._access.are_none:
             heard = self._access.heard(status, sent, of=claim.delivery_id)
             if heard is Heard.TRY_AGAIN and kind is not OutcomeKind.DELIVERED:
                 return Outcome(OutcomeKind.INTERRUPTED, status, TRIED_AGAIN, timedelta(0))
@@ -221,10 +260,11 @@ class Sender:
         told = fault if self._target.proxy is None else fault_behind_proxy
         return Outcome(OutcomeKind.UNREACHABLE, reason=told(error, self._target.timeout))
 
-    def _excerpt(self, answer: bytes, sent: Request, *, is_cut: bool) -> str:
+    def _excerpt(self, answer: bytes, sent: Request | None, *, is_cut: bool) -> str:
         """The beginning of an answer; our secrets are taken out before it is cut, or a cut one would stay."""
         text = answer.decode("utf-8", "replace")
-        return blotted(text, self._secrets | sent.secrets, is_cut=is_cut)[:EXCERPT]
+        secrets = self._secrets if sent is None else self._secrets | sent.secrets
+        return blotted(text, secrets, is_cut=is_cut)[:EXCERPT]
 
     async def close(self) -> None:
         """Close the pool and the resolver."""

@@ -8,6 +8,7 @@ way.
 """
 
 import inspect
+from collections.abc import Coroutine
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -17,12 +18,11 @@ from yarl import URL
 
 from relay.delivery.pool import Line, Pool
 from relay.model import Headers
+from relay.rules.forwarding import as_lines
 
 LARGEST_BODY = 64 * 1024
 """Bytes that are handed to the socket in one piece; larger bodies need aiohttp's flow control and take the long way."""
 
-_LINE = "%s: %s\r\n".__mod__
-"""The line of one header."""
 _CONNECT_TAKES = ["self", "req", "traces", "timeout"]
 _HANDLER_TAKES = {"skip_payload", "read_until_eof", "auto_decompress", "read_timeout"}
 _HANDLER_HAS = {"_should_close", "_payload", "_tail"}
@@ -44,6 +44,11 @@ class Answer:
     def is_empty(self) -> bool:
         """Whether there is no body to be read."""
         return not self.body if self.content is None else self.content.at_eof()
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether it was no more than its status, and is over."""
+        return self.content is None and not self.body
 
     def release(self) -> None:
         """Give the connection back to the pool; one whose answer was not read to its end is closed by it."""
@@ -83,7 +88,7 @@ class Wire:
         self._path = url.raw_path_qs
         self._host = f"Host: {url.host_port_subcomponent}\r\n"
 
-    async def post(self, headers: Headers, body: bytes, path: str | None = None) -> Answer:
+    def post(self, headers: Headers, body: bytes, path: str | None = None) -> Coroutine[None, None, Answer]:
         """Send one request and wait for the head of its answer. The caller sets the deadline and ends the answer.
 
         Args:
@@ -94,7 +99,21 @@ class Wire:
             aiohttp.ClientError, OSError: as `ClientSession.post` does.
             ValueError: a header would break the framing.
         """
-        head = self._head(headers, len(body), path or self._path)
+        has_host = any(name.lower() == "host" for name, _ in headers)
+        return self.post_lines(as_lines(headers), len(headers), body, path, has_host=has_host)
+
+    async def post_lines(
+        self, lines: str, many: int, body: bytes, path: str | None = None, *, has_host: bool = False
+    ) -> Answer:
+        """The same for headers that are `many` lines already.
+
+        Args:
+            has_host: `Host` is among them.
+        """
+        host = "" if has_host else self._host
+        head = f"POST {path or self._path} HTTP/1.1\r\n{host}{lines}Content-Length: {len(body)}\r\n\r\n".encode()
+        if head.count(b"\n") != many + (3 if has_host else 4) or b"\0" in head:
+            raise ValueError("a header would break the framing")
         line = self._pool.take() or await self._pool.connected()
         handler = line.handler
         try:
@@ -107,7 +126,6 @@ class Wire:
             line.close()
             raise
         if whole is None:
-            line.taken = 0  # it may have spoken before it was asked: no sign that the loop has looked
             return Answer(message.code, b"", message.headers.get("Retry-After"), content, line)
         line.release()
         return Answer(*whole)
@@ -119,11 +137,3 @@ class Wire:
     def close(self) -> None:
         """Keep no connection any more; they end as the session is closed."""
         self._pool.close()
-
-    def _head(self, headers: Headers, length: int, path: str) -> bytes:
-        lines = "".join(map(_LINE, headers))
-        host = "" if "\nhost:" in f"\n{lines}".lower() else self._host
-        head = f"POST {path} HTTP/1.1\r\n{host}{lines}Content-Length: {length}\r\n\r\n".encode()
-        if head.count(b"\n") != len(headers) + (4 if host else 3) or b"\0" in head:
-            raise ValueError("a header would break the framing")
-        return head

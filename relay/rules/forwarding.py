@@ -6,8 +6,8 @@ A header that cannot be sent as it came is left out and named, never changed and
 """
 
 import re
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum, auto
 from functools import lru_cache
@@ -17,6 +17,9 @@ from relay.model import Event, Headers, Shaped, Target
 
 MOST_HOPS = 5
 """A webhook that passed more relays than this goes in circles."""
+
+MOST_KNOWN = 256
+"""Events whose lines are kept for their other targets."""
 
 NEVER_KEPT = frozenset({"authorization", "cookie", "proxy-authorization"})
 """Never stored unless a target asks for it by name."""
@@ -52,6 +55,8 @@ _CALL_NAMES = frozenset({"webhook-id", "webhook-signature"})
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _UNSENDABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
 _DIGITS = re.compile(r"[0-9]+")
+_LINE = "%s: %s\r\n".__mod__
+_REPLAY = ("relay-replay", "1")
 _PLAIN_ASCII = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
 
@@ -70,12 +75,31 @@ class _Fate(Enum):
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What one target's YAML says of headers, worked out once."""
+    """What one target's YAML says of headers, worked out once for all that say the same."""
 
     passage: "_Passage"
     own: Headers
     user_agent: bool
     webhook_id: bool
+    known: "dict[str, _Lines]" = field(default_factory=dict)
+    """The lines of events that were sent last, by the event's id: most go to several targets."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Lines:
+    """The header lines of one event, the number of its attempt left open between the two halves."""
+
+    before: str
+    after: str
+    many: int
+    dropped: tuple[str, ...]
+    user_agent: str
+    headers: Headers
+    received_at: datetime
+
+    def are_of(self, event: Event, user_agent: str) -> bool:
+        """Whether they are of this event, and not of another one of its id."""
+        return self.headers is event.headers and self.received_at is event.received_at and self.user_agent == user_agent
 
 
 def _is_never_forwarded(low: str) -> bool:
@@ -245,6 +269,50 @@ def outgoing_headers(
     """
     own_way = () if shape is None else _of(shape, proof_headers)
     plan = _plan(target.forward_headers, target.strip_headers, target.headers, key_header, *own_way)
+    before, after, dropped = _halves(event, plan, user_agent, shape)
+    out = (*before, ("relay-attempt", str(attempt)), *after)
+    return (*out, _REPLAY) if replayed else out, dropped
+
+
+def outgoing_lines(
+    event: Event,
+    target: Target,
+    *,
+    attempt: int,
+    user_agent: str,
+    key_header: str | None = None,
+    replayed: bool = False,
+) -> tuple[str, int, tuple[str, ...]]:
+    """The same headers as `outgoing_headers` gives without a shape, as the lines that go over the wire: their text, how
+    many they are, and the names of those that could not be sent."""
+    plan = _plan(target.forward_headers, target.strip_headers, target.headers, key_header)
+    lines = plan.known.get(event.id)
+    if lines is None or not lines.are_of(event, user_agent):
+        lines = _lines(event, plan, user_agent)
+        if len(plan.known) >= MOST_KNOWN:
+            plan.known.clear()
+        plan.known[event.id] = lines
+    text = f"{lines.before}relay-attempt: {attempt}\r\n{lines.after}"
+    return (
+        (text + as_lines((_REPLAY,)), lines.many + 1, lines.dropped) if replayed else (text, lines.many, lines.dropped)
+    )
+
+
+def _lines(event: Event, plan: _Plan, user_agent: str) -> _Lines:
+    before, after, dropped = _halves(event, plan, user_agent, None)
+    many = len(before) + 1 + len(after)
+    return _Lines(as_lines(before), as_lines(after), many, dropped, user_agent, event.headers, event.received_at)
+
+
+def as_lines(headers: Iterable[tuple[str, str]]) -> str:
+    """Headers as they stand in a message (RFC 9112, section 5); whoever sends them sees that none breaks it."""
+    return "".join(map(_LINE, headers))
+
+
+def _halves(
+    event: Event, plan: _Plan, user_agent: str, shape: Shaped | None
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]], tuple[str, ...]]:
+    """What stands before the number of the attempt, what stands behind it, and the names of what could not be sent."""
     kept, dropped, named = plan.passage.of(event.headers)
     out = [*kept, *plan.own]
     if shape is not None:
@@ -257,17 +325,13 @@ def outgoing_headers(
         ("relay-event-id", event.id),
         ("relay-source", event.source),
         ("relay-event-type", header_text(event.type)),
-        ("relay-attempt", str(attempt)),
-        ("relay-received-at", rfc3339(event.received_at)),
-        ("relay-hops", str(event.hops + 1)),
     )
+    after = [("relay-received-at", rfc3339(event.received_at)), ("relay-hops", str(event.hops + 1))]
     if not event.verified:
-        out.append(("relay-verified", "false"))
-    if replayed:
-        out.append(("relay-replay", "1"))
+        after.append(("relay-verified", "false"))
     if plan.webhook_id and not named:
-        out.append(("webhook-id", event.id))
-    return tuple(out), dropped
+        after.append(("webhook-id", event.id))
+    return out, after, dropped
 
 
 def _of(shape: Shaped, proof_headers: frozenset[str]) -> tuple[frozenset[str], frozenset[str] | None]:

@@ -69,6 +69,12 @@ class Kept:
         return len(self.session.connector._acquired)
 
 
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not holds():
+            await asyncio.sleep(0.005)
+
+
 @asynccontextmanager
 async def pooled(*, limit: int = 4, keepalive: float = 30) -> AsyncIterator[Kept]:
     """A pool of connections to a target of its own."""
@@ -82,18 +88,13 @@ async def pooled(*, limit: int = 4, keepalive: float = 30) -> AsyncIterator[Kept
         pool = Pool(connector, destination, connect_timeout=5, keepalive=keepalive)
         yield Kept(pool, target, session, url)
         pool.close()
+    await until(lambda: target.lost == len(target.ends))
     server.close()
 
 
 async def asked(line: Line) -> None:
     """One request and its answer."""
     assert await line.handler.ask(REQUEST) == (200, b"")
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not holds():
-            await asyncio.sleep(0.005)
 
 
 async def test_the_connection_used_last_is_the_next_to_be_used() -> None:

@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.model import Event, Headers, Target
-from relay.rules.forwarding import MOST_HOPS, header_text, incoming_hops, outgoing_headers, rfc3339, storable_headers
+from relay.rules.forwarding import (
+    MOST_HOPS,
+    MOST_KNOWN,
+    header_text,
+    incoming_hops,
+    outgoing_headers,
+    outgoing_lines,
+    rfc3339,
+    storable_headers,
+)
 
 AT = datetime(2026, 9, 20, 10, 15, 31, 42_999, UTC)
 TARGET = Target("crm", "https://crm.example/hooks")
@@ -244,3 +253,56 @@ def test_a_replayed_delivery_says_so() -> None:
     replayed, _ = outgoing_headers(event(), TARGET, attempt=4, user_agent="relay/1", replayed=True)
     plain, _ = outgoing_headers(event(), TARGET, attempt=4, user_agent="relay/1")
     assert set(replayed) - set(plain) == {("relay-replay", "1")}
+
+
+def lines_of(made: Event, target: Target = TARGET, **changes: object) -> tuple[set[str], int, tuple[str, ...]]:
+    settings: dict[str, object] = {"attempt": 3, "user_agent": "relay/1.0", **changes}
+    text, many, dropped = outgoing_lines(made, target, **settings)  # type: ignore[arg-type]
+    assert text.count("\r\n") == many
+    return set(text.split("\r\n")) - {""}, many, dropped
+
+
+@pytest.mark.parametrize("replayed", [False, True])
+@pytest.mark.parametrize(
+    "target",
+    [
+        TARGET,
+        replace(TARGET, headers=(("User-Agent", "mine"), ("X-Own", "1"))),
+        replace(TARGET, strip_headers=frozenset({"x-a", "webhook-id"})),
+        replace(TARGET, forward_headers=frozenset({"x-key", "cookie", "user-agent"})),
+    ],
+)
+def test_the_lines_are_the_headers(target: Target, replayed: bool) -> None:
+    """Whatever the target asks for, and as well where they were made for another attempt or another target."""
+    came = (("X-A", "1"), ("X-A", "2"), ("X-Bad", "a\0b"), ("X-Key", "k"), ("Cookie", "c"), ("User-Agent", "theirs"))
+    made = event(*came, verified=False, hops=2)
+    for attempt in (1, 2, 17):
+        settings: dict[str, object] = {"attempt": attempt, "key_header": "x-key", "replayed": replayed}
+        headers, dropped = outgoing_headers(made, target, user_agent="relay/1.0", **settings)  # type: ignore[arg-type]
+        assert lines_of(made, target, **settings) == (
+            {f"{name}: {value}" for name, value in headers},
+            len(headers),
+            dropped,
+        )
+        assert dropped == ("X-Bad",)
+
+
+def test_lines_are_never_those_of_another_event() -> None:
+    """Not of one that has the same id, nor of one with the same headers; and not what another user agent sent."""
+    same = (("X-A", "1"),)
+    assert "relay-source: shop" in lines_of(event(*same))[0]
+    assert "X-A: 2" in lines_of(event(("X-A", "2")))[0]
+    later = lines_of(event(*same, received_at=AT + timedelta(seconds=1)))[0]
+    assert "relay-received-at: 2026-09-20T10:15:32.042Z" in later
+    assert "relay-event-id: other" in lines_of(event(*same, id="other"))[0]
+    made = event(*same)
+    assert "User-Agent: relay/1.0" in lines_of(made)[0]
+    assert "User-Agent: relay/2.0" in lines_of(made, user_agent="relay/2.0")[0]
+
+
+def test_only_the_lines_of_some_events_are_remembered() -> None:
+    """However many there are, each gets its own."""
+    many = [event(id=f"evt_{number}") for number in range(MOST_KNOWN + 10)]
+    for _ in range(2):
+        for made in many:
+            assert f"relay-event-id: {made.id}" in lines_of(made)[0]
