@@ -7,7 +7,7 @@ still does not count: what came meanwhile has not been read yet, and a target mu
 
 import asyncio
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 LOOK_EVERY_S = 1.0
 STANDSTILL_S = 1.0
@@ -28,7 +28,9 @@ class Deadlines:
 
     def begin(self) -> "Deadline":
         """A deadline that starts now; its `with` block raises TimeoutError when it is overdue."""
-        deadline = Deadline(self)
+        task = asyncio.current_task(self.loop)
+        assert task is not None
+        deadline = Deadline(self, task)
         self.under_way[deadline] = None
         if self._timer is None:
             self._look_again(deadline.at)
@@ -69,9 +71,7 @@ class Deadline:
 
     __slots__ = ("_all", "_began", "_cancelling", "_is_overdue", "_task", "at")
 
-    def __init__(self, all_: Deadlines) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def __init__(self, all_: Deadlines, task: asyncio.Task[Any]) -> None:
         self._began = all_.loop.time()
         self.at = self._began + all_.seconds
         self._all = all_

@@ -70,7 +70,9 @@ class WatchedHandler(ResponseHandler):
         connection is lost: `read` gives the answer then, or raises what became of it.
         """
         assert self.transport is not None
-        self._begin()
+        self.head = b""
+        self._is_answered = False
+        in_use.set(self)
         self._asked = asked = self._loop.create_future()
         if self._tail:  # it has spoken first
             self._have_it_parsed()
@@ -79,6 +81,7 @@ class WatchedHandler(ResponseHandler):
 
     def set_response_params(self, **params: Any) -> None:
         """Called by aiohttp's client for each request that it sends over this connection."""
+        in_use.set(self)
         self._begin()
         super().set_response_params(**params)
 
@@ -86,11 +89,11 @@ class WatchedHandler(ResponseHandler):
         self.head = b""
         self._heard = self._until_body = self._interims = 0
         self._is_answered = False
-        in_use.set(self)
 
     def _have_it_parsed(self) -> None:
         """Leave the answer that is waited for to aiohttp's parser, of which nothing has been heard yet."""
         self._settle(None)
+        self._begin()
         super().set_response_params(read_until_eof=True, auto_decompress=False)
 
     def _settle(self, answer: Whole | None) -> None:

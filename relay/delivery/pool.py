@@ -39,11 +39,14 @@ class Line:
         self.idle_since = 0.0
 
     def release(self) -> None:
-        """Give it back to the pool; one whose answer was not read to its end is closed by it."""
-        self._pool.give_back(self)
+        """Give it back after an answer; one that was not read to its end is closed by that."""
+        if self.handler.should_close:
+            self.let_go()
+        else:
+            self._pool.keep(self)
 
     def let_go(self) -> None:
-        """Give it back to the connector, on the same terms."""
+        """Give it back to the connector, which closes what cannot be used again."""
         self._connection.release()
 
     def close(self) -> None:
@@ -122,9 +125,9 @@ class Pool:
             raise aiohttp.ServerDisconnectedError
         return Line(self, connection, handler)
 
-    def give_back(self, line: Line) -> None:
-        """Keep a line for the next request where that is possible, and nobody waits for one at the connector."""
-        if self._waiting or self._is_closed or line.handler.should_close:
+    def keep(self, line: Line) -> None:
+        """Keep a line whose answer was read to its end, unless somebody waits for one at the connector."""
+        if self._waiting or self._is_closed:
             line.let_go()
             return
         line.idle_since = time.monotonic()

@@ -5,7 +5,7 @@ Each target has a session, a connection pool and a resolver of its own, so that 
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -104,7 +104,7 @@ class Sender:
         self._bare: dict[int, Sent] = {}
         """What an answer comes to that is no more than its status, by that."""
 
-    async def send(self, claim: Claim, body: bytes, data: Any = Fetched.NOTHING) -> Sent:
+    def send(self, claim: Claim, body: bytes, data: Any = Fetched.NOTHING) -> Coroutine[Any, Any, Sent]:
         """Make one request for a claim; total but for cancellation.
 
         Args:
@@ -113,7 +113,11 @@ class Sender:
             data: what was fetched for the event.
         """
         if self._is_plain and data is Fetched.NOTHING and len(body) <= LARGEST_BODY:
-            return await self._forwarded(claim, body)
+            return self._forwarded(claim, body)
+        return self._made(claim, body, data)
+
+    async def _made(self, claim: Claim, body: bytes, data: Any) -> Sent:
+        """Make a request for a claim and send it, with whatever the target asks for."""
         shape = await self._shaped(claim, body, data) if is_shaped(self._target, data) else None
         if isinstance(shape, Unshaped):
             return Sent(Outcome(OutcomeKind.UNPREPARED, reason=shape.reason))

@@ -127,7 +127,7 @@ class Wire:
             raise
         if whole is None:
             return Answer(message.code, b"", message.headers.get("Retry-After"), content, line)
-        line.release()
+        self._pool.keep(line)
         return Answer(*whole)
 
     def beside(self) -> AbstractContextManager[None]:

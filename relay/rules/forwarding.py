@@ -79,7 +79,7 @@ class _Plan:
 
     passage: "_Passage"
     own: Headers
-    user_agent: bool
+    user_agent: Headers
     webhook_id: bool
     known: "dict[str, _Lines]" = field(default_factory=dict)
     """The lines of events that were sent last, by the event's id: most go to several targets."""
@@ -87,19 +87,16 @@ class _Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Lines:
-    """The header lines of one event, the number of its attempt left open between the two halves."""
+    """The header lines of one event, the number of its attempt left open between the two halves.
+
+    Its headers and time tell it from another one of its id."""
 
     before: str
     after: str
     many: int
     dropped: tuple[str, ...]
-    user_agent: str
     headers: Headers
     received_at: datetime
-
-    def are_of(self, event: Event, user_agent: str) -> bool:
-        """Whether they are of this event, and not of another one of its id."""
-        return self.headers is event.headers and self.received_at is event.received_at and self.user_agent == user_agent
 
 
 def _is_never_forwarded(low: str) -> bool:
@@ -121,6 +118,7 @@ def _plan(
     forward: frozenset[str],
     strip: frozenset[str],
     headers: Headers,
+    user_agent: str,
     key_header: str | None,
     filled: frozenset[str] = frozenset(),
     proofs: frozenset[str] | None = None,
@@ -141,7 +139,7 @@ def _plan(
     return _Plan(
         passage=_passage(forward, frozenset(blocked), proofs),
         own=own,
-        user_agent="user-agent" not in named | forward,
+        user_agent=() if "user-agent" in named | forward else (("User-Agent", user_agent),),
         webhook_id="webhook-id" not in blocked,
     )
 
@@ -268,8 +266,8 @@ def outgoing_headers(
     lower case, and whatever is named like one.
     """
     own_way = () if shape is None else _of(shape, proof_headers)
-    plan = _plan(target.forward_headers, target.strip_headers, target.headers, key_header, *own_way)
-    before, after, dropped = _halves(event, plan, user_agent, shape)
+    plan = _plan(target.forward_headers, target.strip_headers, target.headers, user_agent, key_header, *own_way)
+    before, after, dropped = _halves(event, plan, shape)
     out = (*before, ("relay-attempt", str(attempt)), *after)
     return (*out, _REPLAY) if replayed else out, dropped
 
@@ -285,10 +283,10 @@ def outgoing_lines(
 ) -> tuple[str, int, tuple[str, ...]]:
     """The same headers as `outgoing_headers` gives without a shape, as the lines that go over the wire: their text, how
     many they are, and the names of those that could not be sent."""
-    plan = _plan(target.forward_headers, target.strip_headers, target.headers, key_header)
+    plan = _plan(target.forward_headers, target.strip_headers, target.headers, user_agent, key_header)
     lines = plan.known.get(event.id)
-    if lines is None or not lines.are_of(event, user_agent):
-        lines = _lines(event, plan, user_agent)
+    if lines is None or lines.headers is not event.headers or lines.received_at is not event.received_at:
+        lines = _lines(event, plan)
         if len(plan.known) >= MOST_KNOWN:
             plan.known.clear()
         plan.known[event.id] = lines
@@ -298,10 +296,10 @@ def outgoing_lines(
     )
 
 
-def _lines(event: Event, plan: _Plan, user_agent: str) -> _Lines:
-    before, after, dropped = _halves(event, plan, user_agent, None)
+def _lines(event: Event, plan: _Plan) -> _Lines:
+    before, after, dropped = _halves(event, plan, None)
     many = len(before) + 1 + len(after)
-    return _Lines(as_lines(before), as_lines(after), many, dropped, user_agent, event.headers, event.received_at)
+    return _Lines(as_lines(before), as_lines(after), many, dropped, event.headers, event.received_at)
 
 
 def as_lines(headers: Iterable[tuple[str, str]]) -> str:
@@ -310,7 +308,7 @@ def as_lines(headers: Iterable[tuple[str, str]]) -> str:
 
 
 def _halves(
-    event: Event, plan: _Plan, user_agent: str, shape: Shaped | None
+    event: Event, plan: _Plan, shape: Shaped | None
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]], tuple[str, ...]]:
     """What stands before the number of the attempt, what stands behind it, and the names of what could not be sent."""
     kept, dropped, named = plan.passage.of(event.headers)
@@ -319,8 +317,7 @@ def _halves(
         out += shape.headers
         if shape.content_type is not None and all(name.lower() != "content-type" for name, _ in out):
             out.append(("Content-Type", shape.content_type))
-    if plan.user_agent:
-        out.append(("User-Agent", user_agent))
+    out += plan.user_agent
     out += (
         ("relay-event-id", event.id),
         ("relay-source", event.source),
