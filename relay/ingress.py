@@ -27,7 +27,7 @@ from relay.rules.forwarding import MOST_HOPS, incoming_hops, storable_headers
 from relay.rules.rate import take
 from relay.rules.routing import CONDITION_FAILED, Routed, Subject, meant, routed
 from relay.rules.secrets import harmless
-from relay.rules.verification import Refusal, prove_headers, unproven, verify
+from relay.rules.verification import HeaderClaim, Refusal, claimed, unproven, verify
 from relay.store import Accepted, Store, StoreFull, StoreUnavailable
 from relay.store.archive import RefusedRequest
 
@@ -164,13 +164,13 @@ class Ingress:
         remote = self._intake.check_head(request, desk.source)
         if isinstance(remote, Turned):
             return remote
-        refusal = prove_headers(headers, desk.source.check)
-        if refusal is not None and desk.source.enforce:
-            return Turned(401, refusal.reason, refusal.detail)
+        claim = claimed(headers, desk.source.check)
+        if isinstance(claim, Refusal) and desk.source.enforce:
+            return Turned(401, claim.reason, claim.detail)
         body = self._intake.check_room(request) or self._check_rate(desk) or await self._intake.read(request, held)
         if isinstance(body, Turned):
             return body
-        verified = await self._verify(ReceivedRequest(headers, body, remote), desk)
+        verified = await self._verify(ReceivedRequest(headers, body, remote), claim, desk)
         if isinstance(verified, Refusal):
             return Turned(401, verified.reason, verified.detail)
         content = Content(headers, body)
@@ -196,12 +196,14 @@ class Ingress:
         desk.memory.bucket, wait = take(desk.memory.bucket, desk.source.rate, self._now())
         return None if wait is None else Turned(429, "rate", retry_after=-(-wait // timedelta(seconds=1)))
 
-    async def _verify(self, request: ReceivedRequest, desk: Desk) -> VerifiedRequest | Refusal:
+    async def _verify(
+        self, request: ReceivedRequest, claim: HeaderClaim | Refusal | None, desk: Desk
+    ) -> VerifiedRequest | Refusal:
         source = desk.source
         if len(request.body) > HEAVY_BODY:
-            found = await asyncio.to_thread(verify, request, source.check, self._now())
+            found = await asyncio.to_thread(verify, request, source.check, self._now(), claim)
         else:
-            found = verify(request, source.check, self._now())
+            found = verify(request, source.check, self._now(), claim)
         if desk.signs_time:
             desk.memory.clock.judged(found)
         if isinstance(found, Refusal) and not source.enforce:

@@ -8,8 +8,8 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import cached_property, partial
-from typing import Any
+from functools import partial
+from typing import Any, Generic, TypeVar
 from urllib.parse import parse_qsl
 
 from relay.model.numbers import Exact, number
@@ -38,7 +38,28 @@ loads_in_turns = partial(
 """`json.loads` that calls Python now and then, which changes no value: in C alone it holds the interpreter's lock from
 the first byte to the last, and a thread of its own would help nobody."""
 
+_decoder = json.JSONDecoder(parse_float=number, parse_constant=Exact)
+
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+Found = TypeVar("Found")
+
+
+class _Once(Generic[Found]):
+    """What is worked out where it is first asked for; `cached_property` takes a lock for that, which costs as much as
+    the answer. Two threads that ask at once work out the same."""
+
+    def __init__(self, work_out: Callable[[Any], Found]) -> None:
+        self._work_out = work_out
+        self.__doc__ = work_out.__doc__
+
+    def __set_name__(self, _owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, asked: Any, _owner: type) -> Found:
+        found = asked.__dict__[self._name] = self._work_out(asked)
+        return found
 
 
 @dataclass(frozen=True)
@@ -48,17 +69,19 @@ class Content:
     headers: Headers
     body: bytes = field(repr=False)
 
-    @cached_property
+    @_Once
     def json(self) -> Any:
         """The body as JSON, or None when it is none: content never refuses an authentic request. A number knows the
         text that it was written in, because two that make one float may be the ids of two events."""
-        loads = loads_in_turns if len(self.body) > LARGE else json.loads
+        body = self.body
         try:
-            return loads(self.body, parse_float=number, parse_constant=Exact)
+            if len(body) > LARGE:
+                return loads_in_turns(body, parse_float=number, parse_constant=Exact)
+            return _decoder.decode(body.decode(json.detect_encoding(body), "surrogatepass"))  # `loads` makes one a call
         except (ValueError, RecursionError):
             return None
 
-    @cached_property
+    @_Once
     def form(self) -> Mapping[str, str]:
         """The fields of a form body, of a repeated one the first; none where the body is no such form."""
         form: dict[str, str] = {}

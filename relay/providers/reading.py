@@ -108,7 +108,11 @@ class TypeInBody:
     members: tuple[str, ...]
 
     def __call__(self, content: Content) -> str | None:
-        return first_type(*(member(content.json, name) for name in self.members))
+        document = content.json
+        for name in self.members:
+            if (found := type_name(member(document, name))) is not None:
+                return found
+        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,8 +72,16 @@ def digest_text(
     key: bytes, message: bytes, *, algorithm: Literal["sha256", "sha512", "sha1"], encoding: Literal["hex", "base64"]
 ) -> bytes:
     """The keyed digest (RFC 2104) in its one canonical spelling: lower-case hex, or padded base64 (RFC 4648, 4)."""
-    digest = hmac.digest(key, message, algorithm)
-    return digest.hex().encode() if encoding == "hex" else b64encode(digest)
+    keyed = _keyed(key, algorithm).copy()
+    keyed.update(message)
+    return keyed.hexdigest().encode() if encoding == "hex" else b64encode(keyed.digest())
+
+
+@lru_cache(maxsize=256)
+def _keyed(key: bytes, algorithm: str) -> hmac.HMAC:
+    """A digest that has taken in the key and nothing more; copies of it go on. Unlike `hmac.digest` it keeps the
+    interpreter's lock over a short message, where giving it up costs more than the digest."""
+    return hmac.new(key, digestmod=algorithm)
 
 
 def basic_credentials(username: str, secret: Secret) -> bytes:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from relay.model import (
     ApiKeyCheck,
@@ -70,11 +71,18 @@ class Refusal:
     """Seconds that a request is ahead of our clock, where that alone is wrong with it."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Claim:
+_SIGNED = (HmacCheck, StandardWebhooksCheck)
+"""The checks of a body's signature; a tuple, for `isinstance` is asked of each request and makes a union anew."""
+
+
+class HeaderClaim(NamedTuple):
     """What the headers of a request say about its body, well formed but not yet believed."""
 
-    proofs: tuple[bytes, ...]
+    headers: Headers
+    check: HmacCheck | StandardWebhooksCheck
+    """By which they were read."""
+    scheme: HmacCheck
+    proofs: Sequence[bytes]
     timestamp: bytes
     message_id: bytes
 
@@ -99,8 +107,9 @@ def _too_many(lines: Sequence[str], name: str) -> Refusal:
 def _matching_key(proofs: Sequence[bytes], expected: Sequence[bytes | None]) -> int | None:
     """The index of the first key whose proof is among those sent; None stands for a key that can prove nothing."""
     for index, wanted in enumerate(expected):
-        if wanted is not None and any(hmac.compare_digest(proof, wanted) for proof in proofs):
-            return index
+        for proof in proofs:
+            if wanted is not None and hmac.compare_digest(proof, wanted):
+                return index
     return None
 
 
@@ -162,15 +171,16 @@ def _signed_id(headers: Headers, check: HmacCheck) -> bytes | Refusal:
     return octets(sent)
 
 
-def _spelled(check: HmacCheck, sent: bytes) -> bytes | None:
-    """One proof in the canonical spelling of its encoding, without its prefix; None where it cannot be a proof."""
+def _spelled(check: HmacCheck, sent: Sequence[str]) -> list[bytes]:
+    """Those that can be proofs, in the canonical spelling of their encoding, without their prefix."""
     prefix = octets(check.prefix)
-    if not sent.startswith(prefix) and not check.prefix_optional:
-        return None
-    bare = sent.removeprefix(prefix)
-    if _SHAPES[check.encoding, check.algorithm].fullmatch(bare) is None:
-        return None
-    return bare.lower() if check.encoding == "hex" else bare
+    shape = _SHAPES[check.encoding, check.algorithm]
+    spelled: list[bytes] = []
+    for one in map(octets, sent):
+        bare = one.removeprefix(prefix)
+        if (one.startswith(prefix) or check.prefix_optional) and shape.fullmatch(bare) is not None:
+            spelled.append(bare.lower() if check.encoding == "hex" else bare)
+    return spelled
 
 
 def _entries(headers: Headers, scheme: HmacCheck) -> list[str] | Refusal:
@@ -192,8 +202,9 @@ def _scheme(check: HmacCheck | StandardWebhooksCheck) -> HmacCheck:
     return check if isinstance(check, HmacCheck) else as_hmac(check)
 
 
-def _claim(headers: Headers, scheme: HmacCheck) -> _Claim | Refusal:
+def _claim(headers: Headers, check: HmacCheck | StandardWebhooksCheck) -> HeaderClaim | Refusal:
     """What the headers claim, or what is wrong with them whatever the body is."""
+    scheme = _scheme(check)
     sent = _entries(headers, scheme)
     if isinstance(sent, Refusal):
         return sent
@@ -204,10 +215,10 @@ def _claim(headers: Headers, scheme: HmacCheck) -> _Claim | Refusal:
     timestamp = signed_timestamp(headers, scheme) if "timestamp" in signed else b""
     if isinstance(timestamp, Refusal):
         return timestamp
-    spelled = tuple(proof for one in sent if (proof := _spelled(scheme, octets(one))) is not None)
+    spelled = _spelled(scheme, sent)
     if not spelled:
         return Refusal("bad_signature", f"{scheme.header} holds no {scheme.algorithm} digest in {scheme.encoding}")
-    return _Claim(spelled, timestamp, message_id)
+    return HeaderClaim(headers, check, scheme, spelled, timestamp, message_id)
 
 
 def untimely(timestamp: bytes, tolerance: timedelta, now: datetime) -> Refusal | None:
@@ -221,16 +232,13 @@ def untimely(timestamp: bytes, tolerance: timedelta, now: datetime) -> Refusal |
     return None
 
 
-def _signature(request: ReceivedRequest, check: HmacCheck | StandardWebhooksCheck, now: datetime) -> int | Refusal:
+def _signature(claim: HeaderClaim, body: bytes, now: datetime) -> int | Refusal:
     """Which secret signed the request.
 
     The time is judged last, so that `stale_timestamp` speaks of a genuine sender and a wrong clock or a replay.
     """
-    scheme = _scheme(check)
-    claim = _claim(request.headers, scheme)
-    if isinstance(claim, Refusal):
-        return claim
-    message = signed_bytes(scheme.signed, body=request.body, timestamp=claim.timestamp, message_id=claim.message_id)
+    scheme = claim.scheme
+    message = signed_bytes(scheme.signed, body=body, timestamp=claim.timestamp, message_id=claim.message_id)
     expected = [
         digest_text(key, message, algorithm=scheme.algorithm, encoding=scheme.encoding) if key else None
         for key in _usable(scheme.secrets)
@@ -247,12 +255,16 @@ def prove_headers(headers: Headers, check: Check) -> Refusal | None:
 
     Static keys are judged completely; of a signature, whether it is there, is one, and is well formed.
     """
-    if isinstance(check, NoCheck):
-        return None
-    if isinstance(check, HmacCheck | StandardWebhooksCheck):
-        claim = _claim(headers, _scheme(check))
-        return claim if isinstance(claim, Refusal) else None
-    key = _static_key(headers, check)
+    found = claimed(headers, check)
+    return found if isinstance(found, Refusal) else None
+
+
+def claimed(headers: Headers, check: Check) -> HeaderClaim | Refusal | None:
+    """What `prove_headers` refuses, else what the headers claim of a body, for `verify`; None where they claim nothing
+    of it."""
+    if isinstance(check, _SIGNED):
+        return _claim(headers, check)
+    key = 0 if isinstance(check, NoCheck) else _static_key(headers, check)
     return key if isinstance(key, Refusal) else None
 
 
@@ -261,15 +273,21 @@ def unproven(request: ReceivedRequest) -> VerifiedRequest:
     return VerifiedRequest(headers=request.headers, body=request.body, remote=request.remote, proven=False)
 
 
-def verify(request: ReceivedRequest, check: Check, now: datetime) -> VerifiedRequest | Refusal:
+def verify(
+    request: ReceivedRequest, check: Check, now: datetime, claim: HeaderClaim | Refusal | None = None
+) -> VerifiedRequest | Refusal:
     """Judge a whole request by its source's check, at `now`; total, and complete without `prove_headers`.
 
-    The result says which secret matched. With several secrets any may match; an empty one never does.
+    The result says which secret matched. With several secrets any may match; an empty one never does. `claim` is what
+    `claimed` has found in these very headers by this very check, so that they are not read twice; any other is passed
+    over.
     """
     if isinstance(check, NoCheck):
         return unproven(request)
-    if isinstance(check, HmacCheck | StandardWebhooksCheck):
-        key = _signature(request, check, now)
+    if isinstance(check, _SIGNED):
+        if not isinstance(claim, HeaderClaim) or claim.headers is not request.headers or claim.check is not check:
+            claim = _claim(request.headers, check)
+        key = claim if isinstance(claim, Refusal) else _signature(claim, request.body, now)
     else:
         key = _static_key(request.headers, check)
     if isinstance(key, Refusal):

@@ -26,7 +26,7 @@ from relay.model import (
     VerifiedRequest,
 )
 from relay.rules.signing import sign
-from relay.rules.verification import Refusal, prove_headers, unproven, verify
+from relay.rules.verification import Refusal, claimed, prove_headers, unproven, verify
 
 NOW = datetime(2026, 9, 20, 10, 15, 31, 400_000, UTC)
 STAMP = int(NOW.timestamp())
@@ -103,6 +103,31 @@ def test_another_key_or_another_body_is_never_believed(check: Keyed) -> None:
     if not isinstance(check, ApiKeyCheck | BearerCheck | BasicCheck):
         signed = sign(check, BODY, now=NOW, message_id="msg_1")
         assert reason(signed, check, body=BODY + b" ") == "bad_signature"
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: f"{type(check).__name__}-{check.header}")
+def test_what_was_read_of_the_headers_already_changes_no_verdict(check: Keyed) -> None:
+    """With what the headers claim at hand, a genuine request is believed and a changed body is not."""
+    genuine = request(*sign(check, BODY, now=NOW, message_id="msg_1"))
+    claim = claimed(genuine.headers, check)
+    assert not isinstance(claim, Refusal)
+    assert verify(genuine, check, NOW, claim) == verify(genuine, check, NOW)
+    changed = replace(genuine, body=BODY + b" ")
+    assert verify(changed, check, NOW, claim) == verify(changed, check, NOW)
+
+
+@pytest.mark.parametrize("check", [STANDARD, PLAIN, PREFIXED], ids=lambda check: check.header)
+def test_what_was_read_of_other_headers_or_by_another_check_proves_nothing(check: HmacCheck) -> None:
+    """A genuine request's claim lends itself to no request with other headers, and to no other check."""
+    signed = sign(check, BODY, now=NOW, message_id="msg_1")
+    claim = claimed(signed, check)
+    assert isinstance(verify(request((check.header, "forged")), check, NOW, claim), Refusal)
+    elsewhere = ApiKeyCheck("X-Else", (KEY,))
+    assert isinstance(verify(request(*signed), elsewhere, NOW, claim), Refusal)
+    stranger = replace(check, secrets=(Secret(b"somebody-elses-secret"),))
+    mine = sign(stranger, BODY, now=NOW, message_id="msg_1")
+    by_stranger = claimed(mine, stranger)
+    assert isinstance(verify(request(*mine), check, NOW, by_stranger), Refusal)
 
 
 @pytest.mark.row("H4", "T3")
