@@ -19,8 +19,6 @@ Refuse = Callable[[int], web.Response]
 """Makes the answer to what no handler answers: 400 for malformed input, 503 for a fault of our own."""
 
 SPOKEN = (HttpVersion10, HttpVersion11)
-OTHER_VERSION = web.RequestKey("other_version", bool)
-"""Marks a request that came in another version."""
 LARGEST_HEAD = 32 * 1024
 """Bytes of a request line and all header fields; a connection would else hold a hundred times the longest line."""
 
@@ -157,6 +155,10 @@ class PlainAnswers(RequestHandler, Guest):
         return answer
 
 
+class _OfOtherVersion(web.BaseRequest):
+    """A request that came in a version that is not spoken here."""
+
+
 class PlainServer(web.Server):
     """aiohttp's low-level server with `PlainAnswers` for connections."""
 
@@ -178,14 +180,13 @@ class PlainServer(web.Server):
         seconds: float = self._kwargs["keepalive_timeout"]
         return seconds
 
-    def _make_request(self, message: Any, payload: Any, protocol: Any, *rest: Any) -> web.BaseRequest:
+    def _make_request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
         protocol._under_way = payload  # noqa: SLF001 - our own connection
         if message.version in SPOKEN:
-            return super()._make_request(message, payload, protocol, *rest)
+            return web.BaseRequest(message, payload, protocol, writer, task, self._loop)
         # the answer says that it is of the version of its request
-        request = super()._make_request(message._replace(version=HttpVersion11), payload, protocol, *rest)
-        request[OTHER_VERSION] = True
-        return request
+        message = message._replace(version=HttpVersion11)
+        return _OfOtherVersion(message, payload, protocol, writer, task, self._loop)
 
     def _is_busy(self) -> bool:
         return any(isinstance(one, PlainAnswers) and one.busy for one in self.connections)
@@ -212,7 +213,7 @@ def is_one_too_many(request: web.BaseRequest) -> bool:
 
 def speaks_http_1(request: web.BaseRequest) -> bool:
     """Whether the request came in a version that is spoken here."""
-    return OTHER_VERSION not in request
+    return not isinstance(request, _OfOtherVersion)
 
 
 def is_plainly_framed(request: web.BaseRequest) -> bool:

@@ -20,7 +20,7 @@ from relay.connections import speaks_http_1
 from relay.desks import Desk, Lines, Memory
 from relay.ids import fresh_id
 from relay.intake import RETRY_SOON, Held, Intake, Limits, Turned
-from relay.listener import REFUSALS, json_answer, peer_of, plain_answer
+from relay.listener import REFUSALS, Receipt, json_answer, peer_of, plain_answer
 from relay.model import NO_TYPE, Content, Event, Headers, ReceivedRequest, Route, Source, VerifiedRequest
 from relay.rules.expressions import view_from
 from relay.rules.forwarding import MOST_HOPS, incoming_hops, storable_headers
@@ -106,7 +106,7 @@ class Ingress:
         """Turn every further request away."""
         self._intake.draining = True
 
-    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def handle(self, request: web.BaseRequest) -> web.Response | Receipt:
         """Answer one request."""
         began = time.perf_counter()
         path = request.rel_url.raw_path
@@ -125,7 +125,7 @@ class Ingress:
             answer = Turned(503, "internal", type(error).__name__, RETRY_SOON)
         if isinstance(answer, Turned):
             self._refused(desk, answer, request)
-            response = _turned_away(answer)
+            response: web.Response | Receipt = _turned_away(answer)
             if "Expect" in request.headers and not request.content.is_eof():
                 response.force_close()  # nobody knows whether the body still comes, so nothing behind it can be read
         else:
@@ -157,7 +157,7 @@ class Ingress:
         near = difflib.get_close_matches(path[:256], self._desks, 1, 0.8)
         return {"detail": f"like that of source {self._desks[near[0]].source.name}"} if near else {}
 
-    async def _receive(self, request: web.BaseRequest, desk: Desk, held: Held) -> web.Response | Turned:
+    async def _receive(self, request: web.BaseRequest, desk: Desk, held: Held) -> web.Response | Receipt | Turned:
         """The path of one webhook, in order."""
         began = time.perf_counter()
         headers: Headers = tuple(request.headers.items())
@@ -263,7 +263,7 @@ class Ingress:
         targets: Sequence[str],
         request: VerifiedRequest,
         began: float,
-    ) -> web.Response:
+    ) -> Receipt:
         """Answer and tell what was committed."""
         source = desk.source
         if accepted.duplicate:
@@ -291,8 +291,8 @@ class Ingress:
             duration_ms=round((time.perf_counter() - began) * 1000, 2),
             **extra,
         )
-        answer = {"id": accepted.event_id, "duplicate": accepted.duplicate}
-        return json_answer(200 if accepted.duplicate else source.status, json.dumps(answer).encode())
+        answer = f'{{"id": {json.dumps(accepted.event_id)}, "duplicate": {"true" if accepted.duplicate else "false"}}}'
+        return Receipt(200 if accepted.duplicate else source.status, answer.encode())
 
     def _refused(self, desk: Desk, turned: Turned, request: web.BaseRequest) -> None:
         """Count a refusal and tell of it."""
