@@ -54,6 +54,8 @@ class Desk:
         self.routes = tuple(route for route in routes if source.name in route.sources)
         self.forwarded = forwarded
         self.keys = keys_of(source)
+        self.key_header = source.key_header
+        self.rotates = source.rotates
         self.memory = memory
         self.signs_time = signs_time(source.check)
         self.routed_by_name = lru_cache(maxsize=TYPES)(partial(routed_by_name, source.name, routes=self.routes))

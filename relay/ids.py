@@ -4,39 +4,45 @@ Law: two ids are never the same, and nobody can guess the next; both hold across
 the operating system's.
 """
 
+import base64
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _EPOCH, _MILLISECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(milliseconds=1)
-_PAIRS = [a + b for a in _ALPHABET for b in _ALPHABET]
-_SHIFTS = range(120, -1, -10)
+_SHIFTS = range(45, -1, -5)
+_FROM_RFC_4648 = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", _ALPHABET.encode())
+_RANDOM = 16
+"""Characters of an id that are chance: 80 bits."""
 
 
-def _random_numbers() -> Iterator[int]:
-    """Endless 80-bit numbers from the system's source, a page at a time: one call for each costs more than the rest."""
+def _random_parts() -> Iterator[str]:
+    """Endless ends of ids out of the system's source, a page at a time: one call for each costs more than the rest."""
     while True:
-        page = os.urandom(10 * 256)
-        yield from (int.from_bytes(page[start : start + 10]) for start in range(0, len(page), 10))
+        page = base64.b32encode(os.urandom(10 * 256)).translate(_FROM_RFC_4648).decode()
+        yield from [page[start : start + _RANDOM] for start in range(0, len(page), _RANDOM)]
 
 
-_chance = _random_numbers()
+_chance = _random_parts()
 
 
 def _milliseconds(at: datetime) -> int:
     return (at - _EPOCH) // _MILLISECOND
 
 
-def _written(number: int) -> str:
-    return "".join([_PAIRS[(number >> shift) & 1023] for shift in _SHIFTS])
+@lru_cache(maxsize=16)
+def _written(milliseconds: int) -> str:
+    """A time as ids begin with it, in 48 bits."""
+    return "".join([_ALPHABET[(milliseconds >> shift) & 31] for shift in _SHIFTS])
 
 
 def fresh_id(kind: str, now: datetime) -> str:
     """A new id: `evt_` and a ULID (github.com/ulid/spec), for example."""
-    return f"{kind}_{_written(_milliseconds(now) << 80 | next(_chance))}"
+    return f"{kind}_{_written(_milliseconds(now))}{next(_chance)}"
 
 
 def first_id(kind: str, at: datetime) -> str:
     """What no id of this kind made at that time or later comes before: where a search by time begins."""
-    return f"{kind}_{_written(max(0, _milliseconds(at)) << 80)}"
+    return f"{kind}_{_written(max(0, _milliseconds(at)))}{_ALPHABET[0] * _RANDOM}"

@@ -138,6 +138,16 @@ class Intake:
             return _too_large(self.limits)
         return None if self.has_room(length, of=length) else _NO_MEMORY
 
+    def at_hand(self, request: web.BaseRequest, held: Held) -> bytes | Turned | None:
+        """A body that came whole with its head, as nearly all do; None where there is something to wait for."""
+        content = request.content
+        if not content.is_eof() or content.exception() is not None or "Expect" in request.headers:
+            return None
+        body = content.read_nowait()
+        if len(body) > self.limits.max_body:
+            return _too_large(self.limits)
+        return body if held.add(len(body)) else _NO_MEMORY
+
     async def read(self, request: web.BaseRequest, held: Held) -> bytes | Turned:
         """The body, within its deadline and size; more is not read. It is asked for where the sender waits for that."""
         limits = self.limits
@@ -147,11 +157,6 @@ class Intake:
         try:
             if not await invite_body(request):
                 return Turned(417, "expect", closes=True)
-            if request.content.is_eof():  # it came whole with its head, as nearly all do
-                body = request.content.read_nowait()
-                if len(body) > limits.max_body:
-                    return _too_large(limits)
-                return body if held.add(len(body)) else _NO_MEMORY
             async with asyncio.timeout_at(ends_at):
                 while part := await request.content.readany():
                     size += len(part)

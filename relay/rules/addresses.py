@@ -57,6 +57,12 @@ def _parsed(text: str) -> _Address | None:
     return address.ipv4_mapped or address if isinstance(address, IPv6Address) else address
 
 
+@lru_cache(maxsize=4096)
+def _written(text: str) -> str:
+    """An address that can be read, in its canonical form."""
+    return str(_parsed(text))
+
+
 def _within(address: _Address, network: IPNetwork) -> bool:
     if address.version == network.version:
         return address in network
@@ -90,10 +96,10 @@ def client_address(
     over trusted proxies; the first other address is the client. If all are trusted, the leftmost is.
     """
     address = None if peer is None else _parsed(peer)
-    if address is None:
+    if peer is None or address is None:
         return AddressRefusal("ip_unknown", 403)
     if not forwarded_for or not _in_any(address, trusted):
-        return str(address)
+        return _written(peer)
     if sum(line.count(",") + 1 for line in forwarded_for) > MOST_HOPS:
         return AddressRefusal("too_many_hops", 400)
     hops = [hop for line in forwarded_for for hop in line.split(",") if hop.strip()]

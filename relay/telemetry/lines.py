@@ -10,6 +10,7 @@ import re
 import traceback
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from json import encoder as _encoder
 from typing import Any
 
@@ -22,6 +23,7 @@ _LONGEST_TRACE = 2000
 _FRAMES = 20
 _KEYS = 64
 _RESERVED = frozenset({"ts", "level"})
+_SPECIAL = _RESERVED | {"exc_info"}
 _SIMPLE = re.compile(r"[!#-<>-\[\]-~]+")
 
 Entry = dict[str, Any]
@@ -141,7 +143,7 @@ class Clock:
         return self._prefix + _MILLISECONDS[int((now - second) * 1000)]
 
 
-def _completed(level: str, entry: Entry, ts: str) -> Entry:
+def _completed(level: str, event: Any, entry: Entry, ts: str) -> Entry:
     """The entry with our keys first and safe from the caller's; an exception is told by its type, text and place."""
     if not _RESERVED.isdisjoint(entry):
         entry = {f"{key}_" if key in _RESERVED else key: value for key, value in entry.items()}
@@ -150,15 +152,33 @@ def _completed(level: str, entry: Entry, ts: str) -> Entry:
         if error is not None:
             entry["error"] = describe(error)
             entry["traceback"] = compact_traceback(error)
-    line = {"ts": ts, "level": level, "event": entry.pop("event", "")}
+    line = {"ts": ts, "level": level, "event": event}
     line.update(entry)
     return line
+
+
+@lru_cache(maxsize=256)
+def _head(level: str, event: str) -> str:
+    """What stands between the time and the first field, in all lines of an event."""
+    return _encode({"level": level, "event": event})[1:-1]
 
 
 def json_lines(now: Callable[[], float]) -> Renderer:
     """Renders for programs: one JSON object a line."""
     clock = Clock(now)
-    return lambda level, entry: _encoded(_completed(level, entry, clock())) + "\n"
+
+    def render(level: str, entry: Entry) -> str:
+        ts, event = clock(), entry.pop("event", "")
+        if type(event) is str and entry and _SPECIAL.isdisjoint(entry):
+            try:
+                line = f'{{"ts":"{ts}",{_head(level, event)},{_encode(entry)[1:]}\n'
+            except Exception:  # noqa: BLE001 - of a value's own code; the way below is for those
+                line = ""
+            if 0 < len(line) <= LONGEST_LINE:
+                return line
+        return _encoded(_completed(level, event, entry, ts)) + "\n"
+
+    return render
 
 
 _COLOURS = {"debug": "34", "info": "32", "warning": "33", "error": "31", "critical": "1;31"}
@@ -179,7 +199,7 @@ def console_lines(now: Callable[[], float], *, colours: bool) -> Renderer:
         return f"\x1b[{code}m{text}\x1b[0m" if colours else text
 
     def render(level: str, entry: Entry) -> str:
-        line = _completed(level, entry, clock())
+        line = _completed(level, entry.pop("event", ""), entry, clock())
         ts, level, event = line.pop("ts"), line.pop("level"), line.pop("event")
         head = f"{painted(ts, '2')} {painted(level.ljust(8), _COLOURS.get(level, '0'))} "
         fields = "".join(

@@ -202,9 +202,10 @@ class Metrics:
 
     def event_received(self, source: str, result: str) -> None:
         """Count a webhook; one that is an event, be it a known one, is also its source's last."""
-        if (source, result) not in self._events.of:
+        known = self._events.of.get((source, result))
+        if known is None:
             return
-        self._events.of[source, result] += 1
+        known.number += 1
         if result not in NO_EVENTS:
             self._heard[source] = self._now()
 
@@ -234,20 +235,22 @@ class Metrics:
 
     def attempted(self, target: str, outcome: OutcomeKind, seconds: float) -> None:
         """Count an attempt and note how long it took."""
-        if (target, outcome) in self._attempts.of:
-            self._attempts.of[target, outcome] += 1
-            self._duration.of[(target,)].observe(max(0.0, seconds))
+        known = self._attempts.of.get((target, outcome))
+        if known is not None:
+            known.number += 1
+            self._duration.of[(target,)].observe(seconds if seconds > 0 else 0.0)
 
     def enriched(self, enricher: str, outcome: str) -> None:
         """Count a fetch."""
-        if (enricher, outcome) in self._fetches.of:
-            self._fetches.of[enricher, outcome] += 1
+        known = self._fetches.of.get((enricher, outcome))
+        if known is not None:
+            known.number += 1
 
     def delivered(self, target: str, latency_seconds: float) -> None:
         """Note how long an event took from its receipt to its delivery."""
         known = self._latency.of.get((target,))
         if known is not None:
-            known.observe(max(0.0, latency_seconds))
+            known.observe(latency_seconds if latency_seconds > 0 else 0.0)
 
     def committed(self, seconds: float) -> None:
         """Note how long the store took for a commit."""

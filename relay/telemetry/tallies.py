@@ -16,6 +16,15 @@ from prometheus_client.utils import floatToGoString
 Labels = tuple[str, ...]
 
 
+class Count:
+    """One counter; add to its number."""
+
+    __slots__ = ("number",)
+
+    def __init__(self) -> None:
+        self.number = 0
+
+
 class Counts(Collector):
     """A counter for each of the labels that are known."""
 
@@ -23,18 +32,17 @@ class Counts(Collector):
         self._name = name
         self._help = help_text
         self._labels = labels
-        self.of: dict[Labels, int] = {}
-        """Add to it where the labels are among its keys."""
+        self.of: dict[Labels, Count] = {}
 
     def know(self, labels: Iterable[Labels]) -> None:
         """Count these, and no others, from what they have."""
-        self.of = {one: self.of.get(one, 0) for one in labels}
+        self.of = {one: self.of.get(one) or Count() for one in labels}
 
     def collect(self) -> Iterator[Metric]:
         """What was counted."""
         family = CounterMetricFamily(self._name, self._help, labels=self._labels)
-        for labels, number in self.of.items():
-            family.add_metric(labels, number)
+        for labels, count in self.of.items():
+            family.add_metric(labels, count.number)
         yield family
 
 

@@ -362,6 +362,21 @@ def test_whatever_is_told_is_one_line_that_a_terminal_can_bear(event: str, field
     assert (parsed["ts"], parsed["level"], parsed["event"]) == (TS, "info", event)
 
 
+@given(
+    level=st.sampled_from(["info", "error"]),
+    event=st.text(),
+    fields=st.dictionaries(
+        st.text(max_size=8).filter(lambda key: key not in {"ts", "level", "event", "exc_info"}),
+        st.text() | st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.booleans() | st.none(),
+    ),
+)
+def test_a_line_is_the_json_of_our_keys_and_then_the_fields(level: str, event: str, fields: dict[str, Any]) -> None:
+    """Byte for byte, whatever its parts were put together from."""
+    line = json_lines(lambda: AT)(level, {**fields, "event": event})
+    whole = {"ts": TS, "level": level, "event": event, **fields}
+    assert line == json.dumps(whole, separators=(",", ":")) + "\n"
+
+
 def test_the_clock_of_the_lines_goes_on() -> None:
     """Within a second and over it, also backwards."""
     times = iter([0.0, 0.9999, 1.0, 0.5])
