@@ -47,7 +47,8 @@ class PlainAnswers(RequestHandler, Guest):
         body = self._under_way
         is_body = body is not None and not body.is_eof()
         super().data_received(data)
-        self._tell_malformed()
+        if self._messages:
+            self._tell_malformed()
         if is_body or self._messages:
             self._head_size = 0
             return
@@ -62,7 +63,7 @@ class PlainAnswers(RequestHandler, Guest):
     def _tell_malformed(self) -> None:
         """Whoever waits for a body hears at once that the rest of it is malformed; aiohttp would let them wait for it
         until their deadline."""
-        if not self._messages or isinstance(self._messages[-1][0], http_parser.RawRequestMessage):
+        if isinstance(self._messages[-1][0], http_parser.RawRequestMessage):
             return
         for body in (self._under_way, *(body for _, body in self._messages)):
             if body is not None and not body.is_eof() and body.exception() is None:

@@ -4,7 +4,6 @@ Law: two ids are never the same, and nobody can guess the next; both hold across
 the operating system's.
 """
 
-import base64
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -13,15 +12,16 @@ from functools import lru_cache
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _EPOCH, _MILLISECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(milliseconds=1)
 _SHIFTS = range(45, -1, -5)
-_FROM_RFC_4648 = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", _ALPHABET.encode())
+_LETTERS = (_ALPHABET * 8).encode()
+"""A letter for each byte, every letter for as many."""
 _RANDOM = 16
-"""Characters of an id that are chance: 80 bits."""
+"""Letters of an id that are chance: 80 bits."""
 
 
 def _random_parts() -> Iterator[str]:
     """Endless ends of ids out of the system's source, a page at a time: one call for each costs more than the rest."""
     while True:
-        page = base64.b32encode(os.urandom(10 * 256)).translate(_FROM_RFC_4648).decode()
+        page = os.urandom(256 * _RANDOM).translate(_LETTERS).decode()
         yield from [page[start : start + _RANDOM] for start in range(0, len(page), _RANDOM)]
 
 

@@ -6,11 +6,9 @@ parser nor the store. Faults of our own are 503, never a 4xx, because some sende
 
 import asyncio
 import difflib
-import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Protocol
 
 import structlog
@@ -27,7 +25,7 @@ from relay.rules.forwarding import MOST_HOPS, incoming_hops, storable_headers
 from relay.rules.rate import take
 from relay.rules.routing import CONDITION_FAILED, Routed, Subject, meant, routed
 from relay.rules.secrets import harmless
-from relay.rules.verification import HeaderClaim, Refusal, claimed, unproven, verify
+from relay.rules.verification import Refusal, claimed, unproven, verify
 from relay.store import Accepted, Store, StoreFull, StoreUnavailable
 from relay.store.archive import RefusedRequest
 
@@ -173,7 +171,11 @@ class Ingress:
             body = await self._intake.read(request, held)
         if isinstance(body, Turned):
             return body
-        verified = await self._verify(ReceivedRequest(headers, body, remote), claim, desk)
+        received, check, now = ReceivedRequest(headers, body, remote), desk.source.check, self._now()
+        if len(body) > HEAVY_BODY:
+            verified = self._judged(await asyncio.to_thread(verify, received, check, now, claim), received, desk)
+        else:
+            verified = self._judged(verify(received, check, now, claim), received, desk)
         if isinstance(verified, Refusal):
             return Turned(401, verified.reason, verified.detail)
         content = Content(headers, body)
@@ -186,8 +188,11 @@ class Ingress:
         if hops is None:
             desk.memory.lines.tell("request.bad_hops", lambda: {"reason": "relay-hops is no number and counts as 0"})
         now = self._now()
-        name = partial(self._name, verified, content, desk, id_=fresh_id("evt", now), now=now, hops=hops or 0)
-        event, found = await asyncio.to_thread(name) if len(body) > LARGEST_ON_THE_LOOP else name()
+        known = verified, content, desk, fresh_id("evt", now), now, hops or 0
+        if len(body) > LARGEST_ON_THE_LOOP:
+            event, found = await asyncio.to_thread(self._named, *known)
+        else:
+            event, found = self._named(*known)
         accepted = await self._store.accept(event, found.targets, found.courses)
         if not accepted.duplicate:
             self._tell_failed(desk, event)
@@ -199,17 +204,13 @@ class Ingress:
         desk.memory.bucket, wait = take(desk.memory.bucket, desk.source.rate, self._now())
         return None if wait is None else Turned(429, "rate", retry_after=-(-wait // timedelta(seconds=1)))
 
-    async def _verify(
-        self, request: ReceivedRequest, claim: HeaderClaim | Refusal | None, desk: Desk
+    def _judged(
+        self, found: VerifiedRequest | Refusal, request: ReceivedRequest, desk: Desk
     ) -> VerifiedRequest | Refusal:
-        source = desk.source
-        if len(request.body) > HEAVY_BODY:
-            found = await asyncio.to_thread(verify, request, source.check, self._now(), claim)
-        else:
-            found = verify(request, source.check, self._now(), claim)
+        """What a source makes of a verdict: it may tell by it of a wrong clock, and let through what is not proven."""
         if desk.signs_time:
             desk.memory.clock.judged(found)
-        if isinstance(found, Refusal) and not source.enforce:
+        if isinstance(found, Refusal) and not desk.source.enforce:
             desk.memory.lines.tell("request.unproven", lambda: {"reason": found.reason, "detail": found.detail})
             return unproven(request)
         return found
@@ -220,8 +221,8 @@ class Ingress:
         log.info("request.challenged", source=source.name, verified=request.proven, remote=request.remote)
         return plain_answer(200, told)
 
-    def _name(
-        self, request: VerifiedRequest, content: Content, desk: Desk, *, id_: str, now: datetime, hops: int
+    def _named(
+        self, request: VerifiedRequest, content: Content, desk: Desk, id_: str, now: datetime, hops: int
     ) -> tuple[Event, Routed]:
         """The event that a request becomes, and where it goes; in any thread."""
         source = desk.source.name
@@ -231,13 +232,7 @@ class Ingress:
         )
         found = desk.routed_by_name(type_)
         if found is None:
-            subject = Subject(
-                source,
-                type_,
-                headers=lambda: headers,
-                view=lambda: view_from(id_, type_, source, now, headers, content.json, content.declared_form),
-            )
-            found = routed(subject, desk.routes)
+            found = routed(_subject(source, type_, id_, now, headers, content), desk.routes)
         event = Event(
             id=id_,
             source=source,
@@ -295,7 +290,8 @@ class Ingress:
             duration_ms=round((time.perf_counter() - began) * 1000, 2),
             **extra,
         )
-        answer = f'{{"id": {json.dumps(accepted.event_id)}, "duplicate": {"true" if accepted.duplicate else "false"}}}'
+        # an id of ours needs no escape
+        answer = f'{{"id": "{accepted.event_id}", "duplicate": {"true" if accepted.duplicate else "false"}}}'
         return Receipt(200 if accepted.duplicate else source.status, answer.encode())
 
     def _refused(self, desk: Desk, turned: Turned, request: web.BaseRequest) -> None:
@@ -341,6 +337,16 @@ class Ingress:
                 reason=f"{memory.other_than_200} answers other than 200 in a row: the sender may have disabled the URL",
                 advice=source.revival,
             )
+
+
+def _subject(source: str, type_: str, id_: str, now: datetime, headers: Headers, content: Content) -> Subject:
+    """What routes judge of a request that is to become this event."""
+    return Subject(
+        source,
+        type_,
+        headers=lambda: headers,
+        view=lambda: view_from(id_, type_, source, now, headers, content.json, content.declared_form),
+    )
 
 
 def _unrouted_because(event: Event, routes: Sequence[Route]) -> str:

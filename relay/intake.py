@@ -51,10 +51,11 @@ class Turned:
 class Held:
     """What one request's body takes of our memory, until its answer."""
 
-    __slots__ = ("_intake", "_size")
+    __slots__ = ("_in_hand", "_size")
 
-    def __init__(self, intake: "Intake") -> None:
-        self._intake = intake
+    def __init__(self, in_hand: list[int]) -> None:
+        """`in_hand` are the bytes of all, of small bodies and of others."""
+        self._in_hand = in_hand
         self._size = 0
 
     def __enter__(self) -> Self:
@@ -63,13 +64,14 @@ class Held:
 
     def __exit__(self, *_: object) -> None:
         """The answer is made."""
-        self._intake.count(self._size, 0)
+        self._in_hand[self._size > SMALL] -= self._size
 
     def add(self, size: int) -> bool:
         """Count bytes that came; False where they are more than there is room for."""
-        self._intake.count(self._size, self._size + size)
+        self._in_hand[self._size > SMALL] -= self._size
         self._size += size
-        return self._intake.has_room(0, of=self._size)
+        self._in_hand[self._size > SMALL] += self._size
+        return _is_within(self._in_hand, self._size)
 
 
 class Intake:
@@ -89,17 +91,7 @@ class Intake:
 
     def held(self) -> Held:
         """For the time of one request."""
-        return Held(self)
-
-    def count(self, before: int, now: int) -> None:
-        """A body in hand has become another size."""
-        self._in_hand[before > SMALL] -= before
-        self._in_hand[now > SMALL] += now
-
-    def has_room(self, more: int, *, of: int) -> bool:
-        """Whether so many bytes more may come, of a body of this size."""
-        is_large = of > SMALL
-        return self._in_hand[is_large] + more <= (MEMORY if is_large else MEMORY_FOR_SMALL)
+        return Held(self._in_hand)
 
     def check_head(self, request: web.BaseRequest, source: Source) -> str | Turned:
         """What the head alone decides; returns the client's address."""
@@ -136,7 +128,7 @@ class Intake:
         length = request.content_length or 0
         if length > self.limits.max_body:
             return _too_large(self.limits)
-        return None if self.has_room(length, of=length) else _NO_MEMORY
+        return None if _is_within(self._in_hand, length, more=length) else _NO_MEMORY
 
     def at_hand(self, request: web.BaseRequest, held: Held) -> bytes | Turned | None:
         """A body that came whole with its head, as nearly all do; None where there is something to wait for."""
@@ -173,6 +165,11 @@ class Intake:
         except (web.RequestPayloadError, ClientError, OSError) as error:
             return Turned(400, "broken_body", type(error).__name__, closes=True)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _is_within(in_hand: list[int], size: int, *, more: int = 0) -> bool:
+    """Whether there is room for what is in hand, and for so many bytes more, of a body of this size."""
+    return in_hand[1] + more <= MEMORY if size > SMALL else in_hand[0] + more <= MEMORY_FOR_SMALL
 
 
 _NO_MEMORY = Turned(503, "memory", "too many bytes of bodies are in hand", retry_after=RETRY_SOON, closes=True)

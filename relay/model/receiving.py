@@ -38,7 +38,9 @@ loads_in_turns = partial(
 """`json.loads` that calls Python now and then, which changes no value: in C alone it holds the interpreter's lock from
 the first byte to the last, and a thread of its own would help nobody."""
 
-_decoder = json.JSONDecoder(parse_float=number, parse_constant=Exact)
+_decoder = json.JSONDecoder(parse_float=number, parse_constant=Exact)  # `json.loads` would make one for each text
+_WHITE_SPACE = " \t\n\r"
+"""As JSON has it around a value (RFC 8259, section 2)."""
 
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -77,9 +79,11 @@ class Content:
         try:
             if len(body) > LARGE:
                 return loads_in_turns(body, parse_float=number, parse_constant=Exact)
-            return _decoder.decode(body.decode(json.detect_encoding(body), "surrogatepass"))  # `loads` makes one a call
+            text = body.decode(json.detect_encoding(body), "surrogatepass").strip(_WHITE_SPACE)
+            found, end = _decoder.raw_decode(text)
         except (ValueError, RecursionError):
             return None
+        return found if end == len(text) else None
 
     @_Once
     def form(self) -> Mapping[str, str]:

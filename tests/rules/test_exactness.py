@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.model import Content
+from relay.model.numbers import Exact, number
 from relay.model.receiving import loads_in_turns
 from relay.rules.exactness import ascii_json, document, read, text_json
 from relay.rules.expressions import found
@@ -112,6 +113,21 @@ def test_parsing_in_turns_refuses_the_same(text: str) -> None:
         json.loads(text)
     with pytest.raises(plain.type):
         loads_in_turns(text)
+
+
+PARTS = [b"{", b"}", b"[", b"]", b'"a"', b":", b",", b"1", b"1.50", b"e5", b"NaN", b"null", b'{"a": 1}', b" \t\r\n"]
+PARTS += ["\ufeff".encode(), "\xa0".encode(), b"\x0b", b"\x00", b"\xff\xfe", b"\xed\xa0\x80"]
+PARTS += ['{"a": 1}'.encode(coding) for coding in ("utf-8-sig", "utf-16", "utf-16-le", "utf-32-be")]
+
+
+@given(st.lists(st.sampled_from(PARTS), max_size=6).map(b"".join))
+def test_a_body_is_the_json_that_python_says_it_is(body: bytes) -> None:
+    """In whatever coding, with white space around it or something else: the same value, or none."""
+    try:
+        expected = json.loads(body, parse_float=number, parse_constant=Exact)
+    except ValueError:
+        expected = None
+    assert repr(Content((), body).json) == repr(expected)
 
 
 @pytest.mark.row("F39")
