@@ -60,6 +60,12 @@ class PlainAnswers(RequestHandler, Guest):
             if self._waiter is not None and not self._waiter.done():
                 self._waiter.set_result(None)
 
+    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's own signature
+        """A body was taken up, or is whole. Unless reading was paused nothing was held back: aiohttp would look for it
+        all the same, twice a request, by way of its parser. Should it call the flag otherwise, it looks."""
+        if getattr(self, "_reading_paused", True):
+            super().resume_reading(resume_parser)
+
     def _tell_malformed(self) -> None:
         """Whoever waits for a body hears at once that the rest of it is malformed; aiohttp would let them wait for it
         until their deadline."""

@@ -364,6 +364,18 @@ async def test_pipelined_requests_are_answered_in_order(gateway: Gateway) -> Non
     assert [row[2] for row in gateway.stored()] == [b"%d" % number for number in range(0, 1000, 25)]
 
 
+@pytest.mark.row("H45", "T22")
+async def test_pipelined_bodies_of_every_size_are_whole_and_in_order(gateway: Gateway) -> None:
+    """More requests than are taken up at a time, some with bodies at which reading pauses, all at once."""
+    bodies = [b"%d:" % number + b"x" * (200_000 if number % 7 == 0 else number) for number in range(100)]
+    async with wired(gateway.hooks) as wire:
+        sending = asyncio.create_task(wire.send(b"".join(request("/hooks/open", body) for body in bodies)))
+        answers = [await wire.answer() for _ in bodies]
+        await sending
+    assert {answer.status for answer in answers} == {200}
+    assert [row[2] for row in gateway.stored()] == bodies
+
+
 @pytest.mark.row("H45", "T22", "T20")
 async def test_a_client_that_reads_no_answers_is_cut_off(start: Start) -> None:
     """Its answers do not pile up in our memory, and it does not keep its connection for ever."""
