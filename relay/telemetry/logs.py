@@ -32,13 +32,10 @@ class _Outlet:
 
     def __init__(self) -> None:
         self.threshold = 0
-        self.pipe: LogPipe | None = None
+        self.msg: Callable[[str], None] = lambda _: None
+        """Takes a line, as structlog calls it."""
         self.render: Renderer = json_lines(time.time)
         self.renderer: Callable[[str], Renderer] = lambda _: self.render
-
-    def msg(self, line: str) -> None:
-        if self.pipe is not None:
-            self.pipe.put(line)
 
 
 _OUTLET = _Outlet()
@@ -249,7 +246,7 @@ def start_logging(
     render = renderer(format)
     set_level(level)
     pipe = LogPipe(stream)
-    _OUTLET.pipe, _OUTLET.render, _OUTLET.renderer = pipe, render, renderer
+    _OUTLET.msg, _OUTLET.render, _OUTLET.renderer = pipe.put, render, renderer
     structlog.configure(
         processors=_PROCESSORS,
         wrapper_class=RelayLogger,

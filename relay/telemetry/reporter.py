@@ -43,32 +43,32 @@ class Reporter:
     def attempted(self, attempt: Attempted) -> None:
         """Tell of a recorded attempt."""
         claim, outcome, ruling = attempt.claim, attempt.sent.outcome, attempt.settled.ruling
-        if outcome.kind is OutcomeKind.SKIPPED:
+        event, target, kind = claim.event, claim.target, outcome.kind
+        if kind is OutcomeKind.SKIPPED:
             self._skipped(claim, outcome)
         if not is_recorded(claim, outcome):
             return
         seconds = (attempt.ended_at - attempt.began_at).total_seconds()
-        self._metrics.attempted(claim.target, outcome.kind, seconds)
+        self._metrics.attempted(target, kind, seconds)
         fields: dict[str, object] = {
-            "target": claim.target,
-            "source": claim.event.source,
-            "event_id": claim.event.id,
+            "target": target,
+            "source": event.source,
+            "event_id": event.id,
             "delivery_id": claim.delivery_id,
             "attempt": claim.attempt,
-            "outcome": outcome.kind.value,
+            "outcome": kind,
             "status": outcome.status,
             "duration_ms": round(seconds * 1000, 1),
         }
         if attempt.sent.dropped_headers:
             log.warning(
                 "delivery.header_dropped",
-                target=claim.target,
-                event_id=claim.event.id,
+                target=target,
+                event_id=event.id,
                 headers=list(attempt.sent.dropped_headers),
             )
-        if outcome.kind is OutcomeKind.DELIVERED and ruling is not None:
-            latency = (attempt.ended_at - claim.event.received_at).total_seconds()
-            self._metrics.delivered(claim.target, latency)
+        if kind is OutcomeKind.DELIVERED and ruling is not None:
+            self._metrics.delivered(target, (attempt.ended_at - event.received_at).total_seconds())
             self._log.info("delivery.attempted", **fields)
             return
         fields["reason"] = outcome.reason
