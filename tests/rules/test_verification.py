@@ -119,15 +119,15 @@ def test_what_was_read_of_the_headers_already_changes_no_verdict(check: Keyed) -
 @pytest.mark.parametrize("check", [STANDARD, PLAIN, PREFIXED], ids=lambda check: check.header)
 def test_what_was_read_of_other_headers_or_by_another_check_proves_nothing(check: HmacCheck) -> None:
     """A genuine request's claim lends itself to no request with other headers, and to no other check."""
-    signed = sign(check, BODY, now=NOW, message_id="msg_1")
-    claim = claimed(signed, check)
+    genuine = request(*sign(check, BODY, now=NOW, message_id="msg_1"))
+    claim = claimed(genuine.headers, check)
     assert isinstance(verify(request((check.header, "forged")), check, NOW, claim), Refusal)
     elsewhere = ApiKeyCheck("X-Else", (KEY,))
-    assert isinstance(verify(request(*signed), elsewhere, NOW, claim), Refusal)
+    assert isinstance(verify(genuine, elsewhere, NOW, claim), Refusal)
     stranger = replace(check, secrets=(Secret(b"somebody-elses-secret"),))
-    mine = sign(stranger, BODY, now=NOW, message_id="msg_1")
-    by_stranger = claimed(mine, stranger)
-    assert isinstance(verify(request(*mine), check, NOW, by_stranger), Refusal)
+    mine = request(*sign(stranger, BODY, now=NOW, message_id="msg_1"))
+    by_stranger = claimed(mine.headers, stranger)
+    assert isinstance(verify(mine, check, NOW, by_stranger), Refusal)
 
 
 @pytest.mark.row("H4", "T3")
