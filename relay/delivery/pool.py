@@ -95,13 +95,14 @@ class Pool:
         return None
 
     def _look(self, now: float) -> None:
-        """Sort out those over which something has come, or which have ended."""
+        """Sort out those over which something has come, and those that have ended or should have."""
         kept = [*self._quiet, *self._fresh]
         self._quiet.clear()
         self._fresh.clear()
         spoken = unread(line.descriptor for line in kept if line.handler.is_usable)
         for line in kept:
-            if line.handler.is_usable and line.descriptor not in spoken:
+            is_young = now - line.idle_since < self._keepalive  # also where the process stood still
+            if is_young and line.handler.is_usable and line.descriptor not in spoken:
                 self._quiet.append(line)
             else:
                 line.close()

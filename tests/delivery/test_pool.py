@@ -162,12 +162,24 @@ async def test_what_comes_while_the_loop_does_not_turn_is_noticed_too(farewell: 
         await asked(second)  # with this the loop has looked at the first
         second.release()
         kept.target.say_now(0, farewell)
-        time.sleep(TRUSTED_S)
+        time.sleep(TRUSTED_S)  # nothing else runs, and that is meant
         third, fourth = await kept.lines(2)
         assert third is second
         assert fourth is not first
         third.release()
         fourth.release()
+
+
+async def test_a_connection_that_was_idle_for_too_long_is_not_used() -> None:
+    """Not even where the process stood still, so that nobody came to end it."""
+    async with pooled(keepalive=0.05) as kept:
+        first = await kept.line()
+        await asked(first)
+        first.release()
+        time.sleep(0.06)  # nothing else runs, and that is meant
+        second = await kept.line()
+        assert second is not first
+        second.release()
 
 
 async def test_what_is_kept_does_not_keep_others_on_the_same_connector_waiting() -> None:

@@ -537,3 +537,40 @@ async def test_a_failure_in_which_the_process_stood_still_is_not_the_targets(mak
         time.sleep(3)  # likewise
         assert (await sending).outcome.kind is OutcomeKind.INTERRUPTED
         assert (await sender.send(claim(), b"{}")).outcome.kind is OutcomeKind.UNREACHABLE
+
+
+async def test_what_was_left_out_of_one_event_is_not_told_of_another(make_sender: MakeSender) -> None:
+    """Whichever answer is the same, and whichever came first."""
+    bad = (("X-Bad", "a\0b"),)
+    async with scripted(OK) as server:
+        sender = make_sender(server.url)
+        for headers, dropped in ((), ()), (bad, ("X-Bad",)), ((), ()), (bad, ("X-Bad",)):
+            sent = await sender.send(claim(headers=headers), b"{}")
+            assert (sent.outcome.status, sent.dropped_headers) == (200, dropped)
+
+
+async def test_answers_without_a_body_are_judged_each_by_its_own_status(make_sender: MakeSender) -> None:
+    """However often they come, and also where the body is what counts."""
+    kinds = {204: OutcomeKind.DELIVERED, 500: OutcomeKind.FAILED, 429: OutcomeKind.THROTTLED, 410: OutcomeKind.GONE}
+    kinds |= {200: OutcomeKind.DELIVERED, 422: OutcomeKind.REFUSED}
+    order = [*kinds, *reversed(kinds), *kinds]
+    answers = [status(one) if one != 204 else raw(b"HTTP/1.1 204 No Content\r\n\r\n") for one in order]
+    async with scripted(in_turn(*answers)) as server:
+        sender = make_sender(server.url)
+        assert [(await outcome_of(sender)).kind for _ in order] == [kinds[one] for one in order]
+    async with scripted(OK) as server:
+        sender = make_sender(server.url, success_when="ok")
+        for _ in range(3):
+            outcome = await outcome_of(sender)
+            assert (outcome.kind, outcome.reason) == (OutcomeKind.REFUSED, "success_when says no: the answer is empty")
+
+
+async def test_a_large_body_does_not_wait_for_connections_that_are_kept(make_sender: MakeSender) -> None:
+    """What takes the long way shares the connector, and its limit, with what does not."""
+    async with scripted(OK) as server:
+        sender = make_sender(server.url, timeout=5, concurrency=1)
+        await asyncio.gather(*(outcome_of(sender) for _ in range(3)))
+        for _ in range(4):
+            assert (await outcome_of(sender, bytes(100_000))).kind is OutcomeKind.DELIVERED
+            assert (await outcome_of(sender)).kind is OutcomeKind.DELIVERED
+        assert server.connections <= 3
