@@ -18,8 +18,10 @@ from relay.model import Event, Headers, Shaped, Target
 MOST_HOPS = 5
 """A webhook that passed more relays than this goes in circles."""
 
-MOST_KNOWN = 256
+MOST_KNOWN = 64
 """Events whose lines are kept for their other targets."""
+LONGEST_KNOWN = 4096
+"""Characters of such lines: what senders make longer must not fill the memory."""
 
 NEVER_KEPT = frozenset({"authorization", "cookie", "proxy-authorization"})
 """Never stored unless a target asks for it by name."""
@@ -299,7 +301,8 @@ def outgoing_lines(
         lines = _lines(event, plan)
         if len(plan.known) >= MOST_KNOWN:
             plan.known.clear()
-        plan.known[event.id] = lines
+        if len(lines.before) <= LONGEST_KNOWN:
+            plan.known[event.id] = lines
     text = f"{lines.before}relay-attempt: {attempt}\r\n{lines.after}"
     return (
         (text + as_lines((_REPLAY,)), lines.many + 1, lines.dropped) if replayed else (text, lines.many, lines.dropped)

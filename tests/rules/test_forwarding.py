@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from relay.model import Event, Headers, Target
 from relay.rules.forwarding import (
+    LONGEST_KNOWN,
     MOST_HOPS,
     MOST_KNOWN,
+    _plan,
     header_text,
     incoming_hops,
     outgoing_headers,
@@ -301,8 +303,12 @@ def test_lines_are_never_those_of_another_event() -> None:
 
 
 def test_only_the_lines_of_some_events_are_remembered() -> None:
-    """However many there are, each gets its own."""
+    """However many there are, each gets its own; and what is long is not kept."""
     many = [event(id=f"evt_{number}") for number in range(MOST_KNOWN + 10)]
+    many.append(event(("X-Long", "a" * LONGEST_KNOWN), id="evt_long"))
     for _ in range(2):
         for made in many:
             assert f"relay-event-id: {made.id}" in lines_of(made)[0]
+    known = _plan(TARGET.forward_headers, TARGET.strip_headers, TARGET.headers, "relay/1.0", None).known
+    assert 0 < len(known) <= MOST_KNOWN
+    assert "evt_long" not in known
