@@ -278,6 +278,7 @@ async def test_a_condition_on_what_was_fetched_decides_for_each_target(tmp_path:
             assert (line["target"], line["reason"]) == ("unpaid", found["reason"])
             listed = await gateway.call("/api/v1/events?state=skipped", headers=AUTH)
             assert [one["id"] for one in listed.json["events"]] == [event_id]
+            await delivery(gateway, event_id, lambda one: one["state"] == "delivered", target="crm")
             assert gateway.rows("SELECT count(*) FROM delivery WHERE state IN ('pending', 'in_flight')") == [(0,)]
         assert len(target.arrivals) == 1
         assert len(api.received) == 1
