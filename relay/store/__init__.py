@@ -102,7 +102,7 @@ class Settlement(NamedTuple):
     ended_at: datetime
     rule: Rule
     may_wait: bool = False
-    """Nothing hangs on its being recorded at once: it may share the transaction of what comes next."""
+    """Nothing hangs on its being recorded at once: it may wait for others, to share their transaction."""
 
 
 class Settled(NamedTuple):
@@ -234,7 +234,7 @@ class Store(Protocol):
     async def settle(self, settlement: Settlement) -> Settled:
         """Record an attempt, what follows for its delivery and the target's health in one transaction that still
         holds the claim. Survives an outage of the store; a lost claim changes nothing. One that `may_wait` is recorded
-        within some hundredths of a second, and sooner where something else is written."""
+        within some hundredths of a second, together with others."""
 
     async def release(self, claims: Iterable[Claim]) -> None:
         """Give back claims under which no request was begun; their attempt numbers are lowered again."""

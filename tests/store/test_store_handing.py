@@ -8,6 +8,7 @@ import pytest
 
 from relay.model import Claim, TargetHealth
 from relay.store import Bid, Ruling, Settlement, Store, StoreUnavailable
+from relay.store.sqlite import inbox
 from relay.store.sqlite.ledger import INLINE_BODY
 from tests.support.store_backends import Backend, SqliteBackend, kept
 from tests.support.store_hangs import until
@@ -207,8 +208,11 @@ async def test_a_settlement_that_may_wait_is_recorded_by_itself(store: Store, ba
     assert backend.deliveries()[event.id, "crm"].state == "delivered"
 
 
-async def test_settlements_that_may_wait_share_the_next_commit(store: Store, watch: Watch) -> None:
-    """One sync for all of them, and no later than that of the event that came."""
+async def test_settlements_that_may_wait_share_a_commit_and_hold_up_no_event(
+    store: Store, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sync for all of them, and none of them in that of the event that comes meanwhile."""
+    monkeypatch.setattr(inbox, "LINGER_S", 0.5)  # longer than a busy machine takes for the event
     await accepted_many(store, 20, "crm")
     claims = await taken(store, limit=20)
     before = watch.commits
@@ -216,9 +220,10 @@ async def test_settlements_that_may_wait_share_the_next_commit(store: Store, wat
     await asyncio.sleep(0)
     await stored(store, "books")
     assert watch.commits == before + 1
+    assert not any(one.done() for one in settling)
     async with asyncio.timeout(10):
         assert all(settled.ruling for settled in await asyncio.gather(*settling))
-    assert watch.commits == before + 1
+    assert watch.commits == before + 2
 
 
 async def test_a_close_records_what_may_wait(backend: Backend, watch: Watch) -> None:

@@ -1,7 +1,7 @@
 """What waits for the writer: wishes of four kinds, each in its order, and when the next transaction is due.
 
-Law: an event, a claim and any other work make one due at once. A settlement that nobody waits for does not: it shares
-the next one, or has one of its own after `LINGER_S`, so that a stream of answers does not cost a sync each.
+Law: an event, a claim and any other work make one due at once. Settlements that nobody waits for do not, nor do they
+come along with an event, whose answer they would hold up: they gather for `LINGER_S` and are written together.
 """
 
 import asyncio
@@ -35,6 +35,8 @@ class Inbox:
         self._queues: tuple[deque[Any], ...] = (self.settlements, self._works, self.accepts, self._claims)
         self._bytes = 0
         self._is_due = False
+        self._are_ripe = False
+        """Settlements are to be written with the next transaction."""
         self._linger: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -77,10 +79,11 @@ class Inbox:
     def settle(self, settlement: Settlement) -> "asyncio.Future[Any]":
         """Put in a settlement."""
         if not settlement.may_wait:
+            self._are_ripe = True
             return self._put(self.settlements, settlement)
         operation = Operation(settlement, self._loop)
         self.settlements.append(operation)
-        if self._linger is None and not self._is_due:
+        if self._linger is None and not self._are_ripe:
             self._linger = self._loop.call_later(LINGER_S, self.stir)
         return operation.future
 
@@ -92,6 +95,7 @@ class Inbox:
     def stir(self) -> None:
         """Have what waits looked at, and written."""
         self._linger = None
+        self._are_ripe = bool(self.settlements)
         self._is_due = bool(self)
         self.stirred.set()
 
@@ -99,8 +103,10 @@ class Inbox:
         """Take as much as one transaction carries; of events and claims what is still waited for."""
         accepts = drain(self.accepts)
         self._bytes -= sum(len(one.wish.event.body) for one in accepts)
-        settlements, works, claims = drain(self.settlements), drain(self._works), drain(self._claims)
-        self._is_due = bool(self)
+        settlements = drain(self.settlements) if self._are_ripe else []
+        works, claims = drain(self._works), drain(self._claims)
+        self._are_ripe = self._are_ripe and bool(self.settlements)
+        self._is_due = self._are_ripe or any((self._works, self.accepts, self._claims))
         if self._linger is not None and not self.settlements:
             self._linger.cancel()
             self._linger = None
