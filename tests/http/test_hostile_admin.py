@@ -364,6 +364,7 @@ async def test_replaying_needs_the_token_has_a_rate_and_is_told(start: Start) ->
     assert arrival["relay-replay"] == "1"
     line = await relay.told("replay.started")
     assert line["rate"] == "50/s"
+    await until(lambda: relay.rows("SELECT state FROM delivery") == [("delivered",)])
     await relay.call(path, method="POST", headers=AUTH)
     assert (await relay.told("event.replayed"))["event_id"] == posted.json["id"]
 

@@ -27,7 +27,8 @@ PRUNE_BATCH = 250
 PRUNE_BYTES = 4 * 1024 * 1024
 """Bytes of bodies after which a batch is full."""
 PRUNE_SCAN = 2000
-"""Events looked at for one batch, so that many old ones that must stay cannot make it slow."""
+"""Events looked at at a time where the next batch full of them must stay; at first it is a batch full, of which as a
+rule all may go."""
 SCANS = 10
 """Looks in one call for room, so that who asks can look up meanwhile."""
 COUNTED_SCANS = 500
@@ -62,9 +63,11 @@ class Pruning:
 
     async def prune(self, retention: Retention, now: datetime) -> int:
         """See `Store.prune`."""
+        scan = PRUNE_BATCH
         while True:
             began = time.monotonic()
-            last, seqs = await self._outlived(retention, now)
+            last, seqs = await self._outlived(retention, now, scan)
+            scan = PRUNE_SCAN
             self._pruned_to = last or 0
             if seqs:
                 return await self._erase(seqs, OPEN)
@@ -73,14 +76,14 @@ class Pruning:
                 return 0
             await asyncio.sleep(time.monotonic() - began)  # many that must stay take no more than half of the reader
 
-    async def _outlived(self, retention: Retention, now: datetime) -> tuple[int | None, list[int]]:
-        """The last event looked at (None where all that follow are young), and those whose time is over."""
-        values = _ages(retention, now) | {"from": self._pruned_to, "scan": PRUNE_SCAN}
+    async def _outlived(self, retention: Retention, now: datetime, scan: int) -> tuple[int | None, list[int]]:
+        """The last of so many events looked at (None where all that follow are young), and those whose time is over."""
+        values = _ages(retention, now) | {"from": self._pruned_to, "scan": scan}
         rows = await self._reading.rows(_BY_AGE, values)
         over = _batch([(seq, size) for seq, size, _, is_over in rows if is_over])
         if over and over[-1] < max(seq for seq, _, _, is_over in rows if is_over):
             return over[-1], over
-        is_last = len(rows) < PRUNE_SCAN or not any(is_old for _, _, is_old, _ in rows)
+        is_last = len(rows) < scan or not any(is_old for _, _, is_old, _ in rows)
         return (None if is_last else rows[-1][0]), over
 
     async def _erase(self, seqs: Sequence[int], sparing: Sequence[DeliveryState]) -> int:
@@ -90,10 +93,10 @@ class Pruning:
     async def prune_oldest(self, wanted: int) -> int | None:
         """See `Store.prune_oldest`."""
         ledger = self._writer.ledger
-        for _ in range(SCANS):
+        for scan in (PRUNE_BATCH, *[PRUNE_SCAN] * SCANS):
             begin, ledger.stays_to = ledger.stays_to, _PAST_ALL  # what is delivered during the look brings it back
             try:
-                rows = await self._reading.rows(_BY_SIZE, {"from": begin, "scan": PRUNE_SCAN})
+                rows = await self._reading.rows(_BY_SIZE, {"from": begin, "scan": scan})
                 seqs = _batch([(seq, size + OVERHEAD) for seq, size, is_free in rows if is_free], wanted)
                 number = await self._erase(seqs, KEPT_AGAINST_SIZE) if seqs else 0
             except BaseException:
@@ -103,7 +106,7 @@ class Pruning:
             ledger.stays_to = min(ledger.stays_to, last)
             if seqs:
                 return number
-            if len(rows) < PRUNE_SCAN:
+            if len(rows) < scan:
                 return None
         return 0
 
