@@ -146,6 +146,13 @@ async def test_a_claimant_that_fails_undoes_no_commit(store: Store, backend: Bac
         def stored(self, claims: Sequence[Claim], waiting: Iterable[str]) -> None:
             raise ZeroDivisionError("by a bug")
 
+    class Confused(Lanes):
+        def bid(self, target: str) -> Bid | None:
+            raise ZeroDivisionError("when it was asked")
+
+    store.serve(Confused({}))
+    await stored(store, "books")
+    assert "the claimant failed: ZeroDivisionError: when it was asked" in watch.outages.pop()
     store.serve(Broken({"crm": 5}))
     event = await stored(store, "crm")
     assert event.id in backend.event_ids()

@@ -233,11 +233,15 @@ class Writer:
         return taken
 
     def _handing(self, accepts: Sequence[Operation[AcceptWish]]) -> Handing | None:
-        """What the claimant takes over of these events, if anything."""
+        """What the claimant takes over of these events, if anything; that it fails is told, and they wait then."""
         if self.claimant is None:
             return None
         targets = {target for operation in accepts for target in operation.wish.targets}
-        bids = {target: bid for target in targets if (bid := self.claimant.bid(target)) is not None}
+        try:
+            bids = {target: bid for target in targets if (bid := self.claimant.bid(target)) is not None}
+        except Exception as error:  # noqa: BLE001 - what is taken up already must be written
+            self._teller.bug(f"the claimant failed: {type(error).__name__}: {error}")
+            return None
         return Handing(self.token(), bids) if bids else None
 
     async def _write(self, batch_: Batch) -> None:
