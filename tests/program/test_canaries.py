@@ -404,8 +404,8 @@ PLANTED = {
         "        if 'crash' in request.rel_url.query_string: 1 / (secret := 0)\n",
     ),
     "delivery/sender.py": (
-        "        in_use.set(None)\n",
-        "        if self._target.name == 'path': raise KeyError(f'{self._target!r} {request!r} {claim!r}')\n",
+        "        in_use.set(None)\n        deadline = self._deadlines.begin()\n",
+        "        if self._target.name == 'path': raise KeyError(f'{self._target!r} {lines!r} {claim!r}')\n",
     ),
     "process.py": (
         "    app.heed_reloads(hung_up)\n",

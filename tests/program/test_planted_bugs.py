@@ -36,7 +36,7 @@ AN_EVENT_WITH_A_BUG = (
     LEARNED,
     LEARNED + """        if claim.event.body == b'{"id": 7}': raise RuntimeError('planted')\n""",
 )
-PUMP = "        self._rate_at = None\n        allowed ="
+PUMP = "        self._turnstile.asks_at = None\n        allowed ="
 A_LOOP_THAT_STAYS_BROKEN = (
     "delivery/lane.py",
     PUMP,

@@ -31,6 +31,7 @@ _PRAGMAS = (
     "wal_autocheckpoint=0",
     "journal_size_limit=67108864",
     "cache_size=-8192",
+    "temp_store=MEMORY",  # what a statement may have to undo, in no file of another directory
     "secure_delete=FAST",  # builds differ: what is deleted is overwritten where that costs no further write
 )
 
