@@ -128,7 +128,7 @@ async def test_calls_that_the_kernel_fails_are_an_outage_that_ends(tmp_path: Pat
         await until(lambda: set(sink.ids("crm")) >= set(taken))
         assert "(INJECTED)" in (tmp_path / "trace").read_text()
         # the tracer counts in each thread anew, and each recovery has a thread of its own
-        assert len(gateway.said("store.unavailable")) == len(gateway.said("store.recovered")) >= 1
+        await until(lambda: len(gateway.said("store.unavailable")) == len(gateway.said("store.recovered")) >= 1)
         assert set(Counter(sink.ids("crm")).values()) == {1}
         os.kill(gateway.said("relay.started")[0]["pid"], signal.SIGTERM)
         assert await gateway.ended() == 0

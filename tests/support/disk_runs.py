@@ -267,7 +267,7 @@ def states(run: Run) -> Counter[str]:
 AFTERWARDS = 3
 """Events that are sent after a fault."""
 FEW = 20
-MOST = 400
+MOST = 1000
 """Events after which a call that never comes is given up."""
 
 
