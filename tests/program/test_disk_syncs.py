@@ -10,8 +10,8 @@ import pytest
 from tests.support.disk_runs import survive, survive_at_the_stop, swept
 from tests.support.faulty_disk import Call, Fault, quick_place
 
-NUMBERS = range(1, 61)
-"""From the start on to some forty events: each has a sync of its own, and its records share one."""
+NUMBERS = range(1, 41)
+"""From the start on to some twenty events: each has a sync of its own, and its records share one."""
 ERRORS = [errno.EIO, errno.ENOSPC]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
