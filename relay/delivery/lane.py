@@ -256,11 +256,12 @@ class Lane:
 
     def bid(self) -> Bid | None:
         """What may be claimed for this lane as it is stored: nothing while older deliveries wait in the store, and
-        nothing where more than a free slot decides what goes next."""
+        nothing where more than a free slot decides what goes next, or nothing is to begin."""
         now = self._now()
-        waits = self._draining or self._loop.time() < self._paused_until or self._turnstile.share is not None
+        if self._draining or self._loop.time() < self._paused_until or self._carrier.busy > UNSETTLED:
+            return None
         has_older = self._fetch is not None or self._is_due(now)
-        if waits or has_older or not self.flows(now):
+        if has_older or self._turnstile.share is not None or not self.flows(now):
             return None
         return Bid(self._wanted() - len(self._ready), now + AHEAD + self._longest())
 

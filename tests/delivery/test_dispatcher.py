@@ -571,8 +571,9 @@ async def test_claims_that_cannot_be_given_back_are_due_when_their_lease_is_over
         assert complaints == []
 
 
+@pytest.mark.parametrize("burst", [50, 2 * UNSETTLED], ids=["handed over as they come", "waiting"])
 @virtually
-async def test_no_more_is_begun_than_the_store_can_record(tmp_path: Path) -> None:
+async def test_no_more_is_begun_than_the_store_can_record(tmp_path: Path, burst: int) -> None:
     """A target that is quicker than the disk would be sent thousands of events of which a kill knows nothing."""
     may_record = asyncio.Event()
     async with gateway(tmp_path, {target(concurrency=64): lambda event, attempt, now: Reply(200)}) as relay:
@@ -583,7 +584,9 @@ async def test_no_more_is_begun_than_the_store_can_record(tmp_path: Path) -> Non
             return await record(settlement)
 
         relay.store.settle = later  # type: ignore[method-assign]
-        await relay.post("crm", number=2 * UNSETTLED)
+        for _ in range(2 * UNSETTLED // burst):
+            await relay.post("crm", number=burst)
+            await asyncio.sleep(0.1)
         await asyncio.sleep(15)
         assert UNSETTLED < len(relay.requests) <= UNSETTLED + 64
         may_record.set()

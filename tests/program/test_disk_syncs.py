@@ -10,8 +10,8 @@ import pytest
 from tests.support.disk_runs import survive, survive_at_the_stop, swept
 from tests.support.faulty_disk import Call, Fault, quick_place
 
-NUMBERS = range(1, 41)
-"""From the start on to some twenty events: each has a sync of its own, and its records share one."""
+NUMBERS = (*range(1, 41), *range(45, 201, 31))
+"""All of the start and of the first events, and some far behind; an event has two, the second a moment later."""
 ERRORS = [errno.EIO, errno.ENOSPC]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -35,7 +35,7 @@ async def test_a_sync_that_fails_once_loses_nothing_wherever_it_is(base: Path, e
 @pytest.mark.parametrize("error", ERRORS, ids=errno.errorcode.get)
 async def test_syncs_that_fail_for_a_while_are_an_outage_that_ends(base: Path, error: int) -> None:
     """From one on all fail, until the disk is well: no restart is needed."""
-    faults = [Fault(Call.SYNC, error, n) for n in (1, 5, 11, 14, 15, 16, 17, 18, 40, 60, 80)]
+    faults = [Fault(Call.SYNC, error, n) for n in (1, 5, 11, 14, 15, 16, 17, 18, 40, 80, 120, 200)]
     await swept(faults, base, partial(survive, heal_after=1.0))
 
 

@@ -34,9 +34,8 @@ class Inbox:
         self._claims: deque[Operation[ClaimWish]] = deque()
         self._queues: tuple[deque[Any], ...] = (self.settlements, self._works, self.accepts, self._claims)
         self._bytes = 0
-        self._is_due = False
         self._are_ripe = False
-        """Settlements are to be written with the next transaction."""
+        """The settlements that wait are to be written with the next transaction."""
         self._linger: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -51,7 +50,7 @@ class Inbox:
     @property
     def is_due(self) -> bool:
         """Whether something waits that is to be written now."""
-        return self._is_due and bool(self)
+        return bool(self._works or self.accepts or self._claims or (self._are_ripe and self.settlements))
 
     @property
     def is_overloaded(self) -> bool:
@@ -96,7 +95,6 @@ class Inbox:
         """Have what waits looked at, and written."""
         self._linger = None
         self._are_ripe = bool(self.settlements)
-        self._is_due = bool(self)
         self.stirred.set()
 
     def take(self) -> Batch:
@@ -106,7 +104,6 @@ class Inbox:
         settlements = drain(self.settlements) if self._are_ripe else []
         works, claims = drain(self._works), drain(self._claims)
         self._are_ripe = self._are_ripe and bool(self.settlements)
-        self._is_due = self._are_ripe or any((self._works, self.accepts, self._claims))
         if self._linger is not None and not self.settlements:
             self._linger.cancel()
             self._linger = None
@@ -128,6 +125,5 @@ class Inbox:
     def _put(self, queue: "deque[Operation[Wish]]", wish: Wish) -> "asyncio.Future[Any]":
         operation = Operation(wish, self._loop)
         queue.append(operation)
-        self._is_due = True
         self.stirred.set()
         return operation.future
