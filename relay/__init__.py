@@ -36,6 +36,7 @@ The map. Imports point down only, siblings on a floor do not import each other, 
 | 3 | `delivery/` sessions, egress, faults | The one way out: who may be dialled, and what kept us from an answer. |
 | 3 | `delivery/` credentials, tokens | Prove us to whom a request goes, as the last thing before it is sent. |
 | 3 | `store/` | The storage port: the verbs, what each guarantees, its errors. |
+| 3 | `store/grouping/` | Group commit: queues, batches and the writing loop that every store has. |
 | 3 | `store/sqlite/` | The verbs in SQL; the only SQL in the package. |
 | 3 | `ids` | Fresh ids that sort by time. |
 | 3 | `loops` | Which event loop a process of ours runs on. |

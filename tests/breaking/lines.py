@@ -31,7 +31,7 @@ LINES = (
     ),
     Break(
         "a batch is committed",
-        "relay/store/sqlite/operations.py",
+        "relay/store/sqlite/committing.py",
         'db.execute("COMMIT")',
         'db.execute("ROLLBACK")',
         ("tests/store/test_store_accepting.py",),
@@ -160,8 +160,8 @@ LINES = (
     Break(
         "a recovery lets go of locks that nobody holds any more",
         "relay/store/sqlite/writer.py",
-        "            if self._is_tainted:",
-        "            if False:",
+        "        if self._is_tainted:",
+        "        if False:",
         ("tests/store/test_sqlite_outages.py",),
     ),
     Break(
@@ -173,7 +173,7 @@ LINES = (
     ),
     Break(
         "an outcome outlives an outage of the store",
-        "relay/store/sqlite/writer.py",
+        "relay/store/grouping/writer.py",
         "kept = [operation for part in unwritten for operation in part.settlements]",
         "kept = [operation for part in unwritten for operation in part.settlements if operation.future.done()]",
         ("tests/store/test_sqlite_outages.py",),
@@ -194,21 +194,21 @@ LINES = (
     ),
     Break(
         "what was claimed as it was stored by a refused commit is given back",
-        "relay/store/sqlite/operations.py",
+        "relay/store/grouping/operations.py",
         " + ([] if self.handing is None else [self.handing.token])",
         "",
         ("tests/store/test_store_handing.py",),
     ),
     Break(
         "what may wait is recorded by itself",
-        "relay/store/sqlite/inbox.py",
+        "relay/store/grouping/inbox.py",
         "            self._linger = self._loop.call_later(LINGER_S, self.stir)\n",
         "            pass\n",
         ("tests/store/test_store_handing.py",),
     ),
     Break(
         "nothing is claimed while nothing can be written",
-        "relay/store/sqlite/writer.py",
+        "relay/store/grouping/writer.py",
         "        self._refuse_in_outage()\n        self._watch_the_late()\n        return self._inbox.claim(wish)",
         "        self._watch_the_late()\n        return self._inbox.claim(wish)",
         ("tests/store/test_sqlite_outages.py",),

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from relay.store.sqlite import SqliteStore
-from relay.store.sqlite.rows import EVENT_INSERT
+from relay.store.sqlite.statements import EVENT_INSERT
 from tests.support.program import Arrival, Gateway, Sink, until, webhook, write_config
 from tests.support.store_parts import Watch
 

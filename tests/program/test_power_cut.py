@@ -347,11 +347,11 @@ READ_BACK = "store/sqlite/connection.py", "synchronous != 2", "synchronous != 1"
 BROKEN = {
     "synchronous=NORMAL": (FULL, READ_BACK),
     "answered before the commit": (
-        ("store/sqlite/operations.py", '        db.execute("COMMIT")\n', ""),
+        ("store/sqlite/committing.py", '    db.execute("COMMIT")\n', ""),
         (
-            "store/sqlite/writer.py",
+            "store/grouping/writer.py",
             "            operation.resolve(result)\n",
-            '            operation.resolve(result)\n        await db.run(lambda own: own.execute("COMMIT"))\n',
+            '            operation.resolve(result)\n        await self._db.run(lambda own: own.execute("COMMIT"))\n',
         ),
     ),
     "a checkpoint that is not synced": (

@@ -15,7 +15,7 @@ from relay.store.replays import JobState, Replayable, ReplayFilter, ReplayJob
 from relay.store.sqlite import SqliteStore
 from relay.store.sqlite.collecting import PAGE, SCAN
 from relay.store.sqlite.replays import CUT_OFF, PART
-from relay.store.sqlite.rows import EVENT_INSERT
+from relay.store.sqlite.statements import EVENT_INSERT
 from relay.store.sqlite.transaction import ROWS
 from tests.support.store_backends import SqliteBackend
 from tests.support.store_parts import NOW, SECOND, Watch, towards

@@ -9,8 +9,8 @@ import pytest
 
 from relay.model import TargetHealth
 from relay.store import StoreUnavailable
+from relay.store.grouping.writer import PATIENCE_S
 from relay.store.sqlite import SqliteStore
-from relay.store.sqlite.writer import PATIENCE_S
 from tests.support.store_backends import SqliteBackend
 from tests.support.store_hangs import hanging, until
 from tests.support.store_parts import Watch, an_event, one, settlement, stored

@@ -13,8 +13,8 @@ import pytest
 from relay.model import Turn
 from relay.store import Retention
 from relay.store.sqlite import SqliteStore
-from relay.store.sqlite.rows import EVENT_INSERT
 from relay.store.sqlite.schema import MIGRATIONS
+from relay.store.sqlite.statements import EVENT_INSERT
 from tests.support.store_backends import SqliteBackend
 from tests.support.store_parts import (
     LEASE,

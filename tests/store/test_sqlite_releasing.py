@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from relay.model import OutcomeKind, RetryAt, TargetHealth
+from relay.store.grouping.rows import millis
 from relay.store.sqlite import SqliteStore
 from relay.store.sqlite.releasing import RELEASE
-from relay.store.sqlite.rows import EVENT_INSERT, millis
+from relay.store.sqlite.statements import EVENT_INSERT
 from tests.support.store_parts import NOW, SECOND, Watch, an_event, becomes, disabled, ids, one, settlement, taken
 
 HELD = 2 * RELEASE + 500

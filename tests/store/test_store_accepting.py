@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from relay.model import Headers
 from relay.store import Retention, Store
-from relay.store.sqlite.rows import event_row, headers_from
+from relay.store.grouping.rows import event_row, headers_from
 from tests.support.store_backends import Backend, SqliteBackend, kept
 from tests.support.store_parts import NOW, Watch, an_event, ids, one, settlement, stored, taken
 

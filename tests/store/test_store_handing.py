@@ -8,8 +8,8 @@ import pytest
 
 from relay.model import Claim, TargetHealth
 from relay.store import Bid, Ruling, Settlement, Store, StoreUnavailable
-from relay.store.sqlite import inbox
-from relay.store.sqlite.ledger import INLINE_BODY
+from relay.store.grouping import inbox
+from relay.store.grouping.changes import INLINE_BODY
 from tests.support.store_backends import Backend, SqliteBackend, kept
 from tests.support.store_hangs import until
 from tests.support.store_parts import (

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from relay.model import DisabledBy, Done, GiveUp, OutcomeKind, RetryAt, TargetHealth, TargetState, Turn
 from relay.store import Ruling, Store
-from relay.store.sqlite.rows import health_from, health_row, millis, moment
+from relay.store.grouping.rows import health_from, health_row, millis, moment
 from tests.support.store_backends import Backend, SqliteBackend, kept
 from tests.support.store_parts import (
     LEASE,

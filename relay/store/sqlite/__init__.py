@@ -34,21 +34,21 @@ from relay.store import (
     StoreUnusable,
     Watcher,
 )
+from relay.store.grouping.changes import COUNTED
+from relay.store.grouping.rows import headers_from, millis, moment_if_sound
+from relay.store.grouping.wishes import AcceptWish, ClaimWish
 from relay.store.sqlite import batch
 from relay.store.sqlite.archive import SqliteArchive
-from relay.store.sqlite.batch import AcceptWish
-from relay.store.sqlite.claiming import ClaimWish
 from relay.store.sqlite.connection import open_writer
 from relay.store.sqlite.copying import Copying
 from relay.store.sqlite.custody import Custody
 from relay.store.sqlite.file import Guard, durability_warning
 from relay.store.sqlite.following import Commits, SqliteFollowing
-from relay.store.sqlite.ledger import COUNTED, Ledger
+from relay.store.sqlite.ledger import Ledger
 from relay.store.sqlite.presence import Presence
 from relay.store.sqlite.pruning import Pruning
 from relay.store.sqlite.reading import Reading, room_of
 from relay.store.sqlite.replays import SqliteReplays
-from relay.store.sqlite.rows import headers_from, millis, moment_if_sound
 from relay.store.sqlite.schema import MIGRATIONS
 from relay.store.sqlite.starting import guarded, in_words_of_the_port, resolved, tidy
 from relay.store.sqlite.transaction import Transaction

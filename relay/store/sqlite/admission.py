@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 
 from relay.store import StoreFull
-from relay.store.sqlite.batch import AcceptWish
+from relay.store.grouping.operations import Batch, Operation
+from relay.store.grouping.wishes import AcceptWish
 from relay.store.sqlite.checkpoints import cut_log
 from relay.store.sqlite.connection import StoreConnection
-from relay.store.sqlite.operations import Batch, Operation
 from relay.store.sqlite.presence import Presence
 from relay.store.sqlite.reading import room_of
 

@@ -26,10 +26,10 @@ from relay.store.archive import (
     RefusedRequest,
     Tally,
 )
+from relay.store.grouping.changes import COUNTED
+from relay.store.grouping.rows import compact, course_from, headers_from, millis, moment, moment_if_sound
 from relay.store.sqlite.claiming import FIRST
-from relay.store.sqlite.ledger import COUNTED
 from relay.store.sqlite.reading import Reading
-from relay.store.sqlite.rows import compact, course_from, headers_from, millis, moment, moment_if_sound
 from relay.store.sqlite.transaction import Transaction, marks, slices
 from relay.store.sqlite.writer import Writer
 

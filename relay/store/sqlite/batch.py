@@ -9,7 +9,6 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -29,41 +28,15 @@ from relay.model import (
 )
 from relay.rules.health import flows
 from relay.rules.retry import is_recorded
-from relay.store import Accepted, Bid, LongestWaits, Ruling, Settled, Settlement
-from relay.store.sqlite.ledger import INLINE_BODY
+from relay.store import Accepted, LongestWaits, Ruling, Settled, Settlement
+from relay.store.grouping.changes import INLINE_BODY
+from relay.store.grouping.rows import course_text, dedupe_digest, event_row, health_row, millis
+from relay.store.grouping.wishes import AcceptWish, Handing
 from relay.store.sqlite.releasing import release_held
-from relay.store.sqlite.rows import (
-    ATTEMPT_INSERT,
-    EVENT_INSERT,
-    HEALTH_UPSERT,
-    HEARD_UPSERT,
-    TALLY_UPSERT,
-    course_text,
-    dedupe_digest,
-    event_row,
-    health_row,
-    millis,
-)
+from relay.store.sqlite.statements import ATTEMPT_INSERT, EVENT_INSERT, HEALTH_UPSERT, HEARD_UPSERT, TALLY_UPSERT
 from relay.store.sqlite.transaction import Transaction, in_one_row, marks, slices
 
 _PENDING, _IN_FLIGHT, _DELIVERED = DeliveryState.PENDING, DeliveryState.IN_FLIGHT, DeliveryState.DELIVERED
-
-
-@dataclass(slots=True)
-class AcceptWish:
-    """One event to be stored."""
-
-    event: Event
-    targets: Sequence[str]
-    courses: Mapping[str, Course]
-
-
-@dataclass(slots=True)
-class Handing:
-    """What is claimed as it is stored: of each target so much as was bid for, all under one token."""
-
-    token: int
-    bids: Mapping[str, Bid]
 
 
 def accept(tx: Transaction, wishes: Sequence[AcceptWish], handing: Handing | None = None) -> list[Accepted]:

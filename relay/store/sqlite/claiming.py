@@ -8,14 +8,14 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from relay.model import Claim, Course, DeliveryState, Event, OutcomeKind, Turn
 from relay.store import Claimed
-from relay.store.sqlite.ledger import INLINE_BODY
-from relay.store.sqlite.rows import course_from, event_from, headers_from, millis, moment, moment_if_sound
+from relay.store.grouping.changes import INLINE_BODY
+from relay.store.grouping.rows import course_from, event_from, headers_from, millis, moment, moment_if_sound
+from relay.store.grouping.wishes import ClaimWish
 from relay.store.sqlite.transaction import Transaction, in_one_row, marks, slices
 
 PROBE_HORIZON = 10_000
@@ -24,19 +24,6 @@ ARRIVAL_HORIZON = 100
 """How many of the newest waiting deliveries are looked at for one that came since the disabling."""
 MISSING = "its event is missing from the store"
 DAMAGED = "its event or its own row is damaged in the store"
-
-
-@dataclass(slots=True)
-class ClaimWish:
-    """One call for deliveries."""
-
-    target: str
-    limit: int
-    turn: Turn
-    now: datetime
-    lease: timedelta
-    since: datetime | None
-    token: int
 
 
 _NEWEST = """SELECT event_seq, attempts FROM delivery INDEXED BY delivery_open

@@ -7,7 +7,7 @@ spared. The kept counts follow every row that goes, and nothing that is remember
 from collections.abc import Sequence
 
 from relay.model import DeliveryState
-from relay.store.sqlite.ledger import COUNTED
+from relay.store.grouping.changes import COUNTED
 from relay.store.sqlite.transaction import Transaction, marks, slices
 
 OPEN = (DeliveryState.PENDING, DeliveryState.IN_FLIGHT)

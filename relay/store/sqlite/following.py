@@ -18,8 +18,8 @@ from relay.model import DeliveryState
 from relay.store import Watcher
 from relay.store.archive import RefusedRequest
 from relay.store.following import AcceptedEvent, Batch, Happened, Occurrence, Position, RecordedAttempt, UnknownPosition
+from relay.store.grouping.rows import millis, moment, moment_if_sound
 from relay.store.sqlite.reading import Reading
-from relay.store.sqlite.rows import millis, moment, moment_if_sound
 
 
 class Commits:

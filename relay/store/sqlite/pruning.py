@@ -14,10 +14,10 @@ from typing import Any
 
 from relay.model import DeliveryState
 from relay.store import Outlived, Retention, StoreUnavailable
+from relay.store.grouping.rows import millis
 from relay.store.sqlite.archive import forget_outlived
 from relay.store.sqlite.erasing import KEPT_AGAINST_SIZE, OPEN, erase_ended, erase_event
 from relay.store.sqlite.reading import Reading
-from relay.store.sqlite.rows import millis
 from relay.store.sqlite.schema import MIGRATIONS
 from relay.store.sqlite.transaction import Transaction
 from relay.store.sqlite.writer import Writer

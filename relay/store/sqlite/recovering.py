@@ -11,23 +11,12 @@ from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
-from tenacity import RetryCallState, Retrying, wait_exponential
-
 from relay.store.sqlite.checkpoints import cut_log
 from relay.store.sqlite.connection import StoreConnection, open_writer, primary_code
 from relay.store.sqlite.ledger import Ledger
 
 WRITE_TEST = 256 * 1024
 """Bytes that must fit before a store counts as recovered."""
-
-_pause = wait_exponential(multiplier=0.25, max=2.0)
-
-
-def pause_after(tries: int) -> float:
-    """Seconds until the next try, after so many that failed."""
-    state = RetryCallState(retry_object=Retrying(), fn=None, args=(), kwargs={})
-    state.attempt_number = tries + 1
-    return _pause(state)
 
 
 def taints(error: BaseException) -> bool:

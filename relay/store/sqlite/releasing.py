@@ -5,8 +5,8 @@ Law: oldest first, so that what is claimed between two parts is older than what 
 waits for its own step.
 """
 
-from relay.store.sqlite.ledger import Rest
-from relay.store.sqlite.rows import millis
+from relay.store.grouping.changes import Rest
+from relay.store.grouping.rows import millis
 from relay.store.sqlite.transaction import Transaction
 
 RELEASE = 10_000

@@ -13,8 +13,8 @@ from datetime import datetime
 from relay.model import ENDED, Content, Course, DeliveryState, Headers
 from relay.rules.expressions import Failed, View, view_from
 from relay.rules.routing import DAMAGED, Routed, Subject, routed
+from relay.store.grouping.rows import compact, course_text, headers_from, millis, moment_if_sound
 from relay.store.replays import DISCARDED, NOT_CONFIGURED, Destinations, Replayable, ReplayedEvent
-from relay.store.sqlite.rows import compact, course_text, headers_from, millis, moment_if_sound
 from relay.store.sqlite.transaction import Transaction, marks, slices
 
 DISCARD = 1000

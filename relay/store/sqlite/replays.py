@@ -14,6 +14,7 @@ from typing import Any
 
 from relay.model import DeliveryState, TargetHealth
 from relay.rules.rate import rate_from, written
+from relay.store.grouping.rows import millis, moment
 from relay.store.replays import (
     JOB_MOVES,
     Advanced,
@@ -28,7 +29,6 @@ from relay.store.replays import (
 from relay.store.sqlite.collecting import limits, page
 from relay.store.sqlite.reading import Reading
 from relay.store.sqlite.replaying import DISCARD, Item, discard_part, replay_event, take_items
-from relay.store.sqlite.rows import millis, moment
 from relay.store.sqlite.transaction import Transaction
 from relay.store.sqlite.writer import Writer
 

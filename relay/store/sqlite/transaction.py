@@ -9,7 +9,8 @@ from itertools import chain
 from typing import Any
 
 from relay.model import DeliveryState, Event, TargetHealth
-from relay.store.sqlite.ledger import Changes, Ledger, Rest
+from relay.store.grouping.changes import Changes, Rest
+from relay.store.sqlite.ledger import Ledger
 
 PARAMETERS = 500
 """Values bound in one statement."""

@@ -5,25 +5,20 @@ Law: a caller owns nothing but its future; whether it still waits changes nothin
 
 import asyncio
 import math
-import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-from relay.store import Settlement, StoreUnavailable
-from relay.store.sqlite import batch
-from relay.store.sqlite.batch import AcceptWish, Handing
-from relay.store.sqlite.claiming import ClaimWish, claim
-from relay.store.sqlite.ledger import Changes, Ledger
-from relay.store.sqlite.releasing import release_rest
-from relay.store.sqlite.transaction import Transaction
+from relay.store import Settlement
+from relay.store.grouping.wishes import AcceptWish, ClaimWish, Handing
 
 BATCH = 1000
 """Operations of a kind in one transaction: long enough to share the fsync, short enough not to delay an answer."""
 
 Wish = TypeVar("Wish")
-Work = Callable[[Transaction], Any]
+Work = Callable[[Any], Any]
+"""Anything else that needs the transaction, which it is given."""
 
 
 class Operation(Generic[Wish]):
@@ -113,46 +108,7 @@ class Batch:
             seen += len(operations)
         return [first, second]
 
-    def commit(self, db: sqlite3.Connection, ledger: Ledger) -> tuple[list[tuple[Operation[Any], object]], Changes]:
-        """Do it all in one transaction; return who gets which result, and what the ledger is to take over."""
-        tx = Transaction(db, ledger)
-        db.execute("BEGIN IMMEDIATE")
-        results = self._run(tx)
-        db.execute("COMMIT")
-        return results, tx.changes
-
-    def _run(self, tx: Transaction) -> list[tuple[Operation[Any], object]]:
-        results: list[tuple[Operation[Any], object]] = []
-        if self.settlements:
-            settled = batch.settle(tx, [op.wish for op in self.settlements])
-            results += zip(self.settlements, settled, strict=True)
-        for op in self.works:
-            results.append((op, op.wish(tx)))
-        if self.accepts:
-            accepted = batch.accept(tx, [op.wish for op in self.accepts], self.handing)
-            results += zip(self.accepts, accepted, strict=True)
-        if self.claims:
-            claimed = claim(tx, [op.wish for op in self.claims])
-            results += zip(self.claims, claimed, strict=True)
-        batch.write_health(tx)
-        batch.write_heard(tx)
-        batch.write_tally(tx)
-        return results
-
 
 def drain(queue: "deque[Operation[Wish]]") -> list[Operation[Wish]]:
     """Take as many from a queue as one transaction carries."""
     return [queue.popleft() for _ in range(min(len(queue), BATCH))]
-
-
-def next_release(ledger: Ledger, target: str) -> Operation[Work]:
-    """The next part of what an enabled target held; one that fails for itself is given up, not tried for ever."""
-    operation: Operation[Work] = Operation(lambda tx: release_rest(tx, target), asyncio.get_running_loop())
-
-    def forget(future: "asyncio.Future[Any]") -> None:
-        error = None if future.cancelled() else future.exception()
-        if error is not None and not isinstance(error, StoreUnavailable):
-            ledger.rests.pop(target, None)
-
-    operation.future.add_done_callback(forget)
-    return operation

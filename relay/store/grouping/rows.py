@@ -45,20 +45,6 @@ def dedupe_digest(source: str, key: str) -> bytes:
     return hashlib.blake2b(text, digest_size=16).digest()
 
 
-EVENT_COLUMNS = """seq, id, source, type, received_at, verified, hops, dedupe, headers, size, sha256, body, routes,
-    failed_conditions"""
-EVENT_INSERT = f"INSERT INTO event ({EVENT_COLUMNS}) VALUES {{rows}}"
-
-
-ATTEMPT_COLUMNS = "event_seq, target, number, began_at, duration_ms, outcome, status, reason, excerpt"
-ATTEMPT_INSERT = f"INSERT INTO attempt ({ATTEMPT_COLUMNS}) VALUES {{rows}}"
-HEARD_SELECT = "SELECT CAST(source AS BLOB), at, silence_told_at > at FROM heard"
-HEARD_UPSERT = """INSERT INTO heard (source, at) SELECT key, value FROM json_each(?) WHERE TRUE
-    ON CONFLICT DO UPDATE SET at = max(at, excluded.at)"""
-TALLY_UPSERT = """INSERT INTO tally (minute, kind, name, what, number) VALUES {rows}
-    ON CONFLICT DO UPDATE SET number = number + excluded.number"""
-
-
 def event_row(seq: int, event: Event, dedupe: bytes | None, sha256: bytes) -> Row:
     """An event as `EVENT_INSERT` takes it."""
     return (
@@ -123,8 +109,6 @@ def event_from(row: Sequence[Any], headers: Headers, body: bytes) -> Event:
     )
 
 
-HEALTH_SELECT = f"SELECT {', '.join(HEALTH_FIELDS)} FROM target"
-HEALTH_UPSERT = f"INSERT OR REPLACE INTO target ({', '.join(HEALTH_FIELDS)}) VALUES {{rows}}"
 _TIMES = frozenset({"since", "counted_at", "wait_until", "succeeded_at", "took_at", "throttled_until", "probe_at"})
 _TIME_PLACES = tuple(place for place, name in enumerate(HEALTH_FIELDS) if name in _TIMES)
 _WORD_PLACES = HEALTH_FIELDS.index("state"), HEALTH_FIELDS.index("disabled_by")

@@ -11,9 +11,8 @@ from itertools import chain
 from typing import Any
 
 from relay.store import Settlement
-from relay.store.sqlite.batch import AcceptWish
-from relay.store.sqlite.claiming import ClaimWish
-from relay.store.sqlite.operations import Batch, Operation, Wish, Work, drain
+from relay.store.grouping.operations import Batch, Operation, Wish, Work, drain
+from relay.store.grouping.wishes import AcceptWish, ClaimWish
 
 QUEUE = 10_000
 """Events that may wait for the writer; beyond it new ones are refused."""

@@ -1,0 +1,67 @@
+"""What a transaction will have changed, gathered while it is run and told after its commit."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from relay.model import Claim, DeliveryState, Event, TargetHealth
+
+COUNTED = (DeliveryState.PENDING, DeliveryState.IN_FLIGHT, DeliveryState.DEAD)
+"""The states of which a count is kept."""
+
+
+INLINE_BODY = 64 * 1024
+"""Larger bodies stay in the store until they are sent, so that a claim on many cannot fill the memory."""
+
+
+@dataclass
+class Rest:
+    """What an enabled target held and is still to be made due: all after one event number, up to another."""
+
+    after: int
+    last: int
+    spared: set[int] = field(default_factory=set)
+    """Tried again since the enabling: these wait for their own step."""
+
+
+@dataclass
+class Changes:
+    """What one transaction will have changed, once it is committed."""
+
+    counts: Counter[tuple[str, DeliveryState]] = field(default_factory=Counter)
+    health: dict[str, TargetHealth] = field(default_factory=dict)
+    rests: dict[str, Rest | None] = field(default_factory=dict)
+    events: dict[int, Event] = field(default_factory=dict)
+    handed: list[Claim] = field(default_factory=list)
+    """What was claimed for the claimant as it was stored."""
+    waiting: set[str] = field(default_factory=set)
+    """Targets at which something was stored that was not."""
+    erased: set[int] = field(default_factory=set)
+    """Numbers of events that are gone."""
+    done: set[int] = field(default_factory=set)
+    """Numbers of events that have a delivery less to make."""
+    tally: Counter[tuple[int, str, str, str]] = field(default_factory=Counter)
+    """How often what happened to whom, by (minute since 1970, kind of whom, name, what)."""
+
+    heard: dict[str, datetime] = field(default_factory=dict)
+    """When each source was heard, by an event or by its duplicate."""
+
+    clock: datetime | None = None
+    """What the clock showed to who called."""
+    heard_by: datetime | None = None
+    """Nothing was heard later than this, whatever is remembered."""
+
+    def hear(self, source: str, at: datetime) -> None:
+        """A source has sent something that was genuine."""
+        self.heard[source] = max(at, self.heard.get(source, at))
+
+    def tell(self, kind: str, name: str, what: str, at: datetime, number: int = 1) -> None:
+        """Something happened so often to a source or a target."""
+        self.tally[int(at.timestamp()) // 60, kind, name, what] += number
+
+    def moved(self, target: str, before: DeliveryState | None, after: DeliveryState | None, number: int = 1) -> None:
+        """So many deliveries of a target went from one state to another; None is outside the store."""
+        if before is not None:
+            self.counts[target, before] -= number
+        if after is not None:
+            self.counts[target, after] += number

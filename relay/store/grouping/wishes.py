@@ -1,0 +1,38 @@
+"""What is asked of a writer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from relay.model import Course, Event, Turn
+from relay.store import Bid
+
+
+@dataclass(slots=True)
+class AcceptWish:
+    """One event to be stored."""
+
+    event: Event
+    targets: Sequence[str]
+    courses: Mapping[str, Course]
+
+
+@dataclass(slots=True)
+class Handing:
+    """What is claimed as it is stored: of each target so much as was bid for, all under one token."""
+
+    token: int
+    bids: Mapping[str, Bid]
+
+
+@dataclass(slots=True)
+class ClaimWish:
+    """One call for deliveries."""
+
+    target: str
+    limit: int
+    turn: Turn
+    now: datetime
+    lease: timedelta
+    since: datetime | None
+    token: int
