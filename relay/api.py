@@ -13,7 +13,7 @@ from relay.delivery.dispatcher import Dispatcher
 from relay.delivery.replayer import Replayer
 from relay.refusals import Refusals
 from relay.standing import Standing
-from relay.store.sqlite import SqliteStore
+from relay.store.opening import OpenStore
 from relay.upkeep import Upkeep
 
 
@@ -21,7 +21,7 @@ from relay.upkeep import Upkeep
 class Behind:
     """What stands behind the API."""
 
-    store: SqliteStore
+    store: OpenStore
     dispatcher: Dispatcher
     replayer: Replayer
     refusals: Refusals

@@ -7,8 +7,9 @@ leaves nothing behind and never hangs; a stop loses nothing, whether it is asked
 import asyncio
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from random import SystemRandom
 
 import structlog
@@ -39,8 +40,8 @@ from relay.reloading import (
 from relay.rules.secrets import hideable_token
 from relay.standing import Standing
 from relay.store import StoreUnavailable
+from relay.store.opening import OpenStore, open_store
 from relay.store.replays import Destinations
-from relay.store.sqlite import SqliteStore
 from relay.telemetry.logs import LogPipe
 from relay.telemetry.metrics import Metrics
 from relay.telemetry.reporter import Reporter
@@ -60,6 +61,7 @@ STOP_MARGIN = timedelta(seconds=4)
 """What a stop may take beside `drain_timeout`, whatever does not answer."""
 
 log = structlog.get_logger()
+_own_clock = partial(datetime.now, UTC)
 
 
 class App:
@@ -86,9 +88,11 @@ class App:
         self._ended = asyncio.Event()
         self._failed = False
         self._reporter = Reporter(self._metrics, end=self._fail)
+        self._now: Callable[[], datetime] = _own_clock
+        """The store's clock, as soon as that is open."""
         self._draining = False
         self._closing = contextlib.AsyncExitStack()
-        self._store: SqliteStore
+        self._store: OpenStore
         self._outbound: Outbound
         self._dispatcher: Dispatcher
         self._notifier: Notifier
@@ -118,6 +122,12 @@ class App:
         """The numbers that are kept of this relay."""
         return self._metrics
 
+    @property
+    def speaker(self) -> Mapping[str, str]:
+        """Which node of the store this is, under `node`; empty where there is one at most."""
+        node = self._store.who().get("node")
+        return {} if node is None else {"node": str(node)}
+
     def watch_log(self, pipe: LogPipe) -> None:
         """Count what the log drops, and keep every secret of the config out of it."""
         self._pipe = pipe
@@ -140,15 +150,16 @@ class App:
 
     async def _start(self) -> None:
         config = self._config
-        clock = Timekeeping(_now, set_ahead=self._doubt_clock, set_back=self._clock_set_back)
-        self._store = await SqliteStore.open(config.store.file, self._reporter, afresh=self._new_store)
+        clock = Timekeeping(_own_clock, set_ahead=self._doubt_clock, set_back=self._clock_set_back)
+        self._store = await open_store(config.store.url, self._reporter, afresh=self._new_store)
+        self._now = self._store.clock
         self._closing.push_async_callback(self._close_store)
         self._closing.push_async_callback(self._close_admin)  # after all that it shows has stopped
         self._store.task.add_done_callback(self._writer_ended)
-        tell_of_the_past(self._store, config, self._metrics, now=_now())
+        tell_of_the_past(self._store, config, self._metrics, now=self._now())
         self._notifier = self._make_notifier()
         self._outbound = Outbound(
-            config, self._store, self._reporter, token_fetched=self._hide_token, now=_now, rng=SystemRandom()
+            config, self._store, self._reporter, token_fetched=self._hide_token, now=self._now, rng=SystemRandom()
         )
         self._closing.push_async_callback(self._outbound.close)
         self._dispatcher = Dispatcher(
@@ -158,11 +169,11 @@ class App:
             brings=self._outbound.enrichment,
             observer=Observers(self._reporter, self._notifier, *([self._also] if self._also else [])),
             supervisor=self._reporter,
-            now=_now,
+            now=self._now,
             rng=SystemRandom(),
         )
         self._reporter.count_held_by(self._store.pending)
-        self._refusals = Refusals(self._store.archive.keep_refusals, now=_now)
+        self._refusals = Refusals(self._store.archive.keep_refusals, now=self._now)
         await self._dispatcher.start({target.name: digests(target) for target in config.targets})
         self._closing.push_async_callback(self._notifier.close)
         self._closing.push_async_callback(self._finish_work)
@@ -171,7 +182,7 @@ class App:
             destinations=self._destinations,
             wake=self._dispatcher.wake,
             witness=self._reporter,
-            now=_now,
+            now=self._now,
         )
         await self._replayer.start()
         self._ingress = Ingress(
@@ -182,7 +193,7 @@ class App:
             counters=self._metrics,
             refusals=self._refusals,
             limits=limits(config.server),
-            now=_now,
+            now=self._now,
         )
         await self._watch_over_store()
         await self._listen()
@@ -199,7 +210,7 @@ class App:
     async def _watch_over_store(self) -> None:
         """Know how full the store is before anything is taken, and how the relay stands."""
         self._upkeep = Upkeep(
-            self._store, lambda: self._config.store.retention, now=_now, nearly_full=self._notifier.nearly_full
+            self._store, lambda: self._config.store.retention, now=self._now, nearly_full=self._notifier.nearly_full
         )
         self._upkeep.doubt_clock_since(max(self._store.last_received().values(), default=None))
         with contextlib.suppress(StoreUnavailable):
@@ -211,7 +222,7 @@ class App:
             self._metrics,
             config=lambda: self._config,
             is_draining=lambda: self._draining,
-            started_at=_now(),
+            started_at=self._now(),
         )
         self._metrics.watch(
             gauges=self._standing.gauges, store_bytes=lambda: self._upkeep.used, store_limit=lambda: self._upkeep.limit
@@ -223,7 +234,7 @@ class App:
             count=self._metrics.event_received,
             held=self._store.pending,
             last_event=self._metrics.last_event,
-            now=_now,
+            now=self._now,
             pace=self._pace,
         )
         notifier.configure(self._config.sources, self._config.routes)
@@ -255,8 +266,7 @@ class App:
 
     async def _listen(self) -> None:
         server, admin = self._config.server, self._config.admin
-        files = server.tls
-        certificate = None if files is None else Certificate(tls_context(files.cert, files.key))
+        certificate = None if server.tls is None else Certificate(tls_context(server.tls.cert, server.tls.key))
         room = rooms_for(self._config)
         self._hooks = await Listener.open(
             "hooks",
@@ -267,7 +277,7 @@ class App:
             room=room.hooks,
             tls=None if certificate is None else certificate.context,
         )
-        self._streams = StreamCalls(self._store.following, is_held=self._standing.holds, now=_now, room=room.admin)
+        self._streams = StreamCalls(self._store.following, is_held=self._standing.holds, now=self._now, room=room.admin)
         behind = Behind(
             self._store,
             self._dispatcher,
@@ -277,12 +287,12 @@ class App:
             self._standing,
             config=lambda: self._config,
             reload=self._reload,
-            now=_now,
+            now=self._now,
         )
         calls = Admin(
             self._dispatcher,
             self._store,
-            TargetCalls(self._dispatcher, self._store, self._store.archive, waiting=self._store.waiting, now=_now),
+            TargetCalls(self._dispatcher, self._store, self._store.archive, waiting=self._store.waiting, now=self._now),
             token=admin.token,
             hosts=frozenset({admin.listen.host_name}),
             unready=self._standing.unready,
@@ -311,13 +321,14 @@ class App:
             self._outbound,
             self._store.waiting,
             self._store.last_received,
+            self.speaker,
         )
         self._reloading = Reloading(self._config, parts, environ=self._environ, adopt=self._adopt)
 
     def _adopt(self, config: Config) -> None:
         """What is read of the config when it is needed, as retention and `drain_timeout`, is the new one's."""
         self._config = config
-        self._standing.loaded(_now())
+        self._standing.loaded(self._now())
 
     async def _reload(self) -> dict[str, object]:
         return await self._reloading.reload_for_api()
@@ -384,7 +395,3 @@ class App:
     def _fail(self) -> None:
         self._failed = True
         self._ended.set()
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)

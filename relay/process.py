@@ -97,8 +97,9 @@ async def _serve_until(
         sources=len(config.sources),
         targets=len(config.targets),
         routes=len(config.routes),
-        store=config.store.url,
+        store=config.store.shown,
         pid=os.getpid(),
+        **app.speaker,
     )
     app.heed_reloads(hung_up)
     if watch:

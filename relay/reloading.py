@@ -35,7 +35,7 @@ from relay.outbound import Outbound
 from relay.rules.crowding import Rooms, rooms
 from relay.rules.secrets import log_secrets
 from relay.store import StoreUnavailable
-from relay.store.sqlite import SqliteStore
+from relay.store.opening import OpenStore
 from relay.telemetry.logs import LogPipe, clip, set_format, set_level
 from relay.telemetry.metrics import Metrics
 
@@ -74,6 +74,8 @@ class Parts:
     """How many deliveries wait, by target."""
     last_received: Callable[[], Mapping[str, datetime]]
     """When each source was last heard, those that are not in the config too."""
+    speaker: Mapping[str, str]
+    """Which node it is, for whoever is told of a reload; empty where there is one at most."""
 
 
 class Reloading:
@@ -115,7 +117,7 @@ class Reloading:
             self._parts.metrics.config_taken()
             tell_warnings(self._running)
             self._tell_held(found.targets.removed)
-            log.info("config.reloaded", **found.shown())
+            log.info("config.reloaded", **found.shown(), **self._parts.speaker)
             return found
 
     async def reload_whenever(self, asked: asyncio.Event) -> None:
@@ -134,7 +136,7 @@ class Reloading:
             StoreUnavailable: nothing has changed.
         """
         try:
-            return (await self.reload()).shown()
+            return {**(await self.reload()).shown(), **self._parts.speaker}
         except ReloadRefused as refused:
             extra = {"problems": list(refused.problems)} if refused.problems else None
             raise Problem(422 if refused.problems else 503, str(refused), extra=extra) from None
@@ -289,7 +291,11 @@ def hide_secrets(pipe: LogPipe, *configs: Config) -> None:
     sources = [source for config in configs for source in config.sources]
     targets = [target for config in configs for target in config.targets]
     targets += [enricher.as_target for config in configs for enricher in config.enrichers]
-    pipe.hide(frozenset[str]().union(*(log_secrets(sources, targets, config.admin.token) for config in configs)))
+    pipe.hide(
+        frozenset[str]().union(
+            *(log_secrets(sources, targets, config.admin.token, config.store.passwords) for config in configs)
+        )
+    )
 
 
 def tell_warnings(config: Config) -> None:
@@ -303,7 +309,7 @@ def tell_unknown(target: str, held: int) -> None:
     log.warning("target.unknown", target=target, held=held, reason="not in the config: held until it is back")
 
 
-def tell_of_the_past(store: SqliteStore, config: Config, metrics: Metrics, *, now: datetime) -> None:
+def tell_of_the_past(store: OpenStore, config: Config, metrics: Metrics, *, now: datetime) -> None:
     """Tell at a start what the store remembers and the config does not say: unsafe ground, deliveries of targets that
     are gone, and when each source was last heard."""
     if store.aside is not None:

@@ -5,7 +5,7 @@ disabled target is no reason against the relay: its own parts are.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -29,6 +29,9 @@ class Kept(Protocol):
 
     def waiting(self) -> dict[str, int]:
         """How many deliveries wait, by target."""
+
+    def who(self) -> Mapping[str, object]:
+        """Which node this is and which others there are; nothing where there is one at most."""
 
     def counted(self) -> dict[str, int]:
         """How many deliveries are pending, in flight and dead, over all targets."""
@@ -129,7 +132,8 @@ class Standing:
             "ready": not reasons,
             "reasons": reasons,
             "store": {
-                "url": config.store.url,
+                "url": config.store.shown,
+                **self._store.who(),
                 "writable": condition.writable,
                 "accepting": condition.accepting,
                 "reason": condition.reason,

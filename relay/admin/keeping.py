@@ -12,7 +12,16 @@ from aiohttp import web
 from relay.admin.answers import SAFE, Problem, json_body, shown
 from relay.admin.calls import Call
 from relay.admin.reading import Query
-from relay.store import COPY_TYPE, CopyUnderWay, NoRoomForCopy, Outlived, Store, StoreUnavailable, StoreUnusable
+from relay.store import (
+    COPY_TYPE,
+    CopyUnderWay,
+    NoCopies,
+    NoRoomForCopy,
+    Outlived,
+    Store,
+    StoreUnavailable,
+    StoreUnusable,
+)
 
 LONGEST_ID = 128
 
@@ -96,6 +105,8 @@ class KeepingCalls:
                     raise ConnectionResetError from None
                 await answer.write_eof()
                 return answer
+        except NoCopies as error:
+            raise Problem(501, str(error)) from None
         except CopyUnderWay as error:
             raise Problem(409, str(error)) from None
         except NoRoomForCopy as error:

@@ -6,6 +6,7 @@ import os
 import resource
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from relay.rules.crowding import descriptors_needed
 from relay.rules.egress import EgressPolicy, refusal
 from relay.rules.secrets import looks_secret
 from relay.store import Retention
+from relay.store.locations import refusal_of
 
 RESERVED_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 DRAIN_WITHIN_EXIT = 20
@@ -152,7 +154,7 @@ def _check_listeners(server: Address, admin: Address, report: Report) -> None:
 def _store(section: StoreSection, report: Report) -> StoreSettings:
     try:
         home = _check_store_url(section.url)
-        if not os.access(home, os.W_OK):
+        if home is not None and not os.access(home, os.W_OK):
             shown = "" if isinstance(section.url, Expanded) else f" {home}"
             report.warn(("store", "url"), f"directory{shown} cannot be written by this user")
     except Refused as refused:
@@ -161,13 +163,21 @@ def _store(section: StoreSection, report: Report) -> StoreSettings:
     return StoreSettings(str(section.url), Retention(delivered=kept.delivered, dead=kept.dead, max_size=kept.max_size))
 
 
-def _check_store_url(url: str) -> Path:
-    """The directory of the file that the URL names. Raises `Refused` unless it names one in a directory that exists.
-    The store itself checks the rest."""
+def _check_database_url(url: str) -> None:
+    if refusal := refusal_of(url):
+        raise Refused(refusal)
+    if find_spec("asyncpg") is None:
+        raise Refused("needs PostgreSQL's driver: pip install 'relay-gateway[postgres]'")
+
+
+def _check_store_url(url: str) -> Path | None:
+    """The directory of the file that the URL names, None for a database. Raises `Refused` unless it names one in a
+    directory that exists, or a database whose driver is here. The store itself checks the rest."""
     if url.startswith(("postgresql:", "postgres:")):
-        raise Refused("postgresql is not built yet in this version; write sqlite:///relay.db")
+        _check_database_url(url)
+        return None
     if not url.startswith(_SQLITE):
-        raise Refused("must be sqlite:///relative.db or sqlite:////absolute.db")
+        raise Refused("must be sqlite:///relative.db, sqlite:////absolute.db or postgresql://user@host/database")
     name = url.removeprefix(_SQLITE)
     if not name or name == ":memory:" or "?" in name or "#" in name:
         raise Refused("must name a file: sqlite:///relative.db or sqlite:////absolute.db")

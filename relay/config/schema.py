@@ -76,7 +76,10 @@ class RetentionSection(Section):
 class StoreSection(Section):
     """Where events are kept."""
 
-    url: Marked = setting(default="sqlite:///relay.db", description="sqlite:///relative.db or sqlite:////absolute.db")
+    url: Marked = setting(
+        default="sqlite:///relay.db",
+        description="sqlite:///relative.db, sqlite:////absolute.db or postgresql://user@host/database",
+    )
     retention: RetentionSection = setting(default_factory=RetentionSection, description="How long events are kept")
 
 

@@ -11,6 +11,7 @@ from relay.config.problems import Problem
 from relay.model import Enricher, IPNetwork, Route, Secret, Source, Target
 from relay.rules.egress import EgressPolicy
 from relay.store import Retention
+from relay.store.locations import passwords_in, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +63,20 @@ class AdminSettings:
 
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
-    """Where events are kept: `sqlite:///relative.db` or `sqlite:////absolute.db`."""
+    """Where events are kept: `sqlite:///relative.db`, `sqlite:////absolute.db` or `postgresql://user@host/database`."""
 
     url: str
     retention: Retention
 
     @property
-    def file(self) -> Path:
-        """The file of a `sqlite:///` URL, whole, so that every message says where it is."""
-        return Path(self.url.removeprefix("sqlite:///")).absolute()
+    def shown(self) -> str:
+        """The URL without a password."""
+        return shown(self.url)
+
+    @property
+    def passwords(self) -> frozenset[str]:
+        """The password that a database asks for, in its forms, where it stands in the URL."""
+        return passwords_in(self.url)
 
 
 @dataclass(frozen=True, slots=True)

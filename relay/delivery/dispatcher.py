@@ -38,6 +38,9 @@ class Supervisor(Protocol):
     def loop_failed(self, target: str, error: BaseException, *, restart_in: timedelta) -> None:
         """A loop failed and is restarted."""
 
+    def reclaimed(self, number: int) -> None:
+        """So many deliveries are due again because the leases of those who had claimed them have ended."""
+
     def loops_keep_failing(self, error: BaseException) -> None:
         """Too many failures within a minute: the process must end."""
 
@@ -251,6 +254,13 @@ class Dispatcher:
                 releasing.add_done_callback(self._releasing.discard)
         self.wake(waiting)
 
+    def healths_seen(self, healths: Mapping[str, TargetHealth]) -> None:
+        """Go on with what others have stored of these targets' health."""
+        for name, health in healths.items():
+            lane = self._lanes.get(name)
+            if lane is not None:
+                lane.health_changed(health)
+
     async def _release(self, claims: Sequence[Claim]) -> None:
         with suppress(StoreUnavailable):  # then their lease ends, and they are reclaimed
             await self._store.release(claims)
@@ -375,7 +385,8 @@ class Dispatcher:
             lanes = (*self._lanes.values(), *(lane for lane, _ in self._leaving.values()))
             alive = frozenset[int]().union(*(lane.alive for lane in lanes))
             with suppress(StoreUnavailable):
-                if await self._store.reclaim(self._now(), alive=alive):
+                if number := await self._store.reclaim(self._now(), alive=alive):
+                    self._supervisor.reclaimed(number)
                     self.wake(self._lanes)
 
 

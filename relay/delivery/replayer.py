@@ -1,10 +1,12 @@
 """Carries the replays: each running job gives its items their turn at its own rate, side by side with the others.
 
 Law: what a job has done is told by the store alone; here is nothing that a restart would miss but the pace. A job that
-ran when the relay stopped is paused by the next start, because whoever watches it must say that it goes on.
+ran when the relay stopped is paused by the next start, because whoever watches it must say that it goes on. Of several
+nodes each carries its own jobs; those of one that is gone go on at another.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -75,6 +77,7 @@ class Replayer:
         self._now = now
         self._running: dict[str, _Pace] = {}
         self._unswept = True
+        self._looked_at = time.monotonic()
         self._changed = asyncio.Event()
 
     async def start(self) -> None:
@@ -119,7 +122,8 @@ class Replayer:
             return None
         job = steered.job
         if to is JobState.RUNNING:
-            if job.state is to and job_id not in self._running:  # also one whose first answer an outage swallowed
+            is_to_go_on = job.state is to and job.is_here
+            if is_to_go_on and job_id not in self._running:  # also one whose first answer an outage swallowed
                 self._go_on(job)
             return job
         if steered.before == job:
@@ -154,7 +158,24 @@ class Replayer:
                     await self._changed.wait()
 
     async def _turn(self) -> timedelta | None:
-        """Give some items of each job their turn; return how long to wait then, None until something changes."""
+        """Do what is to be done now; return how long to wait then, None until something changes."""
+        every = self._replays.adopt_every
+        if every is None:
+            return await self._carry()
+        if time.monotonic() - self._looked_at >= every.total_seconds():
+            await self._look_after_others()
+        wait = await self._carry()
+        return every if wait is None else min(wait, every)
+
+    async def _look_after_others(self) -> None:
+        """Let what nodes that are gone have left running go on here, and sweep up what they were gathering."""
+        for job in await self._replays.adopt():
+            self._go_on(job)
+        self._unswept = True
+        self._looked_at = time.monotonic()
+
+    async def _carry(self) -> timedelta | None:
+        """Give some items of each job their turn, or sweep; return as `_turn`."""
         waits = [wait for job_id, pace in list(self._running.items()) if (wait := await self._advance(job_id, pace))]
         if not waits and self._unswept:
             self._unswept = await self._replays.sweep() > 0
@@ -175,13 +196,14 @@ class Replayer:
                 await self._steer(job_id, JobState.PAUSED, f"a fault of ours: {type(error).__name__}: {error}")
                 return None
             self._wake(advanced.targets)
-            if advanced.job is None or advanced.job.state is not JobState.RUNNING:
-                self._ended(job_id, pace, advanced.job)
+            job = advanced.job
+            if job is None or job.state is not JobState.RUNNING or not job.is_here:
+                self._ended(job_id, pace, job)
                 return None
         return GAP if wait is None else max(wait, TICK)
 
     def _ended(self, job_id: str, pace: _Pace, job: ReplayJob | None) -> None:
-        """Forget a job that runs no more, unless it was resumed meanwhile; who paused or cancelled it has told so."""
+        """Forget a job that runs no more, or elsewhere, unless it was resumed meanwhile; who moved it has told so."""
         if self._running.get(job_id) is pace:
             del self._running[job_id]
         if job is not None and job.state is JobState.DONE:

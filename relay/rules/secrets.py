@@ -76,7 +76,8 @@ LOG_WORDS = frozenset(
     """
     admin.denied clock.stepped clock.suspect config.reload_refused config.reloaded config.warning
     delivery.attempted delivery.dead delivery.skipped event.enriched event.not_enriched enricher.failing
-    enricher.recovered delivery.loops_keep_failing delivery.loop_failed event.accepted event.duplicate event.unrouted
+    enricher.recovered delivery.loops_keep_failing delivery.loop_failed
+    delivery.reclaimed event.accepted event.duplicate event.unrouted
     events.pruned
     http.client_gone http.error http.malformed relay.crashed relay.start_refused relay.started relay.stopped
     relay.stopping request.bad_hops request.failed request.refused request.unproven source.may_be_switched_off
@@ -110,8 +111,11 @@ def credentials(target: Target) -> frozenset[str]:
     return frozenset(_decoded(found | _with_whole(url, in_url | _segments(url))))
 
 
-def log_secrets(sources: Iterable[Source], targets: Iterable[Target], token: Secret | None) -> set[str]:
-    """What no log line may show, which is never a word of our own lines or a configured name.
+def log_secrets(
+    sources: Iterable[Source], targets: Iterable[Target], token: Secret | None, passwords: Iterable[str] = ()
+) -> set[str]:
+    """What no log line may show, which is never a word of our own lines or a configured name. `passwords` are those
+    of the store's database.
 
     Stricter than `credentials`: a log line repeats no answer and no URL, so only what nobody says by chance counts.
     """
@@ -130,6 +134,7 @@ def log_secrets(sources: Iterable[Source], targets: Iterable[Target], token: Sec
             found.add(target.auth.token_url)
     if token is not None:
         found.add(token.value.decode("utf-8", "replace"))
+    found |= set(passwords)
     own = "\n".join((*LOG_WORDS, *(source.name for source in sources), *(target.name for target in targets)))
     return {secret for secret in found if len(secret) >= SHORTEST_IN_LOG and secret not in own}
 

@@ -50,6 +50,10 @@ class NoRoomForCopy(StoreError):
     """A copy does not fit beside the store."""
 
 
+class NoCopies(StoreError):
+    """A store of this kind is copied by other means; the message says by which."""
+
+
 class Copy(Protocol):
     """A copy of a store, whole in itself."""
 
@@ -187,6 +191,9 @@ class Claimant(Protocol):
         """Deliveries were stored by one transaction: these are claimed, in the order of their events, and at these
         targets others wait."""
 
+    def healths_seen(self, healths: Mapping[str, TargetHealth]) -> None:
+        """Others who work on the same store have changed the health of these targets."""
+
 
 class Watcher(Protocol):
     """Who is told of what happens in the store: counters, log lines. Called on the event loop; must not block."""
@@ -315,6 +322,7 @@ class Store(Protocol):
         """A consistent copy of all that is committed now, made while everything goes on, and gone with the block.
 
         Raises:
+            NoCopies: it is not for us to make one.
             CopyUnderWay: another one is being made or fetched.
             NoRoomForCopy: it does not fit beside the store; nothing is left of it.
             StoreUnavailable: the store cannot be read now.

@@ -6,7 +6,7 @@ item leaves the set in the very transaction that replays it: killed anywhere, ea
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Protocol
 
@@ -74,6 +74,8 @@ class ReplayJob:
     skipped: int = 0
     ended_at: datetime | None = None
     reason: str = ""
+    is_here: bool = field(default=True, compare=False)
+    """It is carried by who asks, where it runs; False of one that another node has."""
 
     @property
     def is_over(self) -> bool:
@@ -145,14 +147,22 @@ class Replays(Protocol):
     async def advance(self, job_id: str, number: int, destinations: Destinations, *, now: datetime) -> Advanced:
         """Give up to so many items of a running job their turn, oldest first, in one transaction with their removal
         from the set; the last one ends the job. What is not in the state that the filter asked for any more, whose
-        event or target is gone, or which no route wants is skipped. A job that does not run is left as it is."""
+        event or target is gone, or which no route wants is skipped. A job that does not run, or not here, is left as it
+        is."""
 
     async def steer(self, job_id: str, to: JobState, reason: str, *, now: datetime) -> Steered | None:
         """Move a job, where that is legal; None where there is none. After the return nothing more of a job that is
-        paused or cancelled is replayed."""
+        paused or cancelled is replayed. One that is to run does so here, unless it runs elsewhere already."""
 
     async def interrupt(self, reason: str) -> list[ReplayJob]:
-        """Pause all jobs that run, as a start does, and return them."""
+        """Pause all jobs that run, as a start does, but for those of other nodes that live, and return them."""
+
+    @property
+    def adopt_every(self) -> timedelta | None:
+        """How often to ask for the jobs of nodes that are gone; None where no other node can be."""
+
+    async def adopt(self) -> list[ReplayJob]:
+        """Let the jobs that ran on nodes that are gone run here, and return them; each is taken over by one node."""
 
     async def sweep(self) -> int:
         """Remove a small part of the sets that will never be replayed; return how many items, 0 when none is left."""

@@ -169,6 +169,14 @@ class Reporter:
             restart_in_s=restart_in.total_seconds(),
         )
 
+    def reclaimed(self, number: int) -> None:
+        """Tell of work that somebody has left."""
+        log.warning(
+            "delivery.reclaimed",
+            number=number,
+            reason="their leases have ended: who had claimed them is gone, or has stood still for too long",
+        )
+
     def loops_keep_failing(self, error: BaseException) -> None:
         """End the process: a delivery loop that is down and stays down must not look alive."""
         log.critical("delivery.loops_keep_failing", reason=f"{type(error).__name__}: {error}")

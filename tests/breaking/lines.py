@@ -180,7 +180,7 @@ LINES = (
     ),
     Break(
         "nothing is handed over of a target that is not well",
-        "relay/store/sqlite/batch.py",
+        "relay/store/grouping/handing.py",
         "            if flows(health, now):\n",
         "            if True:\n",
         ("tests/store/test_store_handing.py",),
@@ -314,7 +314,7 @@ LINES = (
     ),
     Break(
         "retention deletes nothing that is pending",
-        "relay/store/sqlite/erasing.py",
+        "relay/store/grouping/ages.py",
         "OPEN = (DeliveryState.PENDING, DeliveryState.IN_FLIGHT)",
         "OPEN = (DeliveryState.IN_FLIGHT,)",
         ("tests/store/test_store_pruning.py",),
@@ -367,5 +367,61 @@ LINES = (
         "if len(self._queue) >= self._limit or self._closing.is_set():",
         "if self._closing.is_set():",
         ("tests/telemetry/test_pipe.py",),
+    ),
+    Break(
+        "a node's transaction is committed",
+        "relay/store/postgres/connection.py",
+        'if await db.execute("COMMIT") != "COMMIT":',
+        'if await db.execute("ROLLBACK") != "ROLLBACK":',
+        ("tests/store/test_postgres_nodes.py::test_each_delivery_is_claimed_by_one_node",),
+    ),
+    Break(
+        "a node's commit is synced",
+        "relay/store/postgres/connection.py",
+        "SET LOCAL synchronous_commit TO on; ",
+        "",
+        (
+            "tests/store/test_postgres_faults.py::test_what_is_committed_is_on_the_disk_whatever_the_server_s_default_is",
+        ),
+    ),
+    Break(
+        "a probe is one over all nodes",
+        "relay/store/postgres/claiming.py",
+        "        if await _others_are_at_it(tx, wish):",
+        "        if False:",
+        ("tests/store/test_postgres_nodes.py::test_a_probe_is_sent_once_and_not_once_a_node",),
+    ),
+    Break(
+        "a node asks by the health that is stored",
+        "relay/store/postgres/claiming.py",
+        "        if stored is not mine and (any(alone) or _is_alone(stored, wish.now)):",
+        "        if False:",
+        ("tests/store/test_postgres_nodes.py::test_a_node_hears_that_another_has_disabled_a_target",),
+    ),
+    Break(
+        "three failures are three over all nodes",
+        "relay/store/postgres/batch.py",
+        "    await tx.lock_health(settlement.claim.target for settlement in settlements)",
+        "    await tx.read_health(settlement.claim.target for settlement in settlements)\n    tx._locked |= tx._read",
+        ("tests/store/test_postgres_nodes.py::test_three_failures_are_three_wherever_they_are_recorded",),
+    ),
+    Break(
+        "a claim of a node that is gone is lost",
+        "relay/store/postgres/batch.py",
+        "    return {(id_, target, token): seq "
+        "for id_, target, token, seq in await tx.rows(_HELD, list(ids), list(tokens))}",
+        "    tokens |= {token + (1 << 32) for token in tokens}\n"
+        "    rows = await tx.rows(_HELD, list(ids), list(tokens))\n"
+        "    return {(id_, target, claim.token): seq for id_, target, _, seq in rows for claim in claims}",
+        (
+            "tests/store/test_postgres_nodes.py::test_the_work_of_a_node_that_is_gone_is_handed_over_when_its_lease_ends",
+        ),
+    ),
+    Break(
+        "who follows waits for what may still appear before",
+        "relay/store/postgres/numbering.py",
+        "pg_snapshot_xmin(pg_current_snapshot())",
+        "pg_snapshot_xmax(pg_current_snapshot())",
+        ("tests/store/test_postgres_nodes.py::test_what_is_still_being_stored_holds_back_what_follows",),
     ),
 )

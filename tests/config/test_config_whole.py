@@ -114,10 +114,46 @@ def test_unknown_keys_are_refused_with_the_nearest_known_one(refused: Refuser) -
     ]
 
 
-def test_other_things_that_are_not_built_yet(refused: Refuser) -> None:
-    """Values of built keys that need what is not built are refused in the same words."""
-    for parts in ({"store": {"url": "postgresql://user@host/db"}},):
-        assert all("not built yet in this version" in line for line in refused(**parts))
+NAMED = "must name a host and a database: postgresql://user:password@host:5432/database"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql:db",
+        "postgresql://",
+        "postgresql://user@host",
+        "postgres://host:x/db",
+        "postgresql:///db",
+        "postgresql://relay:12/S3cret@host:5432/db",
+        "postgresql://relay:hu@S3cret@host/db",
+        "postgresql://relay:hu[S3cret]@host/db",
+        "postgresql://relay:hu#S3cret@host/db",
+        "postgresql://relay:hu?S3cret@host/db",
+    ],
+)
+def test_a_database_is_named_for_certain(refused: Refuser, url: str) -> None:
+    """What cannot be read in one way alone is refused, with how it is to be written; no part of it is shown, for
+    it may be of a password that was not encoded."""
+    (line,) = refused(store={"url": url})
+    assert line.removesuffix(", the password percent-encoded") == f"store.url: {NAMED}"
+
+
+@pytest.mark.parametrize("name", ["password", "PASSWORD", "passfile", "sslpassword"])
+def test_a_password_stands_where_it_is_hidden(refused: Refuser, name: str) -> None:
+    """Behind the question mark it would be shown with the rest."""
+    (line,) = refused(store={"url": f"postgresql://relay@host/db?{name}=S3cret"})
+    assert line.startswith("store.url: must have its password before the host")
+
+
+def test_the_password_of_a_database_is_not_shown(build: Loader) -> None:
+    """A URL is shown without its password and its options; one that has none is shown as it is."""
+    store = build(store={"url": "postgresql://relay:s3cr%40t:x@db.example:5433/relay?sslmode=require"}).store
+    assert store.passwords == {"s3cr%40t:x", "s3cr@t:x"}
+    assert store.shown == "postgresql://relay:***@db.example:5433/relay"
+    plain = build(store={"url": "postgresql://relay@db.example/relay"}).store
+    assert plain.passwords == frozenset()
+    assert plain.shown == plain.url
 
 
 def test_null_is_no_value(refused: Refuser, build: Loader) -> None:
@@ -280,8 +316,11 @@ def test_a_long_drain_is_warned_about(warned: Refuser, refused: Refuser, build: 
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("relay.db", "must be sqlite:///relative.db or sqlite:////absolute.db"),
-        ("sqlite://relay.db", "must be sqlite:///relative.db or sqlite:////absolute.db"),
+        ("relay.db", "must be sqlite:///relative.db, sqlite:////absolute.db or postgresql://user@host/database"),
+        (
+            "sqlite://relay.db",
+            "must be sqlite:///relative.db, sqlite:////absolute.db or postgresql://user@host/database",
+        ),
         ("sqlite:///", "must name a file: sqlite:///relative.db or sqlite:////absolute.db"),
         ("sqlite:///:memory:", "must name a file: sqlite:///relative.db or sqlite:////absolute.db"),
         ("sqlite:///none/relay.db", "directory none does not exist"),

@@ -58,6 +58,9 @@ class Witness:
     def loop_failed(self, target: str, error: BaseException, *, restart_in: timedelta) -> None:
         raise AssertionError(error)
 
+    def reclaimed(self, number: int) -> None:
+        pass
+
     def loops_keep_failing(self, error: BaseException) -> None:
         raise AssertionError(error)
 
@@ -364,6 +367,9 @@ class Failing(Gateway):
     def loop_failed(self, target: str, error: BaseException, *, restart_in: timedelta) -> None:
         assert isinstance(error, RuntimeError)
         self.restarts.append(restart_in.total_seconds())
+
+    def reclaimed(self, number: int) -> None:
+        pass
 
     def loops_keep_failing(self, error: BaseException) -> None:
         self.gave_up.append(error)

@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -200,3 +200,38 @@ async def test_a_cancelled_set_is_swept_away(store: SqliteStore) -> None:
         async with asyncio.timeout(20):
             while await left():
                 pass
+
+
+class OneOfTwo(Failing):
+    """A store that has another node, whose jobs can be taken over or be taken away again."""
+
+    adopt_every = timedelta(milliseconds=10)
+    elsewhere = True
+
+    async def adopt(self) -> list[ReplayJob]:
+        return [] if self.elsewhere else [job for job in await self.jobs(9) if job.state is JobState.RUNNING]
+
+    async def advance(self, job_id: str, number: int, destinations: Destinations, *, now: datetime) -> Advanced:
+        if self.elsewhere:
+            job = await self.job(job_id)
+            assert job is not None
+            return Advanced(replace(job, is_here=False))
+        return await super().advance(job_id, number, destinations, now=now)
+
+    async def steer(self, job_id: str, to: JobState, reason: str, *, now: datetime) -> Steered | None:
+        steered = await super().steer(job_id, to, reason, now=now)
+        assert steered is not None
+        return replace(steered, job=replace(steered.job, is_here=not self.elsewhere))
+
+
+async def test_a_node_carries_its_own_jobs_and_those_of_one_that_is_gone(store: SqliteStore) -> None:
+    """One that runs elsewhere is let go of and not begun by a resume; once its node is gone, it goes on here."""
+    told, replays = Told(), OneOfTwo(store._reading, store._writer)
+    async with carrying(replays, told) as replayer:
+        job = await replayer.begin(DEAD, FAST)
+        await until(lambda: not replayer._running)
+        await replayer.resume(job.id)
+        assert (replayer._running, told.lines) == ({}, [("started", "")])
+        replays.elsewhere = False
+        await until(lambda: ("finished", "done") in told.lines)
+        assert told.lines[1:] == [("started", ""), ("finished", "done")]

@@ -188,6 +188,7 @@ async def test_a_loop_that_failed_is_a_reason_not_to_be_ready(gateway: Gateway) 
         raise RuntimeError("a bug that was planted")
 
     gateway.app._store.claim = broken  # type: ignore[assignment,method-assign]
+    gateway.app._dispatcher.wake(["crm"])  # or its lane would ask at its next look by itself
     assert (await gateway.post("/hooks/open", b"{}")).status == 200
     assert (await gateway.told("delivery.loop_failed"))["target"] == "crm"
     answer = await gateway.call("/readyz")

@@ -54,7 +54,8 @@ def test_the_image_is_made_of_files_known_by_their_hashes() -> None:
 @pytest.mark.parametrize("lock", [".requirements.lock", ".build.lock"])
 def test_a_lock_has_what_the_project_asks_for(lock: str) -> None:
     """A dependency that was added, or a least version that was raised, makes the lock outdated, and fails here."""
-    asked = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["speed"]]
+    extras = PROJECT["project"]["optional-dependencies"]
+    asked = [*PROJECT["project"]["dependencies"], *extras["speed"], *extras["postgres"]]
     asked = asked if lock == ".requirements.lock" else PROJECT["build-system"]["requires"]
     pins = {pin[1]: numbers(pin[2]) for line in lines(lock) if (pin := PIN.fullmatch(line))}
     for name, version in map(least, asked):

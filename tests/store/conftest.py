@@ -1,4 +1,7 @@
-"""One behaviour suite, run over every backend: a store that joins adds a parameter to `backend`."""
+"""One behaviour suite, run over every backend: a store that joins adds a kind to `KINDS`.
+
+What is of one kind alone, by its file's name (`test_sqlite_*.py`) or the marker `only`, runs over that one.
+"""
 
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -7,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from relay.store import Store
-from tests.support.store_backends import Backend, SqliteBackend
+from tests.support.store_backends import KINDS, Backend, fresh_backend
 from tests.support.store_parts import Watch
 
 
@@ -28,10 +31,21 @@ def watch() -> Watch:
     return Watch()
 
 
-@pytest.fixture(params=["sqlite"])
-def backend(tmp_path: Path) -> Backend:
-    """An empty database of each kind."""
-    return SqliteBackend(tmp_path)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that has a backend over each kind that it is of."""
+    if "backend" not in metafunc.fixturenames:
+        return
+    kinds = [kind for kind in KINDS if metafunc.module.__name__.rpartition(".")[2].startswith(f"test_{kind}_")] or KINDS
+    for mark in metafunc.definition.iter_markers("only"):
+        kinds = [kind for kind in kinds if kind in mark.args]
+    metafunc.parametrize("backend", kinds, indirect=True)
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
+    """An empty database of each kind, which is gone after the test."""
+    with fresh_backend(request.param, tmp_path) as fresh:
+        yield fresh
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import pytest
 from relay.ids import fresh_id
 from relay.model import Rate
 from relay.store import StoreUnavailable
+from relay.store.grouping.jobs import CUT_OFF, PART
 from relay.store.replays import JobState, Replayable, ReplayFilter, ReplayJob
 from relay.store.sqlite import SqliteStore
 from relay.store.sqlite.collecting import PAGE, SCAN
-from relay.store.sqlite.replays import CUT_OFF, PART
 from relay.store.sqlite.statements import EVENT_INSERT
 from relay.store.sqlite.transaction import ROWS
 from tests.support.store_backends import SqliteBackend

@@ -1,12 +1,13 @@
 """The store against a model of itself, by any sequence of verbs, restarts and kills that Hypothesis can think of.
 
-Real: the store, its files, and the rules of health and retry. Fake: time and chance.
+Real: the store, its files or its server, and the rules of health and retry. Fake: time and chance.
 """
 
 import asyncio
 import itertools
 import tempfile
 from collections.abc import Coroutine, Iterable, Sequence
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from random import Random
@@ -42,8 +43,8 @@ from relay.model import (
 from relay.rules.health import disabled_by_hand, enabled_by_hand, flows
 from relay.store import Bid, Retention
 from relay.store.replays import DISCARDED, JobState, Replayable, ReplayFilter, ReplayJob
-from relay.store.sqlite import SqliteStore
-from tests.support.store_backends import SqliteBackend, kept
+from tests.support.postgres import needed
+from tests.support.store_backends import fresh_backend, kept
 from tests.support.store_model import TARGETS, Asked, Model, ms, ruling_of
 from tests.support.store_parts import NOW, SECOND, Watch, an_event, towards
 
@@ -65,17 +66,20 @@ WAITS = st.sampled_from(
 class StoreMachine(RuleBasedStateMachine):
     """Every verb beside its model; after each step the tables are compared with it, row by row."""
 
+    kind = "sqlite"
+
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
-        self.home = tempfile.TemporaryDirectory()
-        self.backend = SqliteBackend(Path(self.home.name) / "store")
+        self.home = ExitStack()
+        directory = Path(self.home.enter_context(tempfile.TemporaryDirectory()))
+        self.backend = self.home.enter_context(fresh_backend(self.kind, directory / "store"))
         self.model = Model()
         self.now = NOW
         self.numbers = itertools.count(1)
         self.rng = Random(7)
         self.watch = Watch()
-        self.store: SqliteStore
+        self.store: Any  # its parts beside the verbs, too
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Let the store's loop run until this is done."""
@@ -92,7 +96,7 @@ class StoreMachine(RuleBasedStateMachine):
         if hasattr(self, "store"):
             self.run(self.store.close())
         self.runner.close()
-        self.home.cleanup()
+        self.home.close()
 
     # receiving
 
@@ -450,20 +454,36 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.watch.outages == []
 
 
+class PostgresMachine(StoreMachine):
+    """The same over PostgreSQL."""
+
+    kind = "postgres"
+
+
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+OVER_EACH = pytest.mark.parametrize("machine", [StoreMachine, PostgresMachine], ids=lambda machine: machine.kind)
 
 
+def tell_stories(machine: type[StoreMachine], number: int, steps: int) -> None:
+    """Run as many stories; over PostgreSQL fewer, since each look at its tables is a question to a server."""
+    if machine.kind == "postgres":
+        needed()
+        number = max(5, number // 6)
+    told = settings(max_examples=number, stateful_step_count=steps, deadline=None, suppress_health_check=QUIET)
+    run_state_machine_as_test(machine, settings=told)
+
+
+@OVER_EACH
 @pytest.mark.row("B3", "B57", "B65", "B71", "F36")
-def test_whatever_happens_no_promise_is_broken() -> None:
+def test_whatever_happens_no_promise_is_broken(machine: type[StoreMachine]) -> None:
     """Nothing acknowledged is ever missing, every move is legal, numbers rise, counts and health are what they are."""
-    quick = settings(max_examples=15, stateful_step_count=30, deadline=None, suppress_health_check=QUIET)
-    run_state_machine_as_test(StoreMachine, settings=quick)
+    tell_stories(machine, 15, 30)
 
 
+@OVER_EACH
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.row("B3", "B57", "B65", "B71", "F36")
-def test_whatever_happens_for_long_no_promise_is_broken() -> None:
+def test_whatever_happens_for_long_no_promise_is_broken(machine: type[StoreMachine]) -> None:
     """The same, in longer stories and more of them."""
-    deep = settings(max_examples=90, stateful_step_count=70, deadline=None, suppress_health_check=QUIET)
-    run_state_machine_as_test(StoreMachine, settings=deep)
+    tell_stories(machine, 90, 70)

@@ -12,7 +12,7 @@ from relay.ids import first_id, fresh_id
 from relay.model import DeliveryState, Event
 from relay.store import Retention, Store
 from relay.store.archive import EventQuery, KeptEvent, RefusalQuery, RefusedRequest
-from relay.store.sqlite import archive as sqlite_archive
+from relay.store.grouping import views
 from tests.support.store_parts import NOW, SECOND, an_event, failed, killed, one, settlement, stored, taken
 
 MINUTE = timedelta(minutes=1)
@@ -84,7 +84,7 @@ async def test_pages_leave_nothing_out_and_show_nothing_twice(
     store: Store, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
     """However small the page and however short the search behind it, all pages together are all events."""
-    monkeypatch.setattr(sqlite_archive, "SCAN", 3)
+    monkeypatch.setattr(views, "SCAN", 3)
     events = [await accepted(store, *["crm", "books"][: number % 3], at=NOW + number * SECOND) for number in range(17)]
     newest_first = [event.id for event in reversed(events)]
     routed = [event.id for number, event in reversed(list(enumerate(events))) if number % 3]
@@ -117,7 +117,7 @@ async def test_one_event_is_shown_whole(store: Store) -> None:
 
 async def test_refusals_are_kept_up_to_their_bounds(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """The newest stay; what is older than a week goes."""
-    monkeypatch.setattr(sqlite_archive, "KEPT_REFUSALS", 5)
+    monkeypatch.setattr(views, "KEPT_REFUSALS", 5)
 
     def refusals(numbers: Sequence[int], *, at: object = NOW) -> list[RefusedRequest]:
         return [

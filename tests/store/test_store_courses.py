@@ -150,6 +150,7 @@ async def test_a_stored_replay_decides_anew_for_each_item(store: SqliteStore) ->
     assert courses == {(led_there.id, today), (elsewhere.id, COURSE), (unrouted[0].id, today)}
 
 
+@pytest.mark.only("sqlite")
 async def test_a_plain_replay_reads_no_body(store: SqliteStore, backend: SqliteBackend) -> None:
     """An event whose body is damaged is replayed all the same where no route asks for it, and by none that does."""
     event = await stored(store)
@@ -166,6 +167,7 @@ async def test_a_plain_replay_reads_no_body(store: SqliteStore, backend: SqliteB
     await store.close()
 
 
+@pytest.mark.only("sqlite")
 @pytest.mark.parametrize(
     "content",
     ["x", "[]]", "7", "[7]", '[["a"]]', '[["a", 1, []]]', '[["a", null, "b"]]', '[["a", null, [1]]]', b"\xff"],
@@ -186,6 +188,7 @@ async def test_a_damaged_course_is_dead_and_holds_up_nothing(
     await store.close()
 
 
+@pytest.mark.only("sqlite")
 async def test_failed_conditions_are_kept_with_their_event(store: SqliteStore, backend: SqliteBackend) -> None:
     """As they were told, for as long as the event; what the disk has damaged of them costs nothing else."""
     failures = (("paid", "abs() was given what it does not take"), ("paid > crm", "failed"))

@@ -9,6 +9,7 @@ import pytest
 from relay.model import DeliveryState, RetryAt
 from relay.store.archive import RefusedRequest
 from relay.store.following import AcceptedEvent, Following, Happened, Position, RecordedAttempt, UnknownPosition
+from relay.store.sqlite import SqliteStore
 from tests.support.store_backends import Backend
 from tests.support.store_parts import NOW, SECOND, Watch, failed, one, settlement, stored
 
@@ -143,10 +144,11 @@ async def test_a_position_of_another_store_is_refused(store: Any) -> None:
     """One that has not got so far, and one of another birth: their numbers mean something else."""
     await a_history(store)
     newest = await following(store).newest()
+    beyond = 1 if isinstance(store, SqliteStore) else 10**17  # several nodes leave out numbers
     for unknown in (
-        Position(newest.birth, newest.event + 1, newest.attempt, newest.refusal),
-        Position(newest.birth, newest.event, newest.attempt + 1, newest.refusal),
-        Position(newest.birth, newest.event, newest.attempt, newest.refusal + 1),
+        Position(newest.birth, newest.event + beyond, newest.attempt, newest.refusal),
+        Position(newest.birth, newest.event, newest.attempt + beyond, newest.refusal),
+        Position(newest.birth, newest.event, newest.attempt, newest.refusal + beyond),
         Position(newest.birth - 1, newest.event, newest.attempt, newest.refusal),
     ):
         with pytest.raises(UnknownPosition):
@@ -163,7 +165,8 @@ async def test_attempts_made_at_once_come_in_the_order_of_their_record(store: An
         await store.settle(settlement(claim, RetryAt(at + SECOND, 1), at=at))
     found = await all_after(store, await following(store).first(), limit=2)
     assert words(found)[3:] == [f"attempted {claim.event.id} 1" for claim in claims]
-    assert [one_.position.attempt for one_ in found] == [0, 0, 0, 1, 2, 3]
+    positions = [one_.position.attempt for one_ in found]
+    assert [sorted(set(positions)).index(position) for position in positions] == [0, 0, 0, 1, 2, 3]
 
 
 async def test_a_commit_wakes_who_waits(store: Any) -> None:

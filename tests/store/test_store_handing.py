@@ -173,6 +173,7 @@ async def test_what_was_handed_over_to_a_process_that_was_killed_is_due_again(
     await again.close()
 
 
+@pytest.mark.only("sqlite")
 @pytest.mark.row("F3", "B1")
 async def test_what_was_claimed_by_a_commit_that_was_refused_is_due_as_soon_as_the_store_is_back(
     backend: SqliteBackend, watch: Watch

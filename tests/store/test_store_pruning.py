@@ -7,9 +7,9 @@ import pytest
 
 from relay.model import OutcomeKind, RetryAt
 from relay.store import Retention, Store
+from relay.store.grouping.ages import OPEN, PRUNE_BATCH, PRUNE_SCAN
 from relay.store.sqlite import SqliteStore
-from relay.store.sqlite.erasing import OPEN, erase_ended
-from relay.store.sqlite.pruning import PRUNE_BATCH, PRUNE_SCAN
+from relay.store.sqlite.erasing import erase_ended
 from tests.support.store_backends import Backend, kept
 from tests.support.store_parts import NOW, SECOND, Watch, an_event, killed, one, settlement, stored, taken
 
@@ -125,6 +125,7 @@ async def test_retention_works_either_way_round(store: Store, backend: Backend, 
     assert await pruned(store, kept_days + 0.1, retention=retention) == 1
 
 
+@pytest.mark.only("sqlite")
 async def test_a_prune_that_was_decided_on_spares_what_has_become_busy(backend: Backend, watch: Watch) -> None:
     """Between the look and the deletion an event may get a delivery to make; it is then left alone."""
     store = await backend.open(watch)

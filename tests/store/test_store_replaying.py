@@ -7,9 +7,9 @@ import pytest
 
 from relay.model import Done, Event, OutcomeKind, RetryAt, Route, TargetHealth, TargetState
 from relay.store import Retention
+from relay.store.grouping.rerouting import DISCARD
 from relay.store.replays import DISCARDED, NOT_CONFIGURED, ReplayedEvent
 from relay.store.sqlite import SqliteStore
-from relay.store.sqlite.replaying import DISCARD
 from tests.support.store_backends import Row, SqliteBackend, kept
 from tests.support.store_parts import (
     NOW,
@@ -241,6 +241,7 @@ async def test_a_discard_goes_in_small_parts_and_spares_what_comes_meanwhile(
     assert await kept(store, "crm") == backend.counted() == {("crm", "pending"): 1, ("crm", "dead"): DISCARD + 500}
 
 
+@pytest.mark.only("sqlite")
 async def test_an_event_whose_type_was_damaged_fits_no_route(store: SqliteStore, backend: SqliteBackend) -> None:
     """The disk may have changed it; that is no reason for the store to fail."""
     event = await stored(store)
@@ -251,6 +252,7 @@ async def test_an_event_whose_type_was_damaged_fits_no_route(store: SqliteStore,
     assert await store.replays.event(event.id, anew, now=LATER) == ReplayedEvent(event.id, event.source)
 
 
+@pytest.mark.only("sqlite")
 async def test_to_route_an_event_anew_writes_nothing_of_its_body(store: SqliteStore, backend: SqliteBackend) -> None:
     """However large it is: a replay of many must not hold up an answer."""
     events = [await stored(store, body=b"x" * 500_000) for _ in range(4)]

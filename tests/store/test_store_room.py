@@ -10,10 +10,11 @@ import pytest
 
 from relay.model import RELAY, OutcomeKind, RetryAt
 from relay.store import Retention, Store, StoreFull, StoreUnavailable
+from relay.store.grouping.ages import KEPT_AGAINST_SIZE, PRUNE_BATCH, PRUNE_SCAN, SCANS
 from relay.store.sqlite import SqliteStore
 from relay.store.sqlite.checkpoints import CHECKPOINT_BYTES
-from relay.store.sqlite.erasing import KEPT_AGAINST_SIZE, erase_ended
-from relay.store.sqlite.pruning import PRUNE_BATCH, PRUNE_SCAN, SCANS, Pruning
+from relay.store.sqlite.erasing import erase_ended
+from relay.store.sqlite.pruning import Pruning
 from relay.store.sqlite.reading import Reading
 from tests.support.store_backends import Backend, SqliteBackend, kept
 from tests.support.store_parts import NOW, SECOND, Watch, an_event, emptied, ids, killed, one, settlement, stored, taken
@@ -76,6 +77,7 @@ async def test_the_oldest_go_first_and_in_small_batches(store: Store, backend: B
     assert [await store.prune_oldest(wanted) for wanted in (15_000, 1, ALL)] == [2, 1, 6]
 
 
+@pytest.mark.only("sqlite")
 async def test_what_must_stay_is_looked_at_once(backend: Backend, watch: Watch) -> None:
     """Many old ones that must stay cost one walk; what is delivered since is found all the same, and first."""
     store = await backend.open(watch)
@@ -109,6 +111,7 @@ class TimedReading(Reading):
         return found
 
 
+@pytest.mark.only("sqlite")
 async def test_a_round_by_age_past_many_that_must_stay_leaves_half_of_the_reader(
     backend: Backend, watch: Watch
 ) -> None:
@@ -135,6 +138,7 @@ async def test_a_walk_past_very_many_says_that_it_is_not_at_the_end(store: Store
     assert [await store.prune_oldest(ALL) for _ in range(3)] == [0, 7, None]
 
 
+@pytest.mark.only("sqlite")
 async def test_what_has_become_busy_or_dead_since_the_look_is_spared(backend: Backend, watch: Watch) -> None:
     """What was decided on the reading side is judged again in the transaction."""
     store = await backend.open(watch)
@@ -183,6 +187,7 @@ async def test_a_barred_store_takes_what_the_relay_says_of_itself(store: Store, 
     assert not isinstance(refused.value, StoreFull)
 
 
+@pytest.mark.only("sqlite")
 async def test_the_room_that_is_used_falls_with_what_is_deleted(store: Store) -> None:
     """The file does not shrink, but its free pages are used again and do not count."""
     empty = await store.room()
@@ -198,6 +203,7 @@ async def test_the_room_that_is_used_falls_with_what_is_deleted(store: Store) ->
     assert 0 < after.free <= after.disk
 
 
+@pytest.mark.only("sqlite")
 async def test_what_the_log_owes_the_file_is_known_beforehand(store: Store) -> None:
     """New pages in the log, until they are in their place; pages that were freed are vacant and owe nothing more."""
     await emptied(store)
@@ -216,6 +222,7 @@ async def test_what_the_log_owes_the_file_is_known_beforehand(store: Store) -> N
     assert (await store.room()).owed == 0
 
 
+@pytest.mark.only("sqlite")
 async def test_the_log_stays_small_however_fast_events_come(store: Store) -> None:
     """It is moved home by bytes as well, and then written anew from its beginning."""
     for _ in range(12):
@@ -258,6 +265,7 @@ async def test_a_claim_on_an_erased_event_is_lost(store: Store, backend: Backend
     assert await kept(store, "crm") == backend.counted()
 
 
+@pytest.mark.only("sqlite")
 @pytest.mark.parametrize("size", [200, 30_000, 300_000])
 async def test_an_erased_event_is_overwritten_on_the_disk(backend: Backend, watch: Watch, size: int) -> None:
     """Neither the file nor its log holds a byte of the body, the headers or what a target said, while it runs."""

@@ -72,6 +72,7 @@ async def test_from_ninety_percent_on_the_oldest_that_are_done_make_room(store: 
     await stored(store, "crm")
 
 
+@pytest.mark.only("sqlite")
 async def test_a_reader_that_holds_the_log_makes_no_more_events_go(store: Store, backend: Backend) -> None:
     """A backup, say: what is deleted counts at once, though the log cannot be emptied, and new events are taken."""
     kept = Kept(store, 4 * MIB)
@@ -195,6 +196,7 @@ async def test_a_fault_of_who_is_told_does_not_stop_the_upkeep(store: Store) -> 
     def fail(_used: int, _limit: int) -> None:
         raise RuntimeError("a bug")
 
+    await stored(store, "crm")
     upkeep = Upkeep(store, lambda: Retention(DAY, DAY, 1), now=lambda: NOW, nearly_full=fail)
     await upkeep.look()
     assert store.condition() != Condition(writable=True)

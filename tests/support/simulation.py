@@ -313,6 +313,9 @@ class Gateway:
         """See `Supervisor`."""
         self.violations.append(f"the loop of {target} failed: {error!r}")
 
+    def reclaimed(self, number: int) -> None:
+        pass
+
     def loops_keep_failing(self, error: BaseException) -> None:
         """See `Supervisor`."""
         self.violations.append(f"loops keep failing: {error!r}")

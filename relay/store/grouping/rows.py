@@ -39,6 +39,11 @@ def moment_if_sound(value: object) -> datetime | None:
         return None
 
 
+def sound_moment(value: object) -> datetime:
+    """The same, and the beginning of time where it holds none."""
+    return moment_if_sound(value) or _EPOCH
+
+
 def dedupe_digest(source: str, key: str) -> bytes:
     """A dedupe key, made short and scoped to its source: the same id of two sources is two events."""
     text = f"{source}\0{key}".encode("utf-8", "surrogatepass")
@@ -65,7 +70,7 @@ def event_row(seq: int, event: Event, dedupe: bytes | None, sha256: bytes) -> Ro
     )
 
 
-def headers_from(stored: bytes) -> Headers:
+def headers_from(stored: str | bytes) -> Headers:
     """Header fields from their column. Raises ValueError where it is damaged."""
     try:
         return tuple((name, value) for name, value in json.loads(stored))

@@ -339,8 +339,10 @@ class GroupWriter(ABC, Generic[Left]):
         current = self._current.accepts if self._current else ()
         for operation in itertools.takewhile(lambda one: one.since <= latest, (*current, *self._inbox.accepts)):
             operation.refuse(StoreUnavailable(SLOW))
+        if self._task.done():
+            return  # closed, which is no outage
         self._teller.condition(self.condition())
-        if not self.idle or (self._teller.tells_of_outage and not self._task.done()):
+        if not self.idle or self._teller.tells_of_outage:
             self._watch_the_late()
 
 

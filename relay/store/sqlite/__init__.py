@@ -35,6 +35,7 @@ from relay.store import (
     Watcher,
 )
 from relay.store.grouping.changes import COUNTED
+from relay.store.grouping.commits import Commits
 from relay.store.grouping.rows import headers_from, millis, moment_if_sound
 from relay.store.grouping.wishes import AcceptWish, ClaimWish
 from relay.store.sqlite import batch
@@ -43,7 +44,7 @@ from relay.store.sqlite.connection import open_writer
 from relay.store.sqlite.copying import Copying
 from relay.store.sqlite.custody import Custody
 from relay.store.sqlite.file import Guard, durability_warning
-from relay.store.sqlite.following import Commits, SqliteFollowing
+from relay.store.sqlite.following import SqliteFollowing
 from relay.store.sqlite.ledger import Ledger
 from relay.store.sqlite.presence import Presence
 from relay.store.sqlite.pruning import Pruning
@@ -330,6 +331,14 @@ class SqliteStore:
     def warning(self) -> str | None:
         """Why the place of the file may not keep the promises, None where nothing speaks against it."""
         return durability_warning(self._path)
+
+    def clock(self) -> datetime:
+        """The time; there is nobody else who works on this file."""
+        return datetime.now(UTC)
+
+    def who(self) -> Mapping[str, object]:
+        """Nobody else works on this file."""
+        return {}
 
     async def close(self) -> bool:
         """See `Store.close`. Where it takes too long it goes on by itself, and the lock is held until it is done."""

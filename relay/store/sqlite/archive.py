@@ -8,16 +8,15 @@ import json
 import sqlite3
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from relay.ids import first_id
-from relay.model import DeliveryState, Headers
+from relay.model import DeliveryState
 from relay.store.archive import (
     EventPage,
     EventQuery,
     EventRecord,
-    KeptAttempt,
     KeptDelivery,
     KeptEvent,
     KeptFetch,
@@ -26,22 +25,16 @@ from relay.store.archive import (
     RefusedRequest,
     Tally,
 )
+from relay.store.grouping import views
 from relay.store.grouping.changes import COUNTED
-from relay.store.grouping.rows import compact, course_from, headers_from, millis, moment, moment_if_sound
+from relay.store.grouping.rows import millis, moment
 from relay.store.sqlite.claiming import FIRST
 from relay.store.sqlite.reading import Reading
 from relay.store.sqlite.transaction import Transaction, marks, slices
 from relay.store.sqlite.writer import Writer
 
-SCAN = 20_000
-"""Rows that one search looks at."""
-KEPT_REFUSALS = 1000
-KEPT_REFUSALS_FOR = timedelta(days=7)
-TALLY_KEPT = timedelta(hours=2)
-"""How long the minutes of the tally are kept; what counts is the last hour."""
-LARGEST = (1 << 63) - 1
-"""What a column holds; a stranger may declare more."""
-HOUR = timedelta(hours=1)
+_BEGAN = ("", "", "began")
+"""What the row of the tally is called that says since when there is one."""
 
 
 class SqliteArchive:
@@ -84,13 +77,15 @@ class SqliteArchive:
             },
         )
         kept = rows[:limit]
-        return RefusalPage(tuple(map(_refusal, kept)), kept[-1][0] if len(rows) > limit else None)
+        return RefusalPage(
+            tuple(views.refusal_from(row[1:]) for row in kept), kept[-1][0] if len(rows) > limit else None
+        )
 
     async def keep_refusals(
         self, refusals: Sequence[RefusedRequest], *, counts: Mapping[str, int], at: datetime
     ) -> None:
         """See `Archive.keep_refusals`."""
-        rows = [_refusal_row(refusal) for refusal in refusals[-KEPT_REFUSALS:]]
+        rows = [views.refusal_row(refusal, _storable) for refusal in refusals[-views.KEPT_REFUSALS :]]
 
         def keep(tx: Transaction) -> None:
             tx.write(_REFUSAL_INSERT, rows)
@@ -98,8 +93,8 @@ class SqliteArchive:
                 tx.changes.tell("source", source, "refused", at, number)
             tx.db.execute(
                 f"""DELETE FROM refusal WHERE received_at < ?
-                OR seq <= (SELECT seq FROM refusal ORDER BY seq DESC LIMIT 1 OFFSET {KEPT_REFUSALS})""",
-                (millis(at - KEPT_REFUSALS_FOR),),
+                OR seq <= (SELECT seq FROM refusal ORDER BY seq DESC LIMIT 1 OFFSET {views.KEPT_REFUSALS})""",
+                (millis(at - views.KEPT_REFUSALS_FOR),),
             )
 
         await self._writer.work(keep)
@@ -127,22 +122,20 @@ class SqliteArchive:
 
     async def tally(self, now: datetime) -> Tally:
         """See `Archive.tally`."""
-        since = int((now - HOUR).timestamp()) // 60
         rows = await self._reading.rows(
-            """SELECT minute = 0, kind, name, what, sum(number), min(minute) FROM tally
+            """SELECT minute = 0, kind, name, what, sum(number) FROM tally
             WHERE minute = 0 OR minute > ? GROUP BY minute = 0, kind, name, what""",
-            (since,),
+            (views.minute(now - views.HOUR),),
         )
-        ever = {(kind, name, what): number for is_ever, kind, name, what, number, _ in rows if is_ever}
-        last_hour = {(kind, name, what): number for is_ever, kind, name, what, number, _ in rows if not is_ever}
-        ever_since = ever.pop(("", "", "began"), None)
-        return Tally(None if ever_since is None else moment(ever_since * 60_000), ever, last_hour)
+        began = [row[4] for row in rows if row[1:4] == _BEGAN]
+        counted = [row for row in rows if row[1:4] != _BEGAN]
+        return views.tally_from(counted, moment(began[0] * 60_000) if began else None)
 
 
 def forget_outlived(tx: Transaction, now: datetime) -> None:
     """Delete the minutes of the tally that no view asks for any more, and the refusals that are too old."""
-    tx.db.execute("DELETE FROM refusal WHERE received_at < ?", (millis(now - KEPT_REFUSALS_FOR),))
-    tx.db.execute("DELETE FROM tally WHERE minute > 0 AND minute < ?", (int((now - TALLY_KEPT).timestamp()) // 60,))
+    tx.db.execute("DELETE FROM refusal WHERE received_at < ?", (millis(now - views.KEPT_REFUSALS_FOR),))
+    tx.db.execute("DELETE FROM tally WHERE minute > 0 AND minute < ?", (views.minute(now - views.TALLY_KEPT),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +199,7 @@ def _walk_events(db: sqlite3.Connection, query: EventQuery, low: int, high: int,
         "among": None if query.among is None else json.dumps(sorted(query.among)),
         "low": low,
         "high": high,
-        "scan": SCAN,
+        "scan": views.SCAN,
         "limit": limit + 1,
     }
     looked_at = "SELECT seq FROM event WHERE seq >= :low AND seq < :high ORDER BY seq DESC LIMIT :scan"
@@ -221,7 +214,7 @@ def _walk_events(db: sqlite3.Connection, query: EventQuery, low: int, high: int,
     if len(numbers) > limit:
         return _Found(numbers[:limit], numbers[limit - 1])
     last = db.execute(f"SELECT min(seq), count(*) FROM ({looked_at})", values).fetchone()
-    return _Found(numbers, last[0] if last[1] == SCAN else None)
+    return _Found(numbers, last[0] if last[1] == views.SCAN else None)
 
 
 def _walk_deliveries(
@@ -237,10 +230,10 @@ def _walk_deliveries(
         rows = db.execute(
             f"""SELECT event_seq FROM delivery INDEXED BY {index} WHERE target = ? AND {listed} AND state = ?
             AND event_seq >= ? AND event_seq < ? ORDER BY event_seq DESC LIMIT ?""",
-            (target, query.state.value, low, high, SCAN),
+            (target, query.state.value, low, high, views.SCAN),
         ).fetchall()
         candidates.update(row[0] for row in rows)
-        if len(rows) == SCAN:
+        if len(rows) == views.SCAN:
             floor = max(floor, rows[-1][0])
     numbers = sorted((number for number in candidates if number >= floor), reverse=True)
     where, values = filters(query)
@@ -275,51 +268,16 @@ def _kept_events(db: sqlite3.Connection, numbers: Sequence[int]) -> list[KeptEve
     for part in slices(numbers):
         query = f"SELECT event_seq, {_DELIVERY} FROM delivery WHERE event_seq IN ({marks(len(part))})"
         for number, *row in db.execute(query, part):
-            deliveries[number].append(_delivery(row))
+            deliveries[number].append(views.kept_delivery(row))
         query = f"SELECT seq, id, source, type, received_at FROM event WHERE seq IN ({marks(len(part))})"
         for number, *row in db.execute(query, part):
             events[number] = row
-    return [_event(number, events[number], deliveries[number]) for number in numbers if number in events]
-
-
-def _event(number: int, row: Sequence[Any], deliveries: Sequence[KeptDelivery]) -> KeptEvent:
-    event_id, source, type_, received_at = row
-    at = moment_if_sound(received_at) or moment(0)
-    assert at is not None
-    return KeptEvent(number, str(event_id), str(source), str(type_), at, tuple(deliveries))
-
-
-def _delivery(row: Sequence[Any]) -> KeptDelivery:
-    target, state, attempts, step, due_at, outcome, status, reason, settled_at, replays, course = row
-    due = moment_if_sound(due_at) or moment(0)
-    assert due is not None
-    return KeptDelivery(
-        target=target,
-        state=DeliveryState(state),
-        attempts=attempts,
-        step=step,
-        due_at=due,
-        outcome=outcome,
-        status=status,
-        reason=reason,
-        settled_at=moment_if_sound(settled_at),
-        replays=replays,
-        enrichers=_enrichers(course),
-    )
-
-
-def _enrichers(course: bytes | None) -> tuple[str, ...]:
-    try:
-        return tuple(dict.fromkeys(way.enricher for way in course_from(course) if way.enricher is not None))
-    except ValueError:
-        return ()
+    return [views.kept_event(number, events[number], deliveries[number]) for number in numbers if number in events]
 
 
 def _fetch(row: Sequence[Any]) -> KeptFetch:
-    enricher, fetched_at, size, data = row
-    at = moment_if_sound(fetched_at) or moment(0)
-    assert at is not None
-    return KeptFetch(str(enricher, "utf-8", "replace"), at, size, data)
+    enricher, *rest = row
+    return views.kept_fetch(str(enricher, "utf-8", "replace"), rest)
 
 
 def _record(db: sqlite3.Connection, event_id: str, *, data: str) -> EventRecord | None:
@@ -334,63 +292,28 @@ def _record(db: sqlite3.Connection, event_id: str, *, data: str) -> EventRecord 
     (event,) = _kept_events(db, [number])
     query = """SELECT target, number, began_at, duration_ms, outcome, status, reason, excerpt FROM attempt
         WHERE event_seq = ? ORDER BY target, number"""
-    attempts = tuple(_attempt(row) for row in db.execute(query, (number,)))
+    attempts = tuple(views.kept_attempt(row) for row in db.execute(query, (number,)))
     query = f"""SELECT CAST(enricher AS BLOB), fetched_at, length(data), {data} FROM brought WHERE event_seq = ?
         ORDER BY enricher"""
     fetches = tuple(map(_fetch, db.execute(query, (number,))))
     names = None if routes is None else tuple(map(str, json.loads(routes)))
     return EventRecord(
         event=event,
-        headers=_pairs(headers),
+        headers=views.pairs(headers),
         verified=bool(verified),
         hops=hops,
         size=size,
         sha256=bytes(sha256),
         routes=names,
         attempts=attempts,
-        failed_conditions=_pairs(failed) if failed else (),
+        failed_conditions=views.pairs(failed) if failed else (),
         fetches=fetches,
     )
-
-
-def _pairs(stored: bytes) -> Headers:
-    """Pairs of texts from their column, none where it is damaged."""
-    try:
-        return headers_from(stored)
-    except ValueError:
-        return ()
-
-
-def _attempt(row: Sequence[Any]) -> KeptAttempt:
-    target, number, began_at, *rest = row
-    began = moment_if_sound(began_at) or moment(0)
-    assert began is not None
-    return KeptAttempt(target, number, began, *rest)
 
 
 _REFUSAL_INSERT = """INSERT INTO refusal (received_at, source, remote, status, reason, detail, size, headers)
     VALUES {rows}"""
 
 
-def _refusal_row(refusal: RefusedRequest) -> tuple[Any, ...]:
-    return (
-        millis(refusal.received_at),
-        refusal.source,
-        refusal.remote and _storable(refusal.remote),
-        refusal.status,
-        _storable(refusal.reason),
-        _storable(refusal.detail),
-        None if refusal.size is None else min(refusal.size, LARGEST),
-        compact(refusal.headers),
-    )
-
-
 def _storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _refusal(row: Sequence[Any]) -> RefusedRequest:
-    _, received_at, source, remote, status, reason, detail, size, headers = row
-    at = moment(received_at)
-    assert at is not None
-    return RefusedRequest(at, source, remote, status, reason, detail, size, headers_from(headers))

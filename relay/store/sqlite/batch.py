@@ -14,23 +14,16 @@ from typing import Any
 
 from relay.model import (
     Claim,
-    Course,
     DeliveryState,
-    Done,
-    Event,
-    GiveUp,
-    OutcomeKind,
-    RetryAt,
-    Skip,
     TargetHealth,
     TargetState,
-    Turn,
 )
-from relay.rules.health import flows
 from relay.rules.retry import is_recorded
-from relay.store import Accepted, LongestWaits, Ruling, Settled, Settlement
+from relay.store import Accepted, LongestWaits, Settled, Settlement
 from relay.store.grouping.changes import INLINE_BODY
+from relay.store.grouping.handing import Handed
 from relay.store.grouping.rows import course_text, dedupe_digest, event_row, health_row, millis
+from relay.store.grouping.settling import attempt_row, delivery_row, is_to_release
 from relay.store.grouping.wishes import AcceptWish, Handing
 from relay.store.sqlite.releasing import release_held
 from relay.store.sqlite.statements import ATTEMPT_INSERT, EVENT_INSERT, HEALTH_UPSERT, HEARD_UPSERT, TALLY_UPSERT
@@ -42,7 +35,7 @@ _PENDING, _IN_FLIGHT, _DELIVERED = DeliveryState.PENDING, DeliveryState.IN_FLIGH
 def accept(tx: Transaction, wishes: Sequence[AcceptWish], handing: Handing | None = None) -> list[Accepted]:
     """Store events and their deliveries; a known dedupe key stores nothing and names the first event. What is claimed
     by this stands in `Changes.handed`."""
-    handed = _Handed(tx, handing, wishes)
+    handed = Handed(tx, tx.changes.handed, handing, wishes)
     keys = [wish.event.dedupe_key and dedupe_digest(wish.event.source, wish.event.dedupe_key) for wish in wishes]
     known = _known_events(tx.db, [key for key in keys if key])
     results: list[Accepted] = []
@@ -87,36 +80,6 @@ _DELIVERY_INSERT = """INSERT INTO delivery
     VALUES {rows}"""
 
 
-class _Handed:
-    """The bids that hold in one transaction: a target that was settled in it may be well no more."""
-
-    def __init__(self, tx: Transaction, handing: Handing | None, wishes: Sequence[AcceptWish]) -> None:
-        self._claims = tx.changes.handed
-        self._left: dict[str, int] = {}
-        if handing is None:
-            return
-        self._handing = handing
-        self._took_at: dict[str, datetime | None] = {}
-        now = max(wish.event.received_at for wish in wishes)
-        for target, bid in handing.bids.items():
-            health = tx.health(target)
-            if flows(health, now):
-                self._left[target] = bid.count
-                self._took_at[target] = health.took_at
-
-    def claim(self, event: Event, target: str, course: Course) -> Claim | None:
-        """The claim on a delivery that is about to be stored; None where it is to wait. Large bodies do, for they are
-        read from the store when they are sent."""
-        left = self._left.get(target, 0)
-        if left <= 0 or len(event.body) > INLINE_BODY:
-            return None
-        self._left[target] = left - 1
-        until = self._handing.bids[target].until
-        claim = Claim(event, target, 1, 0, self._handing.token, until, took_at=self._took_at[target], course=course)
-        self._claims.append(claim)
-        return claim
-
-
 def _known_events(db: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, tuple[str, bytes]]:
     known: dict[bytes, tuple[str, bytes]] = {}
     for part in slices(keys):
@@ -144,11 +107,11 @@ def settle(tx: Transaction, settlements: Sequence[Settlement]) -> list[Settled]:
         ruling = settlement.rule(before)
         if ruling.health is not before:
             tx.changes.health[claim.target] = ruling.health
-        state, *row = _delivery_row(settlement, ruling)
+        state, *row = delivery_row(settlement, ruling)
         tx.changes.moved(claim.target, _IN_FLIGHT, state)
         is_attempt = is_recorded(claim, settlement.outcome)
         if is_attempt:
-            attempts.append(_attempt_row(seq, settlement))
+            attempts.append(attempt_row(seq, settlement))
             tx.changes.tell("target", claim.target, str(settlement.outcome.kind), settlement.ended_at)
         if state is DeliveryState.DEAD:
             tx.changes.tell("target", claim.target, str(state), settlement.ended_at)
@@ -188,49 +151,6 @@ def _held(db: sqlite3.Connection, settlements: Sequence[Settlement]) -> dict[tup
         for id_, target, token, seq in in_one_row(db, query, 4, part):
             held[id_, target, token] = seq
     return held
-
-
-def _delivery_row(settlement: Settlement, ruling: Ruling) -> tuple[Any, ...]:
-    """(state, due_at, step, settled_at, outcome, status, reason, first_try_at) after a ruling.
-
-    What a disabled target holds is due by its arrival, so that it leaves oldest first when the target is back; but the
-    first of an ordered target is tried by its schedule meanwhile.
-    """
-    claim, outcome, decision = settlement.claim, settlement.outcome, ruling.decision
-    due_at, step = millis(min(claim.event.received_at, settlement.ended_at)), claim.step
-    reason: str | None = outcome.reason
-    settled_at: int | None = millis(settlement.ended_at)
-    if isinstance(decision, Done):  # as nearly all are
-        began_at = millis(settlement.began_at)
-        return _DELIVERED, due_at, step, settled_at, str(outcome.kind), outcome.status, None, began_at
-    match decision:
-        case GiveUp(reason=why):
-            state, reason = DeliveryState.DEAD, why
-        case Skip(reason=why):
-            state, reason = DeliveryState.SKIPPED, why
-        case RetryAt(at=at, step=next_step):
-            state, step, settled_at = _PENDING, next_step, None
-            if ruling.health.state is TargetState.ACTIVE or claim.turn is Turn.FIRST:
-                due_at = millis(at)
-    tried = outcome.kind not in (OutcomeKind.INTERRUPTED, OutcomeKind.SKIPPED)
-    first_try_at = millis(settlement.began_at) if tried else None
-    return state, due_at, step, settled_at, str(outcome.kind), outcome.status, reason, first_try_at
-
-
-def _attempt_row(seq: int, settlement: Settlement) -> tuple[Any, ...]:
-    claim, outcome = settlement.claim, settlement.outcome
-    took = max(timedelta(0), settlement.ended_at - settlement.began_at) // timedelta(milliseconds=1)
-    return (
-        seq,
-        claim.target,
-        claim.attempt,
-        millis(settlement.began_at),
-        took,
-        str(outcome.kind),
-        outcome.status,
-        outcome.reason,
-        outcome.excerpt,
-    )
 
 
 def release(tx: Transaction, claims: Sequence[Claim]) -> None:
@@ -292,19 +212,9 @@ def change_health(tx: Transaction, name: str, change: Callable[[TargetHealth], T
     before = tx.health(name)
     after = change(before)
     tx.changes.health[name] = after
-    is_lifted = before.throttled_until is not None and after.throttled_until is None
-    is_back = after.state is TargetState.ACTIVE and (before.state is TargetState.DISABLED or is_lifted)
-    is_another = _digests(before) not in (_digests(after), _UNKNOWN)
-    if is_back or (after.state is TargetState.DISABLED and is_another):
+    if is_to_release(before, after):
         release_held(tx, name)
     return after
-
-
-_UNKNOWN = ("", "")
-
-
-def _digests(health: TargetHealth) -> tuple[str, str]:
-    return health.url_digest, health.settings_digest
 
 
 def write_health(tx: Transaction) -> None:

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from relay.store.archive import EventQuery
+from relay.store.grouping.rerouting import Item
 from relay.store.replays import Replayable, ReplayFilter
 from relay.store.sqlite.archive import bounds, filters
-from relay.store.sqlite.replaying import Item
 
 PAGE = 2000
 """Dead deliveries of a target that are looked at for one page."""

@@ -7,13 +7,9 @@ spared. The kept counts follow every row that goes, and nothing that is remember
 from collections.abc import Sequence
 
 from relay.model import DeliveryState
+from relay.store.grouping.ages import listed
 from relay.store.grouping.changes import COUNTED
 from relay.store.sqlite.transaction import Transaction, marks, slices
-
-OPEN = (DeliveryState.PENDING, DeliveryState.IN_FLIGHT)
-"""What is still to be delivered: no retention deletes it."""
-KEPT_AGAINST_SIZE = (*OPEN, DeliveryState.DEAD)
-"""What is not deleted for want of room either."""
 
 
 def erase_ended(tx: Transaction, seqs: Sequence[int], *, sparing: Sequence[DeliveryState]) -> int:
@@ -21,7 +17,7 @@ def erase_ended(tx: Transaction, seqs: Sequence[int], *, sparing: Sequence[Deliv
     gone = 0
     for part in slices(seqs):
         spared = f"""SELECT event_seq FROM delivery WHERE event_seq IN ({marks(len(part))})
-            AND state IN ({", ".join(f"'{state.value}'" for state in sparing)})"""
+            AND state IN ({listed(sparing)})"""
         busy = {row[0] for row in tx.db.execute(spared, part)}
         free = [seq for seq in part if seq not in busy]
         _delete(tx, free)
@@ -51,8 +47,7 @@ def erase_event(tx: Transaction, event_id: str) -> int | None:
 
 def _delete(tx: Transaction, seqs: Sequence[int]) -> None:
     among = f"IN ({marks(len(seqs))})"
-    counted = ", ".join(f"'{state.value}'" for state in COUNTED)
-    query = f"""SELECT target, state, count(*) FROM delivery WHERE event_seq {among} AND state IN ({counted})
+    query = f"""SELECT target, state, count(*) FROM delivery WHERE event_seq {among} AND state IN ({listed(COUNTED)})
         GROUP BY target, state"""
     for target, state, number in tx.db.execute(query, seqs).fetchall():
         tx.changes.moved(target, DeliveryState(state), None, number)

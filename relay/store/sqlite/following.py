@@ -6,62 +6,17 @@ commit.
 
 import asyncio
 import contextlib
-import heapq
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from relay.model import DeliveryState
-from relay.store import Watcher
-from relay.store.archive import RefusedRequest
-from relay.store.following import AcceptedEvent, Batch, Happened, Occurrence, Position, RecordedAttempt, UnknownPosition
-from relay.store.grouping.rows import millis, moment, moment_if_sound
+from relay.store.following import AcceptedEvent, Batch, Position, UnknownPosition
+from relay.store.grouping.commits import Commits
+from relay.store.grouping.followed import Kind, accepted, attempted, followed, merged, refused
+from relay.store.grouping.rows import millis
 from relay.store.sqlite.reading import Reading
-
-
-class Commits:
-    """Counts commits on their way to the store's watcher, and wakes who waits for the next."""
-
-    def __init__(self, watcher: Watcher) -> None:
-        self._watcher = watcher
-        self._next: asyncio.Event | None = None
-        self.number = 0
-
-    def committed(self, seconds: float) -> None:
-        """See `Watcher.committed`."""
-        self.number += 1
-        if self._next is not None:
-            self._next.set()
-            self._next = None
-        self._watcher.committed(seconds)
-
-    def unavailable(self, reason: str) -> None:
-        """See `Watcher.unavailable`."""
-        self._watcher.unavailable(reason)
-
-    def recovered(self, seconds: float) -> None:
-        """See `Watcher.recovered`."""
-        self._watcher.recovered(seconds)
-
-    async def next(self) -> None:
-        """Wait for the next commit."""
-        if self._next is None:
-            self._next = asyncio.Event()
-        await self._next.wait()
-
-
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """One table that is followed; its name is that of its number in a position, `at` its clock."""
-
-    name: str
-    at: str
-    query: str
-    """Number, time, and what `read` takes, of the rows beyond a number, so many at most."""
-    read: Callable[[datetime, Sequence[Any]], Occurrence]
 
 
 class SqliteFollowing:
@@ -123,7 +78,7 @@ def _first(db: sqlite3.Connection, since: datetime | None) -> Position:
     return Position(newest.birth, **numbers)
 
 
-def _last_before(db: sqlite3.Connection, kind: _Kind, at: int, newest: int) -> int:
+def _last_before(db: sqlite3.Connection, kind: Kind, at: int, newest: int) -> int:
     """The number after which a table's rows are of that time or later, found by halving."""
     query = f"SELECT {kind.at} FROM {kind.name} WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT 1"
     low, high = 0, newest
@@ -140,88 +95,36 @@ def _last_before(db: sqlite3.Connection, kind: _Kind, at: int, newest: int) -> i
 def _after(db: sqlite3.Connection, position: Position, limit: int) -> Batch:
     with _snapshot(db):
         newest = _newest(db)
-        read = [_rows(db, kind, position, limit) for kind in _KINDS]
+        read = [followed(kind, db.execute(kind.query, (getattr(position, kind.name), limit))) for kind in _KINDS]
     if position.birth != newest.birth or any(
         getattr(position, kind.name) > getattr(newest, kind.name) for kind in _KINDS
     ):
         raise UnknownPosition(str(position))
-    ends = {id(rows[-1]) for rows in read if len(rows) == limit}
-    happened: list[Happened] = []
-    for row in heapq.merge(*read, key=lambda row: row.at):
-        position = replace(position, **{row.kind.name: row.number})
-        happened.append(Happened(position, row.kind.read(row.at, row.rest)))
-        if id(row) in ends:  # what follows in the other tables may be younger than what this one has still to tell
-            return Batch(happened, position, is_last=False)
-    return Batch(happened, position, is_last=True)
+    return merged(read, position, limit)
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """One row beyond a position."""
-
-    kind: _Kind
-    number: int
-    at: datetime
-    rest: Sequence[Any]
-
-
-def _rows(db: sqlite3.Connection, kind: _Kind, position: Position, limit: int) -> list[_Row]:
-    found = db.execute(kind.query, (getattr(position, kind.name), limit))
-    return [_Row(kind, number, _sound(at), rest) for number, at, *rest in found]
-
-
-def _sound(at: object) -> datetime:
-    """The time of a row, and the beginning of time where the disk has damaged it."""
-    found = moment_if_sound(at) or moment(0)
-    assert found is not None
-    return found
-
-
-def _event(at: datetime, row: Sequence[Any]) -> AcceptedEvent:
-    event_id, source, type_, size, targets = row
-    return AcceptedEvent(at, event_id, source, type_, tuple(json.loads(targets)), size)
-
-
-def _refusal(at: datetime, row: Sequence[Any]) -> RefusedRequest:
-    source, remote, status, reason, detail, size = row
-    return RefusedRequest(at, source, remote, status, reason, detail, size)
-
-
-def _attempt(at: datetime, row: Sequence[Any]) -> RecordedAttempt:
-    event_id, source, type_, target, number, outcome, status, duration_ms, reason, state, due_at = row
-    return RecordedAttempt(
-        at=at,
-        event_id=event_id,
-        source=source,
-        type=type_,
-        target=target,
-        number=number,
-        outcome=outcome,
-        status=status,
-        duration_ms=duration_ms,
-        reason=reason,
-        state=None if state is None else DeliveryState(state),
-        due_at=None if state is None else _sound(due_at),
-    )
+def _accepted(at: datetime, row: Sequence[Any]) -> AcceptedEvent:
+    *parts, targets = row
+    return accepted(at, (*parts, json.loads(targets)))
 
 
 _KINDS = (
-    _Kind(
+    Kind(
         "event",
         "received_at",
         """SELECT seq, received_at, id, source, type, size,
             (SELECT json_group_array(target) FROM delivery WHERE event_seq = event.seq)
         FROM event WHERE seq > ? ORDER BY seq LIMIT ?""",
-        _event,
+        _accepted,
     ),
-    _Kind(
+    Kind(
         "refusal",
         "received_at",
         """SELECT seq, received_at, source, remote, status, reason, detail, size
         FROM refusal WHERE seq > ? ORDER BY seq LIMIT ?""",
-        _refusal,
+        refused,
     ),
-    _Kind(
+    Kind(
         "attempt",
         "began_at + duration_ms",
         """SELECT a.seq, a.began_at + a.duration_ms, e.id, e.source, e.type, a.target, a.number, a.outcome, a.status,
@@ -229,7 +132,7 @@ _KINDS = (
         FROM attempt a CROSS JOIN event e ON e.seq = a.event_seq
             LEFT JOIN delivery d ON d.event_seq = a.event_seq AND d.target = a.target
         WHERE a.seq > ? ORDER BY a.seq LIMIT ?""",
-        _attempt,
+        attempted,
     ),
 )
 """In the order in which what has the same time is told."""

@@ -10,38 +10,35 @@ import contextlib
 import time
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
 from relay.model import DeliveryState
 from relay.store import Outlived, Retention, StoreUnavailable
-from relay.store.grouping.rows import millis
+from relay.store.grouping.ages import (
+    COUNTED_SCANS,
+    KEPT_AGAINST_SIZE,
+    OPEN,
+    OVERHEAD,
+    PAST_ALL,
+    PRUNE_BATCH,
+    PRUNE_SCAN,
+    SCANS,
+    ages,
+    batch,
+    listed,
+)
 from relay.store.sqlite.archive import forget_outlived
-from relay.store.sqlite.erasing import KEPT_AGAINST_SIZE, OPEN, erase_ended, erase_event
+from relay.store.sqlite.erasing import erase_ended, erase_event
 from relay.store.sqlite.reading import Reading
 from relay.store.sqlite.schema import MIGRATIONS
 from relay.store.sqlite.transaction import Transaction
 from relay.store.sqlite.writer import Writer
 
-PRUNE_BATCH = 250
-"""Events deleted in one transaction: an answer that arrives meanwhile waits for about a millisecond."""
-PRUNE_BYTES = 4 * 1024 * 1024
-"""Bytes of bodies after which a batch is full."""
-PRUNE_SCAN = 2000
-"""Events looked at at a time where the next batch full of them must stay; at first it is a batch full, of which as a
-rule all may go."""
-SCANS = 10
-"""Looks in one call for room, so that who asks can look up meanwhile."""
-COUNTED_SCANS = 500
-"""Looks for a count that deletes nothing."""
-OVERHEAD = 512
-"""Bytes that an event takes beside its body and its headers, roughly: its rows and what stands in indexes."""
 EMPTYING_S = 0.5
 """How long one who wants the log emptied waits for that; it goes on by itself."""
-_PAST_ALL = 1 << 62
 
 _STAYS = f"""EXISTS (SELECT 1 FROM delivery d WHERE d.event_seq = e.seq
-    AND d.state IN ({", ".join(f"'{state.value}'" for state in KEPT_AGAINST_SIZE)}))"""
-_BUSY = ", ".join(f"'{state.value}'" for state in OPEN)
+    AND d.state IN ({listed(KEPT_AGAINST_SIZE)}))"""
+_BUSY = listed(OPEN)
 _BY_AGE = f"""
     SELECT e.seq, e.size, e.received_at <= :old OR e.received_at > :now, e.received_at <= :old AND NOT EXISTS (
         SELECT 1 FROM delivery d WHERE d.event_seq = e.seq AND (
@@ -78,9 +75,9 @@ class Pruning:
 
     async def _outlived(self, retention: Retention, now: datetime, scan: int) -> tuple[int | None, list[int]]:
         """The last of so many events looked at (None where all that follow are young), and those whose time is over."""
-        values = _ages(retention, now) | {"from": self._pruned_to, "scan": scan}
+        values = ages(retention, now)._asdict() | {"from": self._pruned_to, "scan": scan}
         rows = await self._reading.rows(_BY_AGE, values)
-        over = _batch([(seq, size) for seq, size, _, is_over in rows if is_over])
+        over = batch([(seq, size) for seq, size, _, is_over in rows if is_over])
         if over and over[-1] < max(seq for seq, _, _, is_over in rows if is_over):
             return over[-1], over
         is_last = len(rows) < scan or not any(is_old for _, _, is_old, _ in rows)
@@ -94,10 +91,10 @@ class Pruning:
         """See `Store.prune_oldest`."""
         ledger = self._writer.ledger
         for scan in (PRUNE_BATCH, *[PRUNE_SCAN] * SCANS):
-            begin, ledger.stays_to = ledger.stays_to, _PAST_ALL  # what is delivered during the look brings it back
+            begin, ledger.stays_to = ledger.stays_to, PAST_ALL  # what is delivered during the look brings it back
             try:
                 rows = await self._reading.rows(_BY_SIZE, {"from": begin, "scan": scan})
-                seqs = _batch([(seq, size + OVERHEAD) for seq, size, is_free in rows if is_free], wanted)
+                seqs = batch([(seq, size + OVERHEAD) for seq, size, is_free in rows if is_free], wanted)
                 number = await self._erase(seqs, KEPT_AGAINST_SIZE) if seqs else 0
             except BaseException:
                 ledger.stays_to = min(ledger.stays_to, begin)
@@ -113,7 +110,7 @@ class Pruning:
     async def outlived(self, retention: Retention, now: datetime, *, wanted: int) -> Outlived:
         """See `Store.outlived`."""
         events, size, is_whole = 0, 0, False
-        values = _ages(retention, now)
+        values = ages(retention, now)._asdict()
         begin = 0
         for _ in range(COUNTED_SCANS):
             rows = await self._reading.rows(_BY_AGE, values | {"from": begin, "scan": PRUNE_SCAN})
@@ -161,24 +158,3 @@ class Pruning:
 def _begin_log(tx: Transaction) -> None:
     """Write something that changes nothing: a log that a kill leaves empty is not to be told from one that was lost."""
     tx.db.execute(f"PRAGMA user_version={len(MIGRATIONS)}")
-
-
-def _ages(retention: Retention, now: datetime) -> dict[str, Any]:
-    return {
-        "now": millis(now),
-        "old": millis(now - min(retention.delivered, retention.dead)),
-        "dead": millis(now - retention.dead),
-        "delivered": millis(now - retention.delivered),
-    }
-
-
-def _batch(found: Sequence[tuple[int, int]], wanted: int = PRUNE_BYTES) -> list[int]:
-    """As many of these events, by number and size, as one transaction deletes, or as make the room that is wanted."""
-    batch: list[int] = []
-    size = 0
-    for seq, bytes_ in found[:PRUNE_BATCH]:
-        if batch and size >= min(wanted, PRUNE_BYTES):
-            break
-        batch.append(seq)
-        size += bytes_
-    return batch

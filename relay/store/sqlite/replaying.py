@@ -4,24 +4,17 @@ Law: every function here runs inside the writer's transaction. A delivery that b
 attempt and what was recorded of it; nothing else of its past counts. Its claim is gone already, for it had ended.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
-from relay.model import ENDED, Content, Course, DeliveryState, Headers
-from relay.rules.expressions import Failed, View, view_from
-from relay.rules.routing import DAMAGED, Routed, Subject, routed
+from relay.model import ENDED, DeliveryState, Headers
+from relay.rules.expressions import Failed
+from relay.rules.routing import DAMAGED, Routed, routed
+from relay.store.grouping.rerouting import DISCARD, Anew, Item, StoredBody, Taken, course_to, stored_subject
 from relay.store.grouping.rows import compact, course_text, headers_from, millis, moment_if_sound
 from relay.store.replays import DISCARDED, NOT_CONFIGURED, Destinations, Replayable, ReplayedEvent
 from relay.store.sqlite.transaction import Transaction, marks, slices
-
-DISCARD = 1000
-"""Deliveries discarded in one transaction: an answer that arrives meanwhile waits for a few milliseconds."""
-
-Item = tuple[int, str]
-"""An event's number and a target; no target for an event that is to be routed anew."""
 
 _NAMED = "e.seq, CAST(e.source AS BLOB), CAST(e.type AS BLOB)"
 
@@ -30,27 +23,6 @@ _ANEW = """WITH anew (event_seq, target, due_at, is_led, course) AS (VALUES {row
         outcome = NULL, status = NULL, reason = NULL, replays = replays + 1,
         course = CASE WHEN a.is_led THEN a.course ELSE delivery.course END
     FROM anew a WHERE delivery.event_seq = a.event_seq AND delivery.target = a.target"""
-
-
-@dataclass(frozen=True, slots=True)
-class Anew:
-    """A delivery that is to begin anew."""
-
-    seq: int
-    target: str
-    state: DeliveryState | None
-    """None where it is still to be made."""
-    course: Course | None
-    """None where no route of today leads there: then it keeps the course that it has."""
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """What became of some items."""
-
-    replayed: int
-    skipped: int
-    targets: frozenset[str]
 
 
 def replay_event(
@@ -72,7 +44,7 @@ def replay_event(
     waiting = tuple(name for name, state in states.items() if state is not None and state not in ENDED)
     rest = [name for name in states if name not in waiting]
     anew = tuple(name for name in rest if name in destinations.known)
-    _begin_anew(tx, [Anew(seq, name, states[name], _course(found, name)) for name in anew], now)
+    _begin_anew(tx, [Anew(seq, name, states[name], course_to(found, name)) for name in anew], now)
     skipped = tuple((name, NOT_CONFIGURED) for name in rest if name not in anew)
     return ReplayedEvent(event_id, _text(row[1]), anew, waiting, skipped)
 
@@ -148,7 +120,7 @@ def _still(tx: Transaction, items: Sequence[Item], wanted: DeliveryState, destin
         query = f"SELECT {_NAMED} FROM event e WHERE e.seq IN ({marks(len(part))})"
         events |= {row[0]: _routed(tx, row, destinations) for row in tx.db.execute(query, part).fetchall()}
     return [
-        Anew(seq, target, wanted, _course(events[seq], target))
+        Anew(seq, target, wanted, course_to(events[seq], target))
         for seq, target in items
         if (seq, target) in found and seq in events and target in destinations.known
     ]
@@ -164,7 +136,7 @@ def _routed_anew(tx: Transaction, seqs: Sequence[int], destinations: Destination
             seq, found = row[0], _routed(tx, row, destinations)
             _remember_routes(tx, seq, found)
             targets = [target for target in found.targets if target in destinations.known]
-            made += [Anew(seq, target, None, _course(found, target)) for target in targets]
+            made += [Anew(seq, target, None, course_to(found, target)) for target in targets]
     return made
 
 
@@ -173,11 +145,6 @@ def _remember_routes(tx: Transaction, seq: int, found: Routed) -> None:
     if found.routes:
         names = compact(found.routes)
         tx.db.execute("INSERT OR REPLACE INTO rerouted (event_seq, routes) VALUES (?, ?)", (seq, names))
-
-
-def _course(found: Routed, target: str) -> Course | None:
-    """The course to a target, None where the routes do not lead there."""
-    return found.courses.get(target, ()) if target in found.targets else None
 
 
 def _routed(tx: Transaction, row: tuple[int, bytes, bytes], destinations: Destinations) -> Routed:
@@ -192,17 +159,12 @@ def _routed(tx: Transaction, row: tuple[int, bytes, bytes], destinations: Destin
         except ValueError:
             return DAMAGED
 
-    def view() -> View | Failed:
+    def body() -> StoredBody:
         query = "SELECT CAST(id AS BLOB), received_at, sha256, body FROM event WHERE seq = ?"
-        ((id_, received_at, sha256, body),) = tx.db.execute(query, (seq,))
-        at = moment_if_sound(received_at)
-        if at is None or isinstance(subject.headers, Failed) or hashlib.sha256(body).digest() != sha256:
-            return DAMAGED
-        content = Content(subject.headers, body)
-        return view_from(_text(id_), type_, source, at, subject.headers, content.json, content.declared_form)
+        ((id_, received_at, sha256, content),) = tx.db.execute(query, (seq,))
+        return StoredBody(_text(id_), moment_if_sound(received_at), sha256, content)
 
-    subject = Subject(source, type_, headers=headers, view=view)
-    return routed(subject, destinations.routes)
+    return routed(stored_subject(source, type_, headers=headers, body=body), destinations.routes)
 
 
 def _text(stored: bytes) -> str:

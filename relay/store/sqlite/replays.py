@@ -4,23 +4,21 @@ Law: a set is gathered in parts, found on the reading connection and written a s
 job is `collecting`: a state that is never shown and never runs, and whose sets a start throws away.
 """
 
-import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
 
 from relay.model import DeliveryState, TargetHealth
-from relay.rules.rate import rate_from, written
-from relay.store.grouping.rows import millis, moment
+from relay.rules.rate import written
+from relay.store.grouping.jobs import CUT_OFF, JOB_COLUMNS, PART, filter_text, job_from, moved_to
+from relay.store.grouping.rerouting import DISCARD, Item
+from relay.store.grouping.rows import millis
 from relay.store.replays import (
-    JOB_MOVES,
     Advanced,
     Destinations,
     JobState,
-    Replayable,
     ReplayedEvent,
     ReplayFilter,
     ReplayJob,
@@ -28,20 +26,18 @@ from relay.store.replays import (
 )
 from relay.store.sqlite.collecting import limits, page
 from relay.store.sqlite.reading import Reading
-from relay.store.sqlite.replaying import DISCARD, Item, discard_part, replay_event, take_items
+from relay.store.sqlite.replaying import discard_part, replay_event, take_items
 from relay.store.sqlite.transaction import Transaction
 from relay.store.sqlite.writer import Writer
 
-PART = 1000
-"""Items written, or removed, in one transaction."""
-CUT_OFF = "its set was cut off while it was gathered"
-
-_COLUMNS = "seq, id, state, filter, rate, total, done, skipped, created_at, ended_at, reason"
-_SHOWN = f"SELECT {_COLUMNS} FROM replay WHERE state != 'collecting'"
+_SHOWN = f"SELECT {JOB_COLUMNS} FROM replay WHERE state != 'collecting'"
 
 
 class SqliteReplays:
     """The port's replays and discards on one SQLite file."""
+
+    adopt_every: timedelta | None = None
+    """See `Replays.adopt_every`: nobody else has the file."""
 
     def __init__(self, reading: Reading, writer: Writer) -> None:
         self._reading = reading
@@ -101,12 +97,12 @@ class SqliteReplays:
     async def jobs(self, limit: int) -> list[ReplayJob]:
         """See `Replays.jobs`."""
         rows = await self._reading.rows(f"{_SHOWN} ORDER BY seq DESC LIMIT ?", (limit,))
-        return [_job(row) for row in rows]
+        return [job_from(row) for row in rows]
 
     async def job(self, job_id: str) -> ReplayJob | None:
         """See `Replays.job`."""
         rows = await self._reading.rows(f"{_SHOWN} AND id = ?", (job_id,))
-        return _job(rows[0]) if rows else None
+        return job_from(rows[0]) if rows else None
 
     async def advance(self, job_id: str, number: int, destinations: Destinations, *, now: datetime) -> Advanced:
         """See `Replays.advance`."""
@@ -122,6 +118,10 @@ class SqliteReplays:
         """See `Replays.interrupt`."""
         jobs: list[ReplayJob] = await self._writer.work(lambda tx: _interrupt(tx, reason))
         return jobs
+
+    async def adopt(self) -> list[ReplayJob]:
+        """See `Replays.adopt`."""
+        return []
 
     async def sweep(self) -> int:
         """See `Replays.sweep`."""
@@ -146,7 +146,7 @@ class SqliteReplays:
 def _insert(tx: Transaction, job: ReplayJob) -> int:
     cursor = tx.db.execute(
         "INSERT INTO replay (id, state, filter, rate, total, created_at) VALUES (?, 'collecting', ?, ?, 0, ?)",
-        (job.id, _filter_text(job.filter), written(job.rate), millis(job.created_at)),
+        (job.id, filter_text(job.filter), written(job.rate), millis(job.created_at)),
     )
     assert cursor.lastrowid is not None
     return cursor.lastrowid
@@ -162,7 +162,7 @@ def _begin(tx: Transaction, seq: int, total: int) -> None:
 
 def _found(tx: Transaction, job_id: str) -> tuple[int, ReplayJob] | None:
     row = tx.db.execute(f"{_SHOWN} AND id = ?", (job_id,)).fetchone()
-    return None if row is None else (row[0], _job(row))
+    return None if row is None else (row[0], job_from(row))
 
 
 def _advance(tx: Transaction, job_id: str, number: int, destinations: Destinations, now: datetime) -> Advanced:
@@ -185,9 +185,9 @@ def _steer(tx: Transaction, job_id: str, to: JobState, reason: str, now: datetim
     if found is None:
         return None
     seq, before = found
-    if to not in JOB_MOVES[before.state]:
+    job = moved_to(before, to, reason, now)
+    if job is None:
         return Steered(before, before)
-    job = replace(before, state=to, reason=reason, ended_at=None if JOB_MOVES[to] else now)
     _write(tx, seq, job)
     return Steered(before, job)
 
@@ -201,7 +201,7 @@ def _write(tx: Transaction, seq: int, job: ReplayJob) -> None:
 
 def _interrupt(tx: Transaction, reason: str) -> list[ReplayJob]:
     rows = tx.db.execute(f"{_SHOWN} AND state = 'running' ORDER BY seq").fetchall()
-    jobs = [replace(_job(row), state=JobState.PAUSED, reason=reason) for row in rows]
+    jobs = [replace(job_from(row), state=JobState.PAUSED, reason=reason) for row in rows]
     for row, job in zip(rows, jobs, strict=True):
         _write(tx, row[0], job)
     return jobs
@@ -218,48 +218,3 @@ def _sweep(tx: Transaction, collecting: frozenset[str]) -> int:
     left = """SELECT i.replay_seq, i.event_seq, i.target FROM replay r CROSS JOIN replay_item i ON i.replay_seq = r.seq
         WHERE r.state = 'cancelled' LIMIT ?"""
     return tx.db.execute(f"DELETE FROM replay_item WHERE (replay_seq, event_seq, target) IN ({left})", (PART,)).rowcount
-
-
-def _job(row: Sequence[Any]) -> ReplayJob:
-    _, job_id, state, wanted, rate, total, done, skipped, created_at, ended_at, reason = row
-    created, pace = moment(created_at), rate_from(rate)
-    assert created is not None
-    assert pace is not None
-    return ReplayJob(
-        id=job_id,
-        filter=_filter(wanted),
-        rate=pace,
-        created_at=created,
-        state=JobState(state),
-        total=total,
-        done=done,
-        skipped=skipped,
-        ended_at=moment(ended_at),
-        reason=reason,
-    )
-
-
-def _filter_text(wanted: ReplayFilter) -> str:
-    given = {
-        "state": wanted.state.value,
-        "since": wanted.since and millis(wanted.since),
-        "until": wanted.until and millis(wanted.until),
-        "source": wanted.source,
-        "type": wanted.type,
-        "target": wanted.target,
-        "limit": wanted.limit,
-    }
-    return json.dumps({name: value for name, value in given.items() if value is not None})
-
-
-def _filter(text: str) -> ReplayFilter:
-    given = json.loads(text)
-    return ReplayFilter(
-        Replayable(given["state"]),
-        since=moment(given.get("since")),
-        until=moment(given.get("until")),
-        source=given.get("source"),
-        type=given.get("type"),
-        target=given.get("target"),
-        limit=given.get("limit"),
-    )

@@ -1,0 +1,70 @@
+"""What follows for the rows of a delivery, an attempt and a target from what was ruled."""
+
+from datetime import timedelta
+from typing import Any
+
+from relay.model import DeliveryState, Done, GiveUp, OutcomeKind, RetryAt, Skip, TargetHealth, TargetState, Turn
+from relay.store import Ruling, Settlement
+from relay.store.grouping.rows import millis
+
+_PENDING, _DELIVERED = DeliveryState.PENDING, DeliveryState.DELIVERED
+
+
+def delivery_row(settlement: Settlement, ruling: Ruling) -> tuple[Any, ...]:
+    """(state, due_at, step, settled_at, outcome, status, reason, first_try_at) after a ruling.
+
+    What a disabled target holds is due by its arrival, so that it leaves oldest first when the target is back; but the
+    first of an ordered target is tried by its schedule meanwhile.
+    """
+    claim, outcome, decision = settlement.claim, settlement.outcome, ruling.decision
+    due_at, step = millis(min(claim.event.received_at, settlement.ended_at)), claim.step
+    reason: str | None = outcome.reason
+    settled_at: int | None = millis(settlement.ended_at)
+    if isinstance(decision, Done):  # as nearly all are
+        began_at = millis(settlement.began_at)
+        return _DELIVERED, due_at, step, settled_at, str(outcome.kind), outcome.status, None, began_at
+    match decision:
+        case GiveUp(reason=why):
+            state, reason = DeliveryState.DEAD, why
+        case Skip(reason=why):
+            state, reason = DeliveryState.SKIPPED, why
+        case RetryAt(at=at, step=next_step):
+            state, step, settled_at = _PENDING, next_step, None
+            if ruling.health.state is TargetState.ACTIVE or claim.turn is Turn.FIRST:
+                due_at = millis(at)
+    tried = outcome.kind not in (OutcomeKind.INTERRUPTED, OutcomeKind.SKIPPED)
+    first_try_at = millis(settlement.began_at) if tried else None
+    return state, due_at, step, settled_at, str(outcome.kind), outcome.status, reason, first_try_at
+
+
+def attempt_row(seq: int, settlement: Settlement) -> tuple[Any, ...]:
+    """(event_seq, target, number, began_at, duration_ms, outcome, status, reason, excerpt) of an attempt."""
+    claim, outcome = settlement.claim, settlement.outcome
+    took = max(timedelta(0), settlement.ended_at - settlement.began_at) // timedelta(milliseconds=1)
+    return (
+        seq,
+        claim.target,
+        claim.attempt,
+        millis(settlement.began_at),
+        took,
+        str(outcome.kind),
+        outcome.status,
+        outcome.reason,
+        outcome.excerpt,
+    )
+
+
+def is_to_release(before: TargetHealth, after: TargetHealth) -> bool:
+    """Whether what a target held is due by a change of its health: it is back, or its throttle is lifted, or another
+    config of a disabled target was taken up, whose next probe is for that."""
+    is_lifted = before.throttled_until is not None and after.throttled_until is None
+    is_back = after.state is TargetState.ACTIVE and (before.state is TargetState.DISABLED or is_lifted)
+    is_another = _digests(before) not in (_digests(after), _UNKNOWN)
+    return is_back or (after.state is TargetState.DISABLED and is_another)
+
+
+_UNKNOWN = ("", "")
+
+
+def _digests(health: TargetHealth) -> tuple[str, str]:
+    return health.url_digest, health.settings_digest
