@@ -17,7 +17,6 @@ from importlib import import_module
 import click
 
 from relay import __version__
-from relay.cli.terminal import NotBuilt
 
 INTERRUPTED = 130
 """What shells expect of a program that Ctrl-C ended: 128 + SIGINT."""
@@ -53,17 +52,16 @@ FAMILIES: Mapping[str, Mapping[str, Verb]] = {
         "tail": Verb("tail", "Watch what is accepted, refused and attempted, live."),
         "prune": Verb("keeping", "Delete what has outlived its retention, or erase one event."),
         "backup": Verb("keeping", "Copy the store while it runs."),
+        "copy": Verb("moving", "Move the store from SQLite to PostgreSQL."),
         "health": Verb("asking", "Ask whether it is alive, or ready."),
     },
     "Reference": {
+        "generate": Verb("generating", "Print what runs several relays: for Compose, or Kubernetes."),
         "bench": Verb("bench", "Measure what a relay does on this machine."),
         "schema": Verb("configs", "Print the config's JSON Schema, for editors."),
         "version": Verb("asking", "Print the version."),
     },
 }
-
-LATER = frozenset("generate copy".split())  # noqa: SIM905
-"""Verbs of the contract that are still to come; the overview does not promise them."""
 
 _VERBS = {name: verb for family in FAMILIES.values() for name, verb in family.items()}
 
@@ -86,9 +84,7 @@ class Overview(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The verb that the arguments begin with; one still to come, or an unknown one, ends with exit code 2."""
-        if args[0] in LATER:
-            raise NotBuilt(args[0])
+        """The verb that the arguments begin with; an unknown one ends with exit code 2."""
         if not args[0].startswith("-") and args[0] not in _VERBS:
             near = difflib.get_close_matches(args[0].lower(), _VERBS, n=2, cutoff=0.65)
             meant = f" Did you mean {' or '.join(near)}?" if near else ""

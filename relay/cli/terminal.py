@@ -44,15 +44,6 @@ class Unanswered(Failure):
     """Nobody is there to do it, or whoever is does not answer."""
 
 
-class NotBuilt(Failure):
-    """A verb or an option of the contract that is still to come."""
-
-    exit_code = 2
-
-    def __init__(self, what: str) -> None:
-        super().__init__(f'"{what}" is not built yet in this version')
-
-
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column of a table; numbers stand to the right."""

@@ -13,10 +13,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 
-from relay.cli import FAMILIES, LATER
+from relay.cli import FAMILIES
 from relay.cli import relay as overview
 from relay.config import json_schema, load
 
@@ -99,25 +98,6 @@ def test_a_wrong_command_line_is_exit_code_2_with_words(tmp_path: Path, argument
     refused = run_relay(*arguments, cwd=tmp_path)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert words in refused.stderr
-
-
-@pytest.mark.parametrize("verb", sorted(LATER))
-def test_what_is_not_built_yet_is_said_so(verb: str) -> None:
-    """A verb of the contract that is still to come is no typing error, whatever follows it."""
-    following = [] if "--" in verb else ["crm", "--since", "1h"]
-    with pytest.raises(click.ClickException) as refused:
-        overview.main([*verb.split(), *following], prog_name="relay", standalone_mode=False)
-    assert refused.value.exit_code == 2
-    assert refused.value.message == f'"{verb}" is not built yet in this version'
-
-
-def test_what_is_not_built_yet_is_told_on_stderr_and_not_promised(tmp_path: Path) -> None:
-    """The words are the program's own, and no help names what it cannot do."""
-    said = run_relay("copy", "--help", cwd=tmp_path)
-    assert (said.returncode, said.stdout) == (2, "")
-    assert said.stderr == 'relay: "copy" is not built yet in this version\n'
-    helps = "".join(run_relay(*verb, "--help", cwd=tmp_path).stdout for verb in ((), ("run",), ("targets",)))
-    assert not re.search(rf"^  ({'|'.join(LATER)}) ", helps, re.MULTILINE)
 
 
 def test_the_version_is_told_in_both_ways(tmp_path: Path) -> None:
