@@ -144,7 +144,12 @@ class PostgresStore:
         return {
             "node": node.name(),
             "nodes": [
-                {"name": one.name, "version": one.version, "started_at": rfc3339(one.started_at)}
+                {
+                    "name": one.name,
+                    "version": one.version,
+                    "started_at": rfc3339(one.started_at),
+                    "heard_at": rfc3339(one.heard_at),
+                }
                 for one in self._watching.nodes
             ],
         }
