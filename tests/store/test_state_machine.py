@@ -468,7 +468,7 @@ def tell_stories(machine: type[StoreMachine], number: int, steps: int) -> None:
     """Run as many stories; over PostgreSQL fewer, since each look at its tables is a question to a server."""
     if machine.kind == "postgres":
         needed()
-        number = max(5, number // 6)
+        number //= 3
     told = settings(max_examples=number, stateful_step_count=steps, deadline=None, suppress_health_check=QUIET)
     run_state_machine_as_test(machine, settings=told)
 
@@ -480,7 +480,11 @@ def test_whatever_happens_no_promise_is_broken(machine: type[StoreMachine]) -> N
     tell_stories(machine, 15, 30)
 
 
-@OVER_EACH
+@pytest.mark.parametrize(
+    "machine",
+    [StoreMachine, pytest.param(PostgresMachine, marks=pytest.mark.soak)],
+    ids=lambda machine: machine.kind,
+)
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.row("B3", "B57", "B65", "B71", "F36")
