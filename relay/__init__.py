@@ -37,7 +37,9 @@ The map. Imports point down only, siblings on a floor do not import each other, 
 | 3 | `delivery/` credentials, tokens | Prove us to whom a request goes, as the last thing before it is sent. |
 | 3 | `store/` | The storage port: the verbs, what each guarantees, its errors. |
 | 3 | `store/grouping/` | Group commit: queues, batches and the writing loop that every store has. |
-| 3 | `store/sqlite/` | The verbs in SQL; the only SQL in the package. |
+| 3 | `store/sqlite/` | The verbs in SQL, for one process and one file. |
+| 3 | `store/postgres/` | The verbs in SQL, for any number of nodes; the only other SQL in the package. |
+| 3 | `store/` opening, locations, moving | Which store a URL names; all of one moved into the other. |
 | 3 | `ids` | Fresh ids that sort by time. |
 | 3 | `loops` | Which event loop a process of ours runs on. |
 | 2 | `rules/` | Pure decisions. No clock, no chance, no I/O: `now` and `rng` are arguments. |
