@@ -161,7 +161,7 @@ async def test_a_node_that_is_frozen_in_a_transaction_holds_up_the_others_for_a_
         await asyncio.sleep(FROZEN_S + 2)
         await tx.run("UPDATE target SET reason = 'it went on' WHERE name = 'crm'")
 
-    freezing = asyncio.ensure_future(node._writer.run(frozen))
+    freezing = asyncio.ensure_future(node._writer.work(frozen))
     await until(lambda: bool(rows(url, "SELECT FROM pg_stat_activity WHERE state = 'idle in transaction'")))
     settled = await asyncio.wait_for(other.settle(settlement(claim)), FROZEN_S + 2)
     assert settled.ruling is not None
@@ -261,6 +261,6 @@ async def test_what_is_committed_is_on_the_disk_whatever_the_server_s_default_is
     """A database whose commits need not be synced by default: ours are."""
     execute(url, f'ALTER DATABASE "{url.rpartition("/")[2]}" SET synchronous_commit TO off')
     node = await PostgresStore.open(url, Watch())
-    ((setting,),) = await node._writer.run(lambda tx: tx.rows("SHOW synchronous_commit"))
+    ((setting,),) = await node._writer.work(lambda tx: tx.rows("SHOW synchronous_commit"))
     await node.close()
     assert setting == "on"

@@ -166,7 +166,9 @@ async def test_attempts_made_at_once_come_in_the_order_of_their_record(store: An
     found = await all_after(store, await following(store).first(), limit=2)
     assert words(found)[3:] == [f"attempted {claim.event.id} 1" for claim in claims]
     positions = [one_.position.attempt for one_ in found]
-    assert [sorted(set(positions)).index(position) for position in positions] == [0, 0, 0, 1, 2, 3]
+    numbers = [0, 1, 2, 3] if isinstance(store, SqliteStore) else sorted({*positions})  # several nodes leave out some
+    assert len(numbers) == 4
+    assert positions == [*[numbers[0]] * 3, *numbers[1:]]
 
 
 async def test_a_commit_wakes_who_waits(store: Any) -> None:

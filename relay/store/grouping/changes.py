@@ -65,3 +65,39 @@ class Changes:
             self.counts[target, before] -= number
         if after is not None:
             self.counts[target, after] += number
+
+
+@dataclass
+class Remembered:
+    """What a writer keeps in memory beside its store; it changes only after a commit."""
+
+    counts: Counter[tuple[str, DeliveryState]] = field(default_factory=Counter)
+    health: dict[str, TargetHealth] = field(default_factory=dict)
+    rests: dict[str, Rest] = field(default_factory=dict)
+    heard: dict[str, datetime] = field(default_factory=dict)
+    """When each source was last heard."""
+    clock: datetime | None = None
+    """What the clock showed when somebody claimed last; it may have been set back since an event was received."""
+    silences_told: frozenset[str] = frozenset()
+    """Sources whose silence had been told when the store was opened, and lasted."""
+    stays_to: int = 0
+    """Events up to this number were looked at, and must stay although room is wanted."""
+
+    def take_over(self, changes: Changes) -> None:
+        """Take over what was committed."""
+        self.counts.update(changes.counts)
+        self.health.update(changes.health)
+        for target, rest in changes.rests.items():
+            self.rests.pop(target, None)
+            if rest is not None:
+                self.rests[target] = rest
+        self.clock = changes.clock or self.clock
+        if changes.heard_by is not None:
+            self.heard = {source: min(at, changes.heard_by) for source, at in self.heard.items()}
+        for source, at in changes.heard.items():
+            self.heard[source] = max(at, self.heard.get(source, at))
+        self.stays_to = min([self.stays_to, *(number - 1 for number in changes.done)])
+
+    def rest(self, target: str, changes: Changes) -> Rest | None:
+        """What is still to be made due at a target, as a transaction with these changes sees it."""
+        return changes.rests[target] if target in changes.rests else self.rests.get(target)

@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 from tenacity import RetryCallState, Retrying, wait_exponential
 
 from relay.store import Claimant, Condition, Settled, Settlement, StoreError, StoreUnavailable, Watcher
-from relay.store.grouping.changes import Changes
+from relay.store.grouping.changes import Changes, Remembered
 from relay.store.grouping.inbox import Inbox
 from relay.store.grouping.operations import Batch, Operation, Work
 from relay.store.grouping.telling import Teller
@@ -71,12 +71,12 @@ class GroupWriter(ABC, Generic[Left]):
 
     @property
     @abstractmethod
-    def _has_more(self) -> bool:
-        """Whether the store itself has something to be written at once."""
+    def _remembered(self) -> Remembered:
+        """What is kept in memory beside the store."""
 
     @abstractmethod
-    def _more(self) -> list[Operation[Work]]:
-        """What the store itself has to be written with the next transaction."""
+    def _release(self, tx: Any, target: str) -> Any:
+        """Make the next part due of what an enabled target held."""
 
     @abstractmethod
     async def _rest(self) -> None:
@@ -120,12 +120,12 @@ class GroupWriter(ABC, Generic[Left]):
     @property
     def idle(self) -> bool:
         """Nothing waits and nothing is being written."""
-        return self._current is None and not (self._inbox or self._has_more)
+        return self._current is None and not (self._inbox or self._remembered.rests)
 
     @property
     def is_busy(self) -> bool:
         """Something is being written, or is to be at once."""
-        return self._current is not None or self._inbox.is_due or self._has_more
+        return self._current is not None or self._inbox.is_due or bool(self._remembered.rests)
 
     @property
     def task(self) -> "asyncio.Task[None]":
@@ -213,7 +213,7 @@ class GroupWriter(ABC, Generic[Left]):
 
     async def _turn(self) -> None:
         """Write what waits; where nothing does, tidy up and wait."""
-        if self._inbox.is_due or self._has_more:
+        if self._inbox.is_due or self._remembered.rests:
             for _ in range(TURNS):
                 await asyncio.sleep(0)
             await self._write(self._take())
@@ -228,9 +228,21 @@ class GroupWriter(ABC, Generic[Left]):
 
     def _take(self) -> Batch:
         taken = self._inbox.take()
-        taken.works = [*taken.works, *self._more()]
+        taken.works = [*taken.works, *map(self._next_release, self._remembered.rests)]
         taken.handing = self._handing(taken.accepts)
         return taken
+
+    def _next_release(self, target: str) -> Operation[Work]:
+        """The next part of what an enabled target held; one that fails for itself is given up, not tried for ever."""
+        operation: Operation[Work] = Operation(lambda tx: self._release(tx, target), self._loop)
+
+        def forget(future: "asyncio.Future[Any]") -> None:
+            error = None if future.cancelled() else future.exception()
+            if error is not None and not isinstance(error, StoreUnavailable):
+                self._remembered.rests.pop(target, None)
+
+        operation.future.add_done_callback(forget)
+        return operation
 
     def _handing(self, accepts: Sequence[Operation[AcceptWish]]) -> Handing | None:
         """What the claimant takes over of these events, if anything; that it fails is told, and they wait then."""

@@ -112,7 +112,11 @@ class PostgresStore:
         known.silences_told = found.silences_told
         known.learn(found.health)
         store = cls(url, known, Writer(url, db, known, own, commits), commits, clock, warning=warning)
-        await store.reclaim(store.clock(), alive=frozenset())
+        try:
+            await store.reclaim(store.clock(), alive=frozenset())
+        except BaseException:
+            await store.close()
+            raise
         return store
 
     @property
@@ -187,16 +191,16 @@ class PostgresStore:
         """See `Store.release`."""
         given_back = list(claims)
         if given_back:
-            await self._writer.run(lambda tx: batch.release(tx, given_back))
+            await self._writer.work(lambda tx: batch.release(tx, given_back))
 
     async def reclaim(self, now: datetime, *, alive: frozenset[int]) -> int:
         """See `Store.reclaim`."""
-        number: int = await self._writer.run(lambda tx: batch.reclaim(tx, lease_before=now, alive=alive))
+        number: int = await self._writer.work(lambda tx: batch.reclaim(tx, lease_before=now, alive=alive))
         return number
 
     async def shorten_waits(self, longest: Mapping[str, LongestWaits], *, now: datetime) -> int:
         """See `Store.shorten_waits`."""
-        number: int = await self._writer.run(lambda tx: batch.shorten_waits(tx, longest, now=now))
+        number: int = await self._writer.work(lambda tx: batch.shorten_waits(tx, longest, now=now))
         return number
 
     async def target_health(self, name: str) -> TargetHealth:
@@ -212,7 +216,7 @@ class PostgresStore:
         self, changes: Mapping[str, Callable[[TargetHealth], TargetHealth]]
     ) -> dict[str, TargetHealth]:
         """See `Store.change_healths`."""
-        result: dict[str, TargetHealth] = await self._writer.run(lambda tx: batch.change_healths(tx, changes))
+        result: dict[str, TargetHealth] = await self._writer.work(lambda tx: batch.change_healths(tx, changes))
         return result
 
     async def body(self, event_id: str) -> bytes:
@@ -236,7 +240,7 @@ class PostgresStore:
         insert = """INSERT INTO brought (event_seq, enricher, fetched_at, data)
             SELECT seq, $1, $2, $3 FROM event WHERE id = $4 FOR KEY SHARE
             ON CONFLICT (event_seq, enricher) DO UPDATE SET fetched_at = excluded.fetched_at, data = excluded.data"""
-        await self._writer.run(lambda tx: tx.run(insert, enricher, millis(now), data, event_id))
+        await self._writer.work(lambda tx: tx.run(insert, enricher, millis(now), data, event_id))
 
     async def backlog(self, targets: Sequence[str]) -> list[Backlog]:
         """See `Store.backlog`."""
@@ -280,7 +284,7 @@ class PostgresStore:
         async def told(tx: Transaction) -> None:
             await tx.run("UPDATE heard SET silence_told_at = $1 WHERE source = $2", millis(now), source)
 
-        await self._writer.run(told)
+        await self._writer.work(told)
 
     async def prune(self, retention: Retention, now: datetime) -> int:
         """See `Store.prune`."""

@@ -3,11 +3,10 @@
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, Protocol
 
-from relay.model import DeliveryState, Event, TargetHealth
-from relay.store.grouping.changes import Changes, Rest
+from relay.model import Event, TargetHealth
+from relay.store.grouping.changes import Changes, Remembered, Rest
 from relay.store.postgres import health, numbering
 from relay.store.postgres.health import Stored
 from relay.store.postgres.types import Connection, Row
@@ -26,39 +25,19 @@ class NodeChanges(Changes):
 
 
 @dataclass
-class Known:
+class Known(Remembered):
     """What this node remembers of the database: hints and gauges, never the truth."""
 
     node: int = 0
     """This node's number, under which its part of the counts stands."""
-    counts: Counter[tuple[str, DeliveryState]] = field(default_factory=Counter)
-    health: dict[str, TargetHealth] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
     """Of the healths that are known."""
-    rests: dict[str, Rest] = field(default_factory=dict)
-    heard: dict[str, datetime] = field(default_factory=dict)
-    silences_told: frozenset[str] = frozenset()
-    clock: datetime | None = None
-    """What the clock showed when somebody claimed last."""
-    stays_to: int = 0
-    """Events up to this number were looked at, and must stay although room is wanted."""
 
     def apply(self, changes: NodeChanges) -> None:
-        """Take over what was committed."""
-        self.counts.update(changes.counts)
+        """Take over what was committed, and what was seen of others meanwhile."""
         self.learn(changes.seen)
-        self.health.update(changes.health)
+        self.take_over(changes)
         self.versions.update(changes.versions)
-        for target, rest in changes.rests.items():
-            self.rests.pop(target, None)
-            if rest is not None:
-                self.rests[target] = rest
-        self.clock = changes.clock or self.clock
-        if changes.heard_by is not None:
-            self.heard = {source: min(at, changes.heard_by) for source, at in self.heard.items()}
-        for source, at in changes.heard.items():
-            self.heard[source] = max(at, self.heard.get(source, at))
-        self.stays_to = min([self.stays_to, *(number - 1 for number in changes.done)])
 
     def learn(self, stored: Mapping[str, Stored]) -> dict[str, TargetHealth]:
         """Take over what others have stored; return what was new of it."""
@@ -140,7 +119,7 @@ class Transaction:
 
     def rest(self, target: str) -> Rest | None:
         """What is still to be made due at a target, as this transaction sees it."""
-        return self.changes.rests[target] if target in self.changes.rests else self.known.rests.get(target)
+        return self.known.rest(target, self.changes)
 
 
 class Works(Protocol):

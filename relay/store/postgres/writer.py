@@ -6,7 +6,7 @@ lost has been made is not known: what it promised is refused, and what it claime
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from random import SystemRandom
 from typing import Any
@@ -14,8 +14,8 @@ from typing import Any
 import asyncpg
 
 from relay.model import TargetHealth
-from relay.store import StoreUnavailable, StoreUnusable, Watcher
-from relay.store.grouping.operations import Batch, Operation, Work
+from relay.store import StoreUnusable, Watcher
+from relay.store.grouping.operations import Batch, Operation
 from relay.store.grouping.writer import Done, GroupWriter
 from relay.store.locations import shown
 from relay.store.postgres import batch as verbs
@@ -55,33 +55,17 @@ class Writer(GroupWriter[NodeChanges]):
         """A token that no claim has had."""
         return (self.node.life << LIFE_BITS) + next(self._numbers)
 
-    def run(self, work: Callable[[Transaction], Awaitable[Any]]) -> "asyncio.Future[Any]":
-        """Queue anything that needs the transaction."""
-        return self.work(work)
-
     def doubt(self) -> None:
         """See whether the database is there although nothing is to be written."""
         self._is_doubted = True
         self._inbox.stir()
 
     @property
-    def _has_more(self) -> bool:
-        return bool(self.known.rests)
+    def _remembered(self) -> Known:
+        return self.known
 
-    def _more(self) -> list[Operation[Work]]:
-        return [self._release(target) for target in self.known.rests]
-
-    def _release(self, target: str) -> Operation[Work]:
-        """The next part of what an enabled target held; one that fails for itself is given up, not tried for ever."""
-        operation: Operation[Work] = Operation(lambda tx: release_rest(tx, target), asyncio.get_running_loop())
-
-        def forget(future: "asyncio.Future[Any]") -> None:
-            error = None if future.cancelled() else future.exception()
-            if error is not None and not isinstance(error, StoreUnavailable):
-                self.known.rests.pop(target, None)
-
-        operation.future.add_done_callback(forget)
-        return operation
+    async def _release(self, tx: Transaction, target: str) -> None:
+        await release_rest(tx, target)
 
     async def _rest(self) -> None:
         if self._is_doubted:

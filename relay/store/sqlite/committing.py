@@ -1,16 +1,13 @@
 """What one transaction is made of on SQLite: the verbs of a batch, one kind after the other, then the commit."""
 
-import asyncio
 import sqlite3
 from typing import Any
 
-from relay.store import StoreUnavailable
 from relay.store.grouping.changes import Changes
-from relay.store.grouping.operations import Batch, Operation, Work
+from relay.store.grouping.operations import Batch, Operation
 from relay.store.sqlite import batch as verbs
 from relay.store.sqlite.claiming import claim
 from relay.store.sqlite.ledger import Ledger
-from relay.store.sqlite.releasing import release_rest
 from relay.store.sqlite.transaction import Transaction
 
 
@@ -42,16 +39,3 @@ def _run(tx: Transaction, batch: Batch) -> list[tuple[Operation[Any], object]]:
     verbs.write_heard(tx)
     verbs.write_tally(tx)
     return results
-
-
-def next_release(ledger: Ledger, target: str) -> Operation[Work]:
-    """The next part of what an enabled target held; one that fails for itself is given up, not tried for ever."""
-    operation: Operation[Work] = Operation(lambda tx: release_rest(tx, target), asyncio.get_running_loop())
-
-    def forget(future: "asyncio.Future[Any]") -> None:
-        error = None if future.cancelled() else future.exception()
-        if error is not None and not isinstance(error, StoreUnavailable):
-            ledger.rests.pop(target, None)
-
-    operation.future.add_done_callback(forget)
-    return operation

@@ -8,10 +8,9 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 
 from relay.model import DeliveryState, Event, TargetHealth
-from relay.store.grouping.changes import COUNTED, Changes, Rest
+from relay.store.grouping.changes import COUNTED, Changes, Remembered
 from relay.store.grouping.rows import health_from, moment_if_sound
 from relay.store.sqlite.statements import HEALTH_SELECT, HEARD_SELECT
 
@@ -21,24 +20,13 @@ FRESH_BYTES = 8 * 1024 * 1024
 
 
 @dataclass
-class Ledger:
+class Ledger(Remembered):
     """Health and counts as committed."""
 
     next_seq: int = 1
-    counts: Counter[tuple[str, DeliveryState]] = field(default_factory=Counter)
-    health: dict[str, TargetHealth] = field(default_factory=dict)
-    rests: dict[str, Rest] = field(default_factory=dict)
-    heard: dict[str, datetime] = field(default_factory=dict)
-    """When each source was last heard."""
-    clock: datetime | None = None
-    """What the clock showed when somebody claimed last; it may have been set back since an event was received."""
-    silences_told: frozenset[str] = frozenset()
-    """Sources whose silence had been told when the file was opened, and lasted."""
     fresh: dict[int, Event] = field(default_factory=dict)
     """The last events that were stored, by number, oldest first."""
     fresh_bytes: int = 0
-    stays_to: int = 0
-    """Events up to this number were looked at, and must stay although room is wanted."""
 
     def current(self, name: str, changes: Changes) -> TargetHealth:
         """A target's health as the transaction under way sees it."""
@@ -46,20 +34,9 @@ class Ledger:
 
     def apply(self, changes: Changes) -> None:
         """Take over what was committed."""
-        self.counts.update(changes.counts)
-        self.health.update(changes.health)
-        for target, rest in changes.rests.items():
-            self.rests.pop(target, None)
-            if rest is not None:
-                self.rests[target] = rest
-        self.clock = changes.clock or self.clock
-        if changes.heard_by is not None:
-            self.heard = {source: min(at, changes.heard_by) for source, at in self.heard.items()}
-        for source, at in changes.heard.items():
-            self.heard[source] = max(at, self.heard.get(source, at))
+        self.take_over(changes)
         self._remember(changes.events)
         self._forget(changes.erased)
-        self.stays_to = min([self.stays_to, *(number - 1 for number in changes.done)])
 
     def _remember(self, events: Mapping[int, Event]) -> None:
         """Keep what was stored last, as much as there is room for."""

@@ -57,7 +57,7 @@ class Transaction:
 
     def rest(self, target: str) -> Rest | None:
         """What is still to be made due at a target, as this transaction sees it."""
-        return self.changes.rests[target] if target in self.changes.rests else self.ledger.rests.get(target)
+        return self.ledger.rest(target, self.changes)
 
 
 def in_one_row(db: sqlite3.Connection, query: str, columns: int, values: Any) -> list[list[Any]]:

@@ -14,15 +14,17 @@ from pathlib import Path
 
 from relay.store import StoreUnusable, Watcher
 from relay.store.grouping.changes import Changes
-from relay.store.grouping.operations import Batch, Operation, Work
+from relay.store.grouping.operations import Batch
 from relay.store.grouping.writer import Done, GroupWriter
 from relay.store.sqlite.admission import Admission
 from relay.store.sqlite.checkpoints import Checkpoints, cut_log
-from relay.store.sqlite.committing import commit, next_release
+from relay.store.sqlite.committing import commit
 from relay.store.sqlite.connection import NO_CONNECTION, StoreConnection, in_words, is_fault
 from relay.store.sqlite.custody import Custody
 from relay.store.sqlite.ledger import Ledger
 from relay.store.sqlite.recovering import open_anew, taints
+from relay.store.sqlite.releasing import release_rest
+from relay.store.sqlite.transaction import Transaction
 
 
 class Writer(GroupWriter[Changes]):
@@ -57,11 +59,11 @@ class Writer(GroupWriter[Changes]):
         return next(self._tokens)
 
     @property
-    def _has_more(self) -> bool:
-        return bool(self.ledger.rests)
+    def _remembered(self) -> Ledger:
+        return self.ledger
 
-    def _more(self) -> list[Operation[Work]]:
-        return [next_release(self.ledger, target) for target in self.ledger.rests]
+    def _release(self, tx: Transaction, target: str) -> None:
+        release_rest(tx, target)
 
     def empty_log(self) -> "asyncio.Future[None]":
         """Have the log emptied as soon as no reader needs it; the future is done when it is."""
