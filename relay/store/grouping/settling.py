@@ -1,16 +1,71 @@
 """What follows for the rows of a delivery, an attempt and a target from what was ruled."""
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from relay.model import DeliveryState, Done, GiveUp, OutcomeKind, RetryAt, Skip, TargetHealth, TargetState, Turn
-from relay.store import Ruling, Settlement
+from relay.rules.retry import is_recorded
+from relay.store import Ruling, Settled, Settlement
+from relay.store.grouping.changes import Changes, Rest
 from relay.store.grouping.rows import millis
 
 _PENDING, _DELIVERED = DeliveryState.PENDING, DeliveryState.DELIVERED
 
 
-def delivery_row(settlement: Settlement, ruling: Ruling) -> tuple[Any, ...]:
+class Books(Protocol):
+    """A transaction that knows the health of targets, and what it changes."""
+
+    @property
+    def changes(self) -> Changes:
+        """What the transaction will have changed."""
+
+    def health(self, name: str) -> TargetHealth:
+        """A target's health as the transaction sees it."""
+
+    def rest(self, target: str) -> Rest | None:
+        """What is still to be made due at a target, as the transaction sees it."""
+
+
+class Recorded(NamedTuple):
+    """What recording one attempt comes to: the answer, the delivery's row, and the attempt's, if it is one."""
+
+    settled: Settled
+    row: tuple[Any, ...]
+    """(state, due_at, step, settled_at, outcome, status, reason, first_try_at, attempts, event_seq, target)"""
+    attempt: tuple[Any, ...] | None
+    releases_held: bool
+    """What the target holds is due: to be released once what was recorded before is written."""
+
+
+def recorded(tx: Books, seq: int, settlement: Settlement) -> Recorded:
+    """Judge an attempt whose claim holds by its target's health as the one before has left it, and note what changes;
+    the rows are for the transaction to write."""
+    claim = settlement.claim
+    before = tx.health(claim.target)
+    ruling = settlement.rule(before)
+    changes = tx.changes
+    if ruling.health is not before:
+        changes.health[claim.target] = ruling.health
+    state, *row = _delivery_row(settlement, ruling)
+    changes.moved(claim.target, DeliveryState.IN_FLIGHT, state)
+    is_attempt = is_recorded(claim, settlement.outcome)
+    if is_attempt:
+        changes.tell("target", claim.target, str(settlement.outcome.kind), settlement.ended_at)
+    if state is DeliveryState.DEAD:
+        changes.tell("target", claim.target, str(state), settlement.ended_at)
+    elif state is not _PENDING:
+        changes.done.add(seq)
+    elif not ruling.releases_held and (rest := tx.rest(claim.target)) is not None:
+        rest.spared.add(seq)
+    return Recorded(
+        Settled(ruling, was_disabled=before.state is TargetState.DISABLED),
+        (str(state), *row, claim.attempt - (not is_attempt), seq, claim.target),
+        _attempt_row(seq, settlement) if is_attempt else None,
+        ruling.releases_held,
+    )
+
+
+def _delivery_row(settlement: Settlement, ruling: Ruling) -> tuple[Any, ...]:
     """(state, due_at, step, settled_at, outcome, status, reason, first_try_at) after a ruling.
 
     What a disabled target holds is due by its arrival, so that it leaves oldest first when the target is back; but the
@@ -37,7 +92,7 @@ def delivery_row(settlement: Settlement, ruling: Ruling) -> tuple[Any, ...]:
     return state, due_at, step, settled_at, str(outcome.kind), outcome.status, reason, first_try_at
 
 
-def attempt_row(seq: int, settlement: Settlement) -> tuple[Any, ...]:
+def _attempt_row(seq: int, settlement: Settlement) -> tuple[Any, ...]:
     """(event_seq, target, number, began_at, duration_ms, outcome, status, reason, excerpt) of an attempt."""
     claim, outcome = settlement.claim, settlement.outcome
     took = max(timedelta(0), settlement.ended_at - settlement.began_at) // timedelta(milliseconds=1)

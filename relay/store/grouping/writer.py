@@ -71,7 +71,7 @@ class GroupWriter(ABC, Generic[Left]):
 
     @property
     @abstractmethod
-    def _remembered(self) -> Remembered:
+    def remembered(self) -> Remembered:
         """What is kept in memory beside the store."""
 
     @abstractmethod
@@ -120,12 +120,12 @@ class GroupWriter(ABC, Generic[Left]):
     @property
     def idle(self) -> bool:
         """Nothing waits and nothing is being written."""
-        return self._current is None and not (self._inbox or self._remembered.rests)
+        return self._current is None and not (self._inbox or self.remembered.rests)
 
     @property
     def is_busy(self) -> bool:
         """Something is being written, or is to be at once."""
-        return self._current is not None or self._inbox.is_due or bool(self._remembered.rests)
+        return self._current is not None or self._inbox.is_due or bool(self.remembered.rests)
 
     @property
     def task(self) -> "asyncio.Task[None]":
@@ -213,7 +213,7 @@ class GroupWriter(ABC, Generic[Left]):
 
     async def _turn(self) -> None:
         """Write what waits; where nothing does, tidy up and wait."""
-        if self._inbox.is_due or self._remembered.rests:
+        if self._inbox.is_due or self.remembered.rests:
             for _ in range(TURNS):
                 await asyncio.sleep(0)
             await self._write(self._take())
@@ -228,7 +228,7 @@ class GroupWriter(ABC, Generic[Left]):
 
     def _take(self) -> Batch:
         taken = self._inbox.take()
-        taken.works = [*taken.works, *map(self._next_release, self._remembered.rests)]
+        taken.works = [*taken.works, *map(self._next_release, self.remembered.rests)]
         taken.handing = self._handing(taken.accepts)
         return taken
 
@@ -239,7 +239,7 @@ class GroupWriter(ABC, Generic[Left]):
         def forget(future: "asyncio.Future[Any]") -> None:
             error = None if future.cancelled() else future.exception()
             if error is not None and not isinstance(error, StoreUnavailable):
-                self._remembered.rests.pop(target, None)
+                self.remembered.rests.pop(target, None)
 
         operation.future.add_done_callback(forget)
         return operation

@@ -8,37 +8,26 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 import asyncpg
 
-from relay.model import RELAY, Claim, Course, DeliveryState, Event, TargetHealth, Turn
+from relay.model import Claim, TargetHealth
 from relay.rules.forwarding import rfc3339
 from relay.rules.fullness import Room
 from relay.store import (
-    AS_THEY_CAME,
-    Accepted,
     Backlog,
-    Claimant,
-    Claimed,
-    Condition,
     Copy,
     LongestWaits,
     NoCopies,
-    Outlived,
-    Retention,
-    Settled,
-    Settlement,
     StoreError,
-    StoreFull,
     StoreUnusable,
     Watcher,
 )
-from relay.store.grouping.changes import COUNTED
 from relay.store.grouping.commits import Commits
 from relay.store.grouping.rows import millis, moment
-from relay.store.grouping.wishes import AcceptWish, ClaimWish
+from relay.store.grouping.store import GroupStore
 from relay.store.locations import shown
 from relay.store.postgres import batch, node
 from relay.store.postgres.archive import PostgresArchive
@@ -59,20 +48,19 @@ BOUNDLESS = 1 << 62
 """The disk of the database is not ours to see: what it has no room for it says itself."""
 
 
-class PostgresStore:
+class PostgresStore(GroupStore[Writer, Pruning]):
     """The port on one PostgreSQL database, as one of its nodes."""
 
     def __init__(
         self, url: str, known: Known, writer: Writer, commits: Commits, clock: node.Clock, *, warning: str | None
     ) -> None:
+        reading = Reading(url)
+        super().__init__(writer, Pruning(reading, writer, known))
         self._url = url
         self._known = known
-        self._writer = writer
-        self._reading = reading = Reading(url)
-        self._pruning = Pruning(reading, writer, known)
+        self._reading = reading
         self._watching = Watching(url, known, writer, clock, woken=self._wake)
         writer.on_waiting = self._watching.hint
-        self._full: Condition | None = None
         self._archive = PostgresArchive(reading, writer)
         self.replays = PostgresReplays(reading, writer, known)
         self.following = PostgresFollowing(reading, commits)
@@ -124,21 +112,6 @@ class PostgresStore:
         """See `Store.archive`."""
         return self._archive
 
-    @property
-    def idle(self) -> bool:
-        """Nothing waits to be written."""
-        return self._writer.idle
-
-    @property
-    def is_busy(self) -> bool:
-        """Something is being written, or is to be at once; what may wait a little does."""
-        return self._writer.is_busy
-
-    @property
-    def task(self) -> "asyncio.Task[None]":
-        """The writing task, to be watched: it ends only by `close` or by a bug."""
-        return self._writer.task
-
     def clock(self) -> datetime:
         """The time of the database, which is that of all nodes."""
         return self._watching.clock()
@@ -161,31 +134,6 @@ class PostgresStore:
     def _wake(self, targets: Iterable[str]) -> None:
         if self._writer.claimant is not None:
             self._writer.claimant.stored((), targets)
-
-    async def accept(
-        self, event: Event, targets: Sequence[str], courses: Mapping[str, Course] = AS_THEY_CAME
-    ) -> Accepted:
-        """See `Store.accept`."""
-        if self._full is not None and event.source != RELAY:
-            raise StoreFull(self._full.reason)
-        result: Accepted = await self._writer.accept(AcceptWish(event, targets, courses))
-        return result
-
-    def serve(self, claimant: Claimant | None) -> None:
-        """See `Store.serve`."""
-        self._writer.claimant = claimant
-
-    async def claim(
-        self, target: str, *, limit: int, turn: Turn, now: datetime, lease: timedelta, since: datetime | None = None
-    ) -> Claimed:
-        """See `Store.claim`."""
-        wish = ClaimWish(target, limit, turn, now, lease, since, self._writer.token())
-        result: Claimed = await self._writer.claim(wish)
-        return result
-
-    async def settle(self, settlement: Settlement) -> Settled:
-        """See `Store.settle`."""
-        return await self._writer.settle(settlement)
 
     async def release(self, claims: Iterable[Claim]) -> None:
         """See `Store.release`."""
@@ -256,28 +204,6 @@ class PostgresStore:
             for target in targets
         ]
 
-    def waiting(self) -> dict[str, int]:
-        """How many deliveries wait, by target; also for targets that nobody delivers to now."""
-        counts = self._known.counts
-        return {target: n for (target, state), n in counts.items() if state is DeliveryState.PENDING and n > 0}
-
-    def counted(self) -> dict[str, int]:
-        """How many deliveries are in each state of which a count is kept, over all targets."""
-        counts = self._known.counts.items()
-        return {state.value: sum(n for (_, each), n in counts if each is state) for state in COUNTED}
-
-    def pending(self, target: str) -> int:
-        """How many deliveries wait at a target."""
-        return self._known.counts[target, DeliveryState.PENDING]
-
-    def last_received(self) -> Mapping[str, datetime]:
-        """See `Store.last_received`."""
-        return self._known.heard
-
-    def silences_told(self) -> frozenset[str]:
-        """See `Store.silences_told`."""
-        return self._known.silences_told
-
     async def silence_told(self, source: str, now: datetime) -> None:
         """See `Store.silence_told`."""
 
@@ -285,22 +211,6 @@ class PostgresStore:
             await tx.run("UPDATE heard SET silence_told_at = $1 WHERE source = $2", millis(now), source)
 
         await self._writer.work(told)
-
-    async def prune(self, retention: Retention, now: datetime) -> int:
-        """See `Store.prune`."""
-        return await self._pruning.prune(retention, now)
-
-    async def prune_oldest(self, wanted: int) -> int | None:
-        """See `Store.prune_oldest`."""
-        return await self._pruning.prune_oldest(wanted)
-
-    async def outlived(self, retention: Retention, now: datetime, *, wanted: int) -> Outlived:
-        """See `Store.outlived`."""
-        return await self._pruning.outlived(retention, now, wanted=wanted)
-
-    async def erase(self, event_id: str) -> int | None:
-        """See `Store.erase`."""
-        return await self._pruning.erase(event_id)
 
     async def empty_log(self) -> bool:
         """See `Store.empty_log`: the log is the server's, and looked after by it."""
@@ -313,19 +223,9 @@ class PostgresStore:
         ((used,),) = await self._reading.rows(query, node.ROOM)
         return Room(used=used, log=0, free=BOUNDLESS, disk=BOUNDLESS)
 
-    def bar(self, reason: str) -> None:
-        """See `Store.bar`."""
-        since = datetime.now(UTC) if self._full is None else self._full.since
-        self._full = Condition(writable=True, reason=reason, since=since, full=True) if reason else None
-
     def copy(self) -> AbstractAsyncContextManager[Copy]:
         """See `Store.copy`: the database has its own means for that."""
         raise NoCopies(f"{shown(self._url)}: back it up with pg_dump, or by the server's own means")
-
-    def condition(self) -> Condition:
-        """See `Store.condition`."""
-        condition = self._writer.condition()
-        return condition if self._full is None or not condition.writable else self._full
 
     def warning(self) -> str | None:
         """Why the server may not keep the promises, None where nothing speaks against it."""

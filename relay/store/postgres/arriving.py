@@ -22,7 +22,7 @@ from relay.store.grouping.rows import compact
 from relay.store.grouping.tables import TABLES, Table
 from relay.store.locations import shown
 from relay.store.postgres.connection import BEGIN_READING, begun, connect, in_words, leave
-from relay.store.postgres.node import GONE_S, ROOM
+from relay.store.postgres.node import GONE_S, IS_ALIVE, NOW, ROOM
 from relay.store.postgres.numbering import FIRST, keep_ahead
 from relay.store.postgres.opening import prepare
 from relay.store.postgres.schema import SCHEMA
@@ -38,10 +38,9 @@ PART_S = 300.0
 LONG_S = 86_400.0
 """How long a statement may take that reads all that there is."""
 
-_NOW = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 _OWN = ("event", "delivery", "attempt", "replay", "replay_item")
 """Tables that must be empty when a copy begins."""
-_LIVING = f"SELECT name FROM node WHERE beat_at >= {_NOW} - {GONE_S * 1000} ORDER BY id LIMIT 1"
+_LIVING = f"SELECT name FROM node WHERE {IS_ALIVE} ORDER BY id LIMIT 1"
 _OF_NODES = frozenset({"tally", "heard"})
 """Tables that have a part for each node."""
 _NUMBERED = frozenset({"refusal"})
@@ -93,7 +92,7 @@ class Arriving:
             row = await self._db.fetchrow("SELECT * FROM copy")
             if row is None:
                 await self._refuse_what_is_used()
-                query = f"INSERT INTO copy SELECT TRUE, $1, $2, ({FIRST}), 0, NULL, 0, {_NOW} RETURNING *"
+                query = f"INSERT INTO copy SELECT TRUE, $1, $2, ({FIRST}), 0, NULL, 0, {NOW} RETURNING *"
                 row = await self._db.fetchrow(query, storable(source), storable(identity))
                 await self._db.execute("DELETE FROM target")  # of targets to which nothing was ever sent
         assert row is not None
@@ -153,7 +152,7 @@ class Arriving:
         """
         async with _told(self._url), begun(self._db):
             await self._refuse_living()
-            await self._db.execute(f"UPDATE copy SET ended_at = {_NOW}, result = $1 WHERE ended_at IS NULL", result)
+            await self._db.execute(f"UPDATE copy SET ended_at = {NOW}, result = $1 WHERE ended_at IS NULL", result)
             for table in TABLES:
                 await self._db.execute(f"ANALYZE {table.name}", timeout=LONG_S)
         self.result = result

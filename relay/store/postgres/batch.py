@@ -13,14 +13,13 @@ from datetime import datetime, timedelta
 from itertools import starmap
 from typing import Any
 
-from relay.model import Claim, DeliveryState, TargetHealth, TargetState
-from relay.rules.retry import is_recorded
+from relay.model import Claim, DeliveryState, TargetHealth
 from relay.store import Accepted, LongestWaits, Settled, Settlement, StoreUnavailable
 from relay.store.grouping.ages import OVERHEAD
 from relay.store.grouping.changes import INLINE_BODY
 from relay.store.grouping.handing import Handed
 from relay.store.grouping.rows import course_text, dedupe_digest, event_row, millis
-from relay.store.grouping.settling import attempt_row, delivery_row, is_to_release
+from relay.store.grouping.settling import is_to_release, recorded
 from relay.store.grouping.wishes import AcceptWish, Handing
 from relay.store.postgres.node import ROOM
 from relay.store.postgres.releasing import release_held
@@ -157,33 +156,17 @@ async def settle(tx: Transaction, settlements: Sequence[Settlement]) -> list[Set
         if seq is None:
             results.append(Settled(None))
             continue
-        before = tx.health(claim.target)
-        ruling = settlement.rule(before)
-        if ruling.health is not before:
-            tx.changes.health[claim.target] = ruling.health
-        state, due_at, step, settled_at, kind, status, reason, first_try_at = delivery_row(settlement, ruling)
-        tx.changes.moved(claim.target, IN_FLIGHT, state)
-        is_attempt = is_recorded(claim, settlement.outcome)
-        if is_attempt:
-            *row, why, excerpt = attempt_row(seq, settlement)
+        one = recorded(tx, seq, settlement)
+        results.append(one.settled)
+        *row, reason, first_try_at, number, _, target = one.row
+        updates.append((*row, reason and storable(reason), first_try_at, number, seq, target))
+        if one.attempt is not None:
+            *row, why, excerpt = one.attempt
             attempts.append((*row, storable(why), storable(excerpt)))
-            tx.changes.tell("target", claim.target, str(settlement.outcome.kind), settlement.ended_at)
-        if state is DeliveryState.DEAD:
-            tx.changes.tell("target", claim.target, str(state), settlement.ended_at)
-        elif state is not PENDING:
-            tx.changes.done.add(seq)
-        reason = None if reason is None else storable(reason)
-        number = claim.attempt - (not is_attempt)
-        updates.append(
-            (str(state), due_at, step, settled_at, kind, status, reason, first_try_at, number, seq, claim.target)
-        )
-        results.append(Settled(ruling, was_disabled=before.state is TargetState.DISABLED))
-        if ruling.releases_held:  # what this batch settled before is held too, what follows is not
+        if one.releases_held:  # what this batch settled before is held too, what follows is not
             await tx.write(_SETTLE, updates)
             updates = []
             await release_held(tx, claim.target)
-        elif state is PENDING and (rest := tx.rest(claim.target)) is not None:
-            rest.spared.add(seq)
     await tx.write(_SETTLE, updates)
     numbers = await tx.numbers("attempt", len(attempts)) if attempts else ()
     await tx.write(_ATTEMPT_INSERT, [(number, *row) for number, row in zip(numbers, attempts, strict=True)])

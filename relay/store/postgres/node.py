@@ -24,12 +24,15 @@ GONE_S = 60
 ROOM = "bytes"
 """What is stored, in bytes, is kept among the counts, under no target."""
 
-_NOW = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
-_TAKE_OVER = f"""UPDATE node SET life = nextval('life'), name = $1, version = $2, started_at = {_NOW}, beat_at = {_NOW}
-    WHERE id = (SELECT id FROM node WHERE beat_at < {_NOW} - {GONE_S * 1000} ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED)
+NOW = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+"""The time of the database, in milliseconds."""
+IS_ALIVE = f"beat_at >= {NOW} - {GONE_S * 1000}"
+"""What a row of `node` says of one that was heard."""
+_TAKE_OVER = f"""UPDATE node SET life = nextval('life'), name = $1, version = $2, started_at = {NOW}, beat_at = {NOW}
+    WHERE id = (SELECT id FROM node WHERE NOT {IS_ALIVE} ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED)
     RETURNING id, life"""
 _JOIN = f"""INSERT INTO node (life, name, version, started_at, beat_at)
-    VALUES (nextval('life'), $1, $2, {_NOW}, {_NOW}) RETURNING id, life"""
+    VALUES (nextval('life'), $1, $2, {NOW}, {NOW}) RETURNING id, life"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ async def join(db: Connection) -> Node:
 
 async def beat(db: Connection, node: Node) -> bool:
     """Say that this node is alive; False where another one has taken its number meanwhile."""
-    query = f"UPDATE node SET beat_at = {_NOW} WHERE id = $1 AND life = $2"
+    query = f"UPDATE node SET beat_at = {NOW} WHERE id = $1 AND life = $2"
     return bool(await db.execute(query, node.id, node.life) == "UPDATE 1")
 
 
@@ -111,7 +114,7 @@ async def look(db: Connection, known: dict[str, TargetHealth]) -> Look:
         if target:
             counts[target, DeliveryState(state)] = number
     rows = await db.fetch("SELECT source, max(at), max(silence_told_at) > max(at) FROM heard GROUP BY source")
-    alive = f"SELECT name, version, started_at, beat_at FROM node WHERE beat_at >= {_NOW} - {GONE_S * 1000} ORDER BY id"
+    alive = f"SELECT name, version, started_at, beat_at FROM node WHERE {IS_ALIVE} ORDER BY id"
     return Look(
         counts,
         await health.read(db, known),

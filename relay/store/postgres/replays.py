@@ -19,19 +19,18 @@ from relay.store.grouping.jobs import CUT_OFF, JOB_COLUMNS, PART, filter_text, j
 from relay.store.grouping.rerouting import DISCARD, Item
 from relay.store.grouping.rows import millis
 from relay.store.postgres.collecting import limits, page, with_dead
+from relay.store.postgres.node import IS_ALIVE
 from relay.store.postgres.reading import Reading
 from relay.store.postgres.replaying import discard_part, replay_event, take_items
 from relay.store.postgres.transaction import Known, Transaction, Works
 from relay.store.postgres.types import Row
 from relay.store.replays import Advanced, Destinations, JobState, ReplayedEvent, ReplayFilter, ReplayJob, Steered
 
-GONE_MS = 60_000
-"""A node that has not told of itself for so long is gone."""
 ADOPT_EVERY = timedelta(seconds=15)
 
 _COLUMNS = f"{JOB_COLUMNS}, node"
 _SHOWN = f"SELECT {_COLUMNS} FROM replay WHERE state != 'collecting'"
-_LIVING = f"SELECT id FROM node WHERE beat_at >= extract(epoch FROM clock_timestamp()) * 1000 - {GONE_MS}"
+_LIVING = f"SELECT id FROM node WHERE {IS_ALIVE}"
 _ADD = """INSERT INTO replay_item (replay_seq, event_seq, target)
     SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::text[])"""
 # Job by job, each step by a key: a walk over all items would pass those of the jobs that run.

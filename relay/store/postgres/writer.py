@@ -61,7 +61,7 @@ class Writer(GroupWriter[NodeChanges]):
         self._inbox.stir()
 
     @property
-    def _remembered(self) -> Known:
+    def remembered(self) -> Known:
         return self.known
 
     async def _release(self, tx: Transaction, target: str) -> None:

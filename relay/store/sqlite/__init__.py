@@ -10,34 +10,23 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from relay.model import RELAY, Claim, Course, DeliveryState, Event, TargetHealth, Turn
+from relay.model import Claim, DeliveryState, TargetHealth
 from relay.rules.fullness import Room
 from relay.store import (
-    AS_THEY_CAME,
-    Accepted,
     Backlog,
-    Claimant,
-    Claimed,
-    Condition,
     Copy,
     LongestWaits,
-    Outlived,
-    Retention,
-    Settled,
-    Settlement,
     StoreError,
-    StoreFull,
     StoreUnusable,
     Watcher,
 )
-from relay.store.grouping.changes import COUNTED
 from relay.store.grouping.commits import Commits
 from relay.store.grouping.rows import headers_from, millis, moment_if_sound
-from relay.store.grouping.wishes import AcceptWish, ClaimWish
+from relay.store.grouping.store import GroupStore
 from relay.store.sqlite import batch
 from relay.store.sqlite.archive import SqliteArchive
 from relay.store.sqlite.connection import open_writer
@@ -61,19 +50,17 @@ HUNG_CLOSE_S = 1.0
 """The same for a disk that has not answered for a while: a stop has its time, and has waited already."""
 
 
-class SqliteStore:
+class SqliteStore(GroupStore[Writer, Pruning]):
     """The port on one SQLite file."""
 
     def __init__(
         self, path: Path, guard: Guard, writer: Writer, reading: Reading, copying: Copying, commits: Commits
     ) -> None:
+        super().__init__(writer, Pruning(reading, writer))
         self._path = path
         self._guard = guard
-        self._writer = writer
         self._reading = reading
-        self._pruning = Pruning(reading, writer)
         self._copying = copying
-        self._full: Condition | None = None
         self._archive = SqliteArchive(reading, writer)
         self.replays = SqliteReplays(reading, writer)
         self.following = SqliteFollowing(reading, commits)
@@ -135,46 +122,6 @@ class SqliteStore:
     def archive(self) -> SqliteArchive:
         """See `Store.archive`."""
         return self._archive
-
-    @property
-    def idle(self) -> bool:
-        """Nothing waits to be written."""
-        return self._writer.idle
-
-    @property
-    def is_busy(self) -> bool:
-        """Something is being written, or is to be at once; what may wait a little does."""
-        return self._writer.is_busy
-
-    @property
-    def task(self) -> "asyncio.Task[None]":
-        """The writing task, to be watched: it ends only by `close` or by a bug."""
-        return self._writer.task
-
-    async def accept(
-        self, event: Event, targets: Sequence[str], courses: Mapping[str, Course] = AS_THEY_CAME
-    ) -> Accepted:
-        """See `Store.accept`."""
-        if self._full is not None and event.source != RELAY:
-            raise StoreFull(self._full.reason)
-        result: Accepted = await self._writer.accept(AcceptWish(event, targets, courses))
-        return result
-
-    def serve(self, claimant: Claimant | None) -> None:
-        """See `Store.serve`."""
-        self._writer.claimant = claimant
-
-    async def claim(
-        self, target: str, *, limit: int, turn: Turn, now: datetime, lease: timedelta, since: datetime | None = None
-    ) -> Claimed:
-        """See `Store.claim`."""
-        wish = ClaimWish(target, limit, turn, now, lease, since, self._writer.token())
-        result: Claimed = await self._writer.claim(wish)
-        return result
-
-    async def settle(self, settlement: Settlement) -> Settled:
-        """See `Store.settle`."""
-        return await self._writer.settle(settlement)
 
     async def release(self, claims: Iterable[Claim]) -> None:
         """See `Store.release`."""
@@ -251,20 +198,6 @@ class SqliteStore:
             for target in targets
         ]
 
-    def waiting(self) -> dict[str, int]:
-        """How many deliveries wait, by target; also for targets that nobody delivers to now."""
-        counts = self._writer.ledger.counts
-        return {target: n for (target, state), n in counts.items() if state is DeliveryState.PENDING and n > 0}
-
-    def counted(self) -> dict[str, int]:
-        """How many deliveries are in each state of which a count is kept, over all targets."""
-        counts = self._writer.ledger.counts.items()
-        return {state.value: sum(n for (_, each), n in counts if each is state) for state in COUNTED}
-
-    def pending(self, target: str) -> int:
-        """How many deliveries wait at a target."""
-        return self._writer.ledger.counts[target, DeliveryState.PENDING]
-
     async def _oldest(self, target: str) -> datetime | None:
         rows = await self._reading.rows(
             """SELECT e.received_at FROM delivery d INDEXED BY delivery_open JOIN event e ON e.seq = d.event_seq
@@ -273,36 +206,12 @@ class SqliteStore:
         )
         return moment_if_sound(rows[0][0]) if rows else None
 
-    def last_received(self) -> Mapping[str, datetime]:
-        """See `Store.last_received`."""
-        return self._writer.ledger.heard
-
-    def silences_told(self) -> frozenset[str]:
-        """See `Store.silences_told`."""
-        return self._writer.ledger.silences_told
-
     async def silence_told(self, source: str, now: datetime) -> None:
         """See `Store.silence_told`."""
         values = (millis(now), source)
         await self._writer.work(
             lambda tx: tx.db.execute("UPDATE heard SET silence_told_at = ? WHERE source = ?", values)
         )
-
-    async def prune(self, retention: Retention, now: datetime) -> int:
-        """See `Store.prune`."""
-        return await self._pruning.prune(retention, now)
-
-    async def prune_oldest(self, wanted: int) -> int | None:
-        """See `Store.prune_oldest`."""
-        return await self._pruning.prune_oldest(wanted)
-
-    async def outlived(self, retention: Retention, now: datetime, *, wanted: int) -> Outlived:
-        """See `Store.outlived`."""
-        return await self._pruning.outlived(retention, now, wanted=wanted)
-
-    async def erase(self, event_id: str) -> int | None:
-        """See `Store.erase`."""
-        return await self._pruning.erase(event_id)
 
     async def empty_log(self) -> bool:
         """See `Store.empty_log`."""
@@ -312,21 +221,11 @@ class SqliteStore:
         """See `Store.room`."""
         return await self._reading.run(partial(room_of, path=self._path))
 
-    def bar(self, reason: str) -> None:
-        """See `Store.bar`."""
-        since = datetime.now(UTC) if self._full is None else self._full.since
-        self._full = Condition(writable=True, reason=reason, since=since, full=True) if reason else None
-
     @asynccontextmanager
     async def copy(self) -> AsyncIterator[Copy]:
         """See `Store.copy`."""
         async with self._copying.copy(await self.room()) as copy:
             yield copy
-
-    def condition(self) -> Condition:
-        """See `Store.condition`."""
-        condition = self._writer.condition()
-        return condition if self._full is None or not condition.writable else self._full
 
     def warning(self) -> str | None:
         """Why the place of the file may not keep the promises, None where nothing speaks against it."""

@@ -16,14 +16,12 @@ from relay.model import (
     Claim,
     DeliveryState,
     TargetHealth,
-    TargetState,
 )
-from relay.rules.retry import is_recorded
 from relay.store import Accepted, LongestWaits, Settled, Settlement
 from relay.store.grouping.changes import INLINE_BODY
 from relay.store.grouping.handing import Handed
 from relay.store.grouping.rows import course_text, dedupe_digest, event_row, health_row, millis
-from relay.store.grouping.settling import attempt_row, delivery_row, is_to_release
+from relay.store.grouping.settling import is_to_release, recorded
 from relay.store.grouping.wishes import AcceptWish, Handing
 from relay.store.sqlite.releasing import release_held
 from relay.store.sqlite.statements import ATTEMPT_INSERT, EVENT_INSERT, HEALTH_UPSERT, HEARD_UPSERT, TALLY_UPSERT
@@ -103,28 +101,15 @@ def settle(tx: Transaction, settlements: Sequence[Settlement]) -> list[Settled]:
         if seq is None:
             results.append(Settled(None))
             continue
-        before = tx.health(claim.target)
-        ruling = settlement.rule(before)
-        if ruling.health is not before:
-            tx.changes.health[claim.target] = ruling.health
-        state, *row = delivery_row(settlement, ruling)
-        tx.changes.moved(claim.target, _IN_FLIGHT, state)
-        is_attempt = is_recorded(claim, settlement.outcome)
-        if is_attempt:
-            attempts.append(attempt_row(seq, settlement))
-            tx.changes.tell("target", claim.target, str(settlement.outcome.kind), settlement.ended_at)
-        if state is DeliveryState.DEAD:
-            tx.changes.tell("target", claim.target, str(state), settlement.ended_at)
-        elif state is not _PENDING:
-            tx.changes.done.add(seq)
-        updates.append((str(state), *row, claim.attempt - (not is_attempt), seq, claim.target))
-        results.append(Settled(ruling, was_disabled=before.state is TargetState.DISABLED))
-        if ruling.releases_held:  # what this batch settled before is held too, what follows is not
+        one = recorded(tx, seq, settlement)
+        results.append(one.settled)
+        updates.append(one.row)
+        if one.attempt is not None:
+            attempts.append(one.attempt)
+        if one.releases_held:  # what this batch settled before is held too, what follows is not
             tx.write(_SETTLE, updates)
             updates = []
             release_held(tx, claim.target)
-        elif state is _PENDING and (rest := tx.rest(claim.target)) is not None:
-            rest.spared.add(seq)
     tx.write(_SETTLE, updates)
     tx.write(ATTEMPT_INSERT, attempts)
     return results

@@ -59,7 +59,7 @@ class Writer(GroupWriter[Changes]):
         return next(self._tokens)
 
     @property
-    def _remembered(self) -> Ledger:
+    def remembered(self) -> Ledger:
         return self.ledger
 
     def _release(self, tx: Transaction, target: str) -> None:
