@@ -32,11 +32,16 @@ def seeded() -> random.Random:
     return random.Random(seed)
 
 
+_given: set[int] = set()
+"""Ports that were given here: one that nobody has yet is not to be given a second time."""
+
+
 def free_port() -> int:
     """A port that nobody has, outside the range from which others are given theirs."""
-    for port in random.SystemRandom().sample(range(20_000, 30_000), 200):
+    for port in random.SystemRandom().sample(sorted({*range(20_000, 30_000)} - _given), 200):
         with socket.socket() as one, contextlib.suppress(OSError):
             one.bind(("127.0.0.1", port))
+            _given.add(port)
             return port
     raise AssertionError("no port is free")
 
