@@ -1,5 +1,6 @@
 """Stores that earlier versions have written: opened, brought up to date, and everything kept."""
 
+import re
 import sqlite3
 from contextlib import closing
 from datetime import timedelta
@@ -14,11 +15,14 @@ from tests.support.store_parts import NOW, Watch, an_event, one, taken
 from tests.support.store_schemas import SCHEMAS, STANDING, VERSIONS, body_of, restored, standing
 
 
-def schema(file: Path) -> set[tuple[str, str, str]]:
-    """Every table and index, and its columns."""
+def schema(file: Path) -> set[tuple[str, str, str, tuple[str, ...]]]:
+    """Every table and index, its columns and its checks."""
     with closing(sqlite3.connect(file)) as db:
-        names = db.execute("SELECT type, name FROM sqlite_schema WHERE name NOT LIKE 'sqlite_%'").fetchall()
-        return {(kind, name, str(db.execute(f"PRAGMA table_info({name})").fetchall())) for kind, name in names}
+        made = db.execute("SELECT type, name, sql FROM sqlite_schema WHERE name NOT LIKE 'sqlite_%'").fetchall()
+        return {
+            (kind, name, str(db.execute(f"PRAGMA table_info({name})").fetchall()), tuple(re.findall("CHECK .*", sql)))
+            for kind, name, sql in made
+        }
 
 
 @pytest.mark.row("F37")
