@@ -35,6 +35,11 @@ _PRAGMAS = (
     "secure_delete=FAST",  # builds differ: what is deleted is overwritten where that costs no further write
 )
 
+sqlite3.register_adapter(type(None), {None: None}.__getitem__)
+sqlite3.register_adapter(bytes, bytes.__bytes__)
+"""Each is what it is: without that `sqlite3` looks for what it might become, at the cost of five numbers, each time
+that one is bound."""
+
 _JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
 """A rollback journal begins so; bytes 16 to 20 are the pages that the file had before (sqlite.org/fileformat2.html)."""
 
