@@ -26,6 +26,8 @@ SOON = timedelta(seconds=5)
 """When a delivery is tried again that had not in time what it lacks."""
 LAST_WORDS = timedelta(seconds=1)
 """At an end, how long the record of interrupted attempts may take."""
+_DELIVERED, _INTERRUPTED, _ARRIVAL = OutcomeKind.DELIVERED, OutcomeKind.INTERRUPTED, Turn.ARRIVAL
+"""An enum's members are slow to look up, and these are for each attempt."""
 
 
 class SendsOne(Protocol):
@@ -167,7 +169,7 @@ class Carrier:
         self.under_way += 1
         if claim.course:
             self._preparing.add(claim.delivery_id)
-        if claim.turn is Turn.ARRIVAL:
+        if claim.turn is _ARRIVAL:
             self.arrival_under_way = True
         self._start(self._attempt(claim), f"attempt {claim.event.id}/{claim.target}", self._over)
 
@@ -238,10 +240,10 @@ class Carrier:
         try:
             sent = await self._send(claim, self._sender)
             ended_at = self._now()
-            frees_at_once = sent.outcome.kind is OutcomeKind.DELIVERED and self._owner.flows(ended_at)
+            frees_at_once = sent.outcome.kind is _DELIVERED and self._owner.flows(ended_at)
             if frees_at_once:
                 self._free_slot(flows=True)
-            if sent.outcome.kind is OutcomeKind.INTERRUPTED:
+            if sent.outcome.kind is _INTERRUPTED:
                 self._interrupted(sent.outcome)
             settled = await self._store.settle(
                 Settlement(
@@ -255,7 +257,7 @@ class Carrier:
             )
         finally:
             self._let_go(claim)
-            if claim.turn is Turn.ARRIVAL:
+            if claim.turn is _ARRIVAL:
                 self.arrival_under_way = False
             if not frees_at_once:
                 self._free_slot(flows=self._owner.flows(self._now()))

@@ -9,7 +9,6 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from random import Random
@@ -286,7 +285,7 @@ class Dispatcher:
         claim = Claim(event, name, attempt=1, step=0, token=0, lease_until=now + lane.target.timeout)
         outcome = (await lane.try_out(claim, body)).outcome
         if outcome.kind is OutcomeKind.INTERRUPTED and outcome.retry_after == timedelta(0):
-            outcome = (await lane.try_out(replace(claim, attempt=2), body)).outcome  # a stale token had to be found out
+            outcome = (await lane.try_out(claim._replace(attempt=2), body)).outcome  # a stale token had to be found out
         return outcome
 
     async def enable(self, name: str) -> TargetHealth:

@@ -40,6 +40,8 @@ LOOK_AGAIN = timedelta(seconds=10)
 """However quiet it is, the store is asked so often."""
 BREATH = timedelta(seconds=1)
 """Pause after a fault of our own: a shortage of resources, or a store that takes nothing."""
+_ACTIVE = TargetState.ACTIVE
+"""An enum's members are slow to look up, and this one is for each attempt."""
 
 
 class Lane:
@@ -384,7 +386,7 @@ class Lane:
         if health.failures > self._carrier.health.failures:
             self._at_once = health.paced
         self._carrier.health = health
-        if health.state is TargetState.ACTIVE and isinstance(ruling.decision, Done) and not ruling.releases_held:
+        if health.state is _ACTIVE and isinstance(ruling.decision, Done) and not ruling.releases_held:
             return  # as nearly all are
         at = getattr(ruling.decision, "at", None)
         if ruling.releases_held or health.state is TargetState.DISABLED:

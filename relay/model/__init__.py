@@ -26,6 +26,9 @@ from relay.model.delivering import (
     DELIVERY_MOVES as DELIVERY_MOVES,
 )
 from relay.model.delivering import (
+    DONE as DONE,
+)
+from relay.model.delivering import (
     ENDED as ENDED,
 )
 from relay.model.delivering import (
@@ -87,6 +90,9 @@ from relay.model.delivering import (
 )
 from relay.model.delivering import (
     Way as Way,
+)
+from relay.model.delivering import (
+    Word as Word,
 )
 from relay.model.enriching import (
     Enricher as Enricher,

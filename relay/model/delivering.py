@@ -207,8 +207,7 @@ class Turn(Word):
         return self in (Turn.DUE, Turn.FIRST)
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """The sole right to try one delivery once, until `lease_until`.
 
     `attempt` counts every request begun for the delivery, from 1; it is stored before the request is sent.
@@ -240,6 +239,10 @@ class Claim:
 @dataclass(frozen=True, slots=True)
 class Done:
     """The delivery is delivered."""
+
+
+DONE = Done()
+"""It says no more than that, so one does for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,5 +303,25 @@ class TargetHealth(NamedTuple):
     url_digest: str = ""
     settings_digest: str = ""
 
+    @property
+    def is_clean(self) -> bool:
+        """Whether a success changes no more than when the last one was."""
+        return not (
+            self.failures
+            or self.disabled_by
+            or self.counted_events
+            or self.counted_at
+            or self.wait_until
+            or self.paced
+            or self.throttled_until
+            or self.ramp is not None
+        )
+
+    def succeeded(self, at: datetime, took_at: datetime) -> "TargetHealth":
+        """The same with another last success."""
+        return TargetHealth._make((*self[:_SUCCESS], at, took_at, *self[_SUCCESS + 2 :]))
+
 
 HEALTH_FIELDS = TargetHealth._fields
+_SUCCESS = HEALTH_FIELDS.index("succeeded_at")
+"""Behind it stands `took_at`."""

@@ -31,6 +31,8 @@ REMEMBERED_EVENTS = 16
 _COUNTS = frozenset({OutcomeKind.REFUSED, OutcomeKind.FAILED, OutcomeKind.UNREACHABLE})
 _SLOWS = frozenset({OutcomeKind.FAILED, OutcomeKind.UNREACHABLE})
 _TELLS_NOTHING = frozenset({OutcomeKind.INTERRUPTED, OutcomeKind.SKIPPED})
+_DELIVERED, _ACTIVE = OutcomeKind.DELIVERED, TargetState.ACTIVE
+"""An enum's members are slow to look up, and these are for each attempt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ def judge(
         began_at: when the attempt began, aware UTC.
         now: when it is recorded, aware UTC.
     """
-    if outcome.kind is OutcomeKind.DELIVERED:
+    if outcome.kind is _DELIVERED:
         return _succeeded(health, target, began_at, now)
     if outcome.kind in _TELLS_NOTHING:
         return Keep(health)
@@ -99,7 +101,9 @@ def judge(
 
 
 def _succeeded(health: TargetHealth, target: Target, began_at: datetime, now: datetime) -> Verdict:
-    took_at = began_at if health.took_at is None else max(health.took_at, began_at)
+    took_at = began_at if health.took_at is None or began_at > health.took_at else health.took_at
+    if health.is_clean:  # as nearly all are
+        return Keep(health.succeeded(now, took_at))
     throttle_over = health.throttled_until is None or began_at >= health.throttled_until
     better = health._replace(
         failures=0,
@@ -319,7 +323,7 @@ def at_start(health: TargetHealth, target: Target, *, url_digest: str, settings_
 def flows(health: TargetHealth, now: datetime) -> bool:
     """Whether a target is well in every way, so that nothing but free slots bounds what it is sent."""
     throttled = health.throttled_until is not None and now < health.throttled_until
-    return health.state is TargetState.ACTIVE and not health.paced and health.ramp is None and not throttled
+    return health.state is _ACTIVE and not health.paced and health.ramp is None and not throttled
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,16 @@ from tenacity import RetryCallState, Retrying, stop_after_attempt, wait_chain, w
 from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
-from relay.model import Claim, Decision, Done, GiveUp, Outcome, OutcomeKind, RetryAt, Skip, Turn
+from relay.model import DONE, Claim, Decision, GiveUp, Outcome, OutcomeKind, RetryAt, Skip, Turn
 
 JITTER = 0.2
 """Share by which a wait may be shorter or longer, so that what failed together does not return together."""
 
 RETRY_AFTER_CAP = timedelta(hours=24)
 """No target may ask for a longer silence than this."""
+
+_DELIVERED, _SKIPPED = OutcomeKind.DELIVERED, OutcomeKind.SKIPPED
+"""An enum's members are slow to look up, and these are for each attempt."""
 
 
 @lru_cache(maxsize=1024)
@@ -64,7 +67,7 @@ def is_recorded(claim: Claim, outcome: Outcome) -> bool:
     delivery that waits the first wait is, for it says what is waited for, but not each time that it looks again: an
     enricher that is away for a day must not fill the store. Of a disabled target every try is, because those that were
     not tried yet go first."""
-    if outcome.kind is OutcomeKind.SKIPPED:
+    if outcome.kind is _SKIPPED:
         return False
     return not outcome.is_wait or claim.attempt == 1 or claim.turn in (Turn.PROBE, Turn.ARRIVAL)
 
@@ -94,8 +97,8 @@ def decide(
         began_at: when the attempt began, aware UTC; it stands for the first try where none is recorded yet.
         now: aware UTC.
     """
-    if outcome.kind is OutcomeKind.DELIVERED:
-        return Done()
+    if outcome.kind is _DELIVERED:
+        return DONE
     if outcome.kind is OutcomeKind.SKIPPED:
         return Skip(outcome.reason)
     if outcome.kind is OutcomeKind.INTERRUPTED:

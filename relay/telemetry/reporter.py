@@ -22,6 +22,9 @@ from relay.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 
+_DELIVERED, _SKIPPED = OutcomeKind.DELIVERED, OutcomeKind.SKIPPED
+"""An enum's members are slow to look up, and these are for each attempt."""
+
 _FETCHES = {Brought: "fetched", Refused: "refused", Throttled: "throttled", Failing: "failed"}
 """What came of a fetch, as it is counted."""
 
@@ -44,7 +47,7 @@ class Reporter:
         """Tell of a recorded attempt."""
         claim, outcome, ruling = attempt.claim, attempt.sent.outcome, attempt.settled.ruling
         event, target, kind = claim.event, claim.target, outcome.kind
-        if kind is OutcomeKind.SKIPPED:
+        if kind is _SKIPPED:
             self._skipped(claim, outcome)
         if not is_recorded(claim, outcome):
             return
@@ -67,7 +70,7 @@ class Reporter:
                 event_id=event.id,
                 headers=list(attempt.sent.dropped_headers),
             )
-        if kind is OutcomeKind.DELIVERED and ruling is not None:
+        if kind is _DELIVERED and ruling is not None:
             self._metrics.delivered(target, (attempt.ended_at - event.received_at).total_seconds())
             self._log.info("delivery.attempted", **fields)
             return

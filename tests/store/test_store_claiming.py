@@ -296,8 +296,8 @@ async def test_a_claim_of_another_event_settles_nothing(store: Store) -> None:
 
     await stored(store, "crm", "books")
     claim = await one(store)
-    assert (await store.settle(settlement(replace(claim, target="books")))).ruling is None
-    assert (await store.settle(settlement(replace(claim, event=replace(claim.event, id="evt_none"))))).ruling is None
+    assert (await store.settle(settlement(claim._replace(target="books")))).ruling is None
+    assert (await store.settle(settlement(claim._replace(event=replace(claim.event, id="evt_none"))))).ruling is None
 
 
 # --- in order ---

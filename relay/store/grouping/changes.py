@@ -55,9 +55,9 @@ class Changes:
         """A source has sent something that was genuine."""
         self.heard[source] = max(at, self.heard.get(source, at))
 
-    def tell(self, kind: str, name: str, what: str, at: datetime, number: int = 1) -> None:
-        """Something happened so often to a source or a target."""
-        self.tally[int(at.timestamp()) // 60, kind, name, what] += number
+    def tell(self, kind: str, name: str, what: str, at: int, number: int = 1) -> None:
+        """Something happened so often to a source or a target; `at` is in milliseconds, as rows have it."""
+        self.tally[at // 60_000, kind, name, what] += number
 
     def moved(self, target: str, before: DeliveryState | None, after: DeliveryState | None, number: int = 1) -> None:
         """So many deliveries of a target went from one state to another; None is outside the store."""

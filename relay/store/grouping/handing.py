@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Protocol
 
-from relay.model import Claim, Course, Event, TargetHealth
+from relay.model import Claim, Course, Event, TargetHealth, Turn
 from relay.rules.health import flows
 from relay.store.grouping.changes import INLINE_BODY
+from relay.store.grouping.rows import millis
 from relay.store.grouping.wishes import AcceptWish, Handing
 
 
@@ -30,6 +31,8 @@ class Handed:
             return
         self._handing = handing
         self._took_at: dict[str, datetime | None] = {}
+        self.until = {target: millis(bid.until) for target, bid in handing.bids.items()}
+        """When the claims of a target end, in milliseconds."""
         now = max(wish.event.received_at for wish in wishes)
         for target, bid in handing.bids.items():
             health = healths.health(target)
@@ -44,7 +47,7 @@ class Handed:
         if left <= 0 or len(event.body) > INLINE_BODY:
             return None
         self._left[target] = left - 1
-        until = self._handing.bids[target].until
-        claim = Claim(event, target, 1, 0, self._handing.token, until, took_at=self._took_at[target], course=course)
+        until, took_at = self._handing.bids[target].until, self._took_at[target]
+        claim = Claim(event, target, 1, 0, self._handing.token, until, Turn.DUE, None, took_at, course=course)
         self._claims.append(claim)
         return claim

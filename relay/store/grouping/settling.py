@@ -3,13 +3,17 @@
 from datetime import timedelta
 from typing import Any, NamedTuple, Protocol
 
-from relay.model import DeliveryState, Done, GiveUp, OutcomeKind, RetryAt, Skip, TargetHealth, TargetState, Turn
+from relay.model import DeliveryState, Done, GiveUp, OutcomeKind, RetryAt, Skip, TargetHealth, TargetState, Turn, Word
 from relay.rules.retry import is_recorded
 from relay.store import Ruling, Settled, Settlement
 from relay.store.grouping.changes import Changes, Rest
 from relay.store.grouping.rows import millis
 
-_PENDING, _DELIVERED = DeliveryState.PENDING, DeliveryState.DELIVERED
+_PENDING, _IN_FLIGHT, _DELIVERED = DeliveryState.PENDING, DeliveryState.IN_FLIGHT, DeliveryState.DELIVERED
+_DEAD, _DISABLED = DeliveryState.DEAD, TargetState.DISABLED
+_TEXTS: dict[Word, str] = {word: str(word) for word in (*OutcomeKind, *DeliveryState)}
+"""Words as a row takes them fastest."""
+_MILLISECOND = timedelta(milliseconds=1)
 
 
 class Books(Protocol):
@@ -33,6 +37,7 @@ class Recorded(NamedTuple):
     row: tuple[Any, ...]
     """(state, due_at, step, settled_at, outcome, status, reason, first_try_at, attempts, event_seq, target)"""
     attempt: tuple[Any, ...] | None
+    """(event_seq, target, number, began_at, duration_ms, outcome, status, reason, excerpt)"""
     releases_held: bool
     """What the target holds is due: to be released once what was recorded before is written."""
 
@@ -40,33 +45,42 @@ class Recorded(NamedTuple):
 def recorded(tx: Books, seq: int, settlement: Settlement) -> Recorded:
     """Judge an attempt whose claim holds by its target's health as the one before has left it, and note what changes;
     the rows are for the transaction to write."""
-    claim = settlement.claim
-    before = tx.health(claim.target)
-    ruling = settlement.rule(before)
-    changes = tx.changes
-    if ruling.health is not before:
-        changes.health[claim.target] = ruling.health
-    state, *row = _delivery_row(settlement, ruling)
-    changes.moved(claim.target, DeliveryState.IN_FLIGHT, state)
-    is_attempt = is_recorded(claim, settlement.outcome)
+    claim, outcome, began_at, ended_at, rule, _ = settlement
+    target, changes = claim.target, tx.changes
+    before = tx.health(target)
+    decision, health, releases_held = ruling = rule(before)
+    if health is not before:
+        changes.health[target] = health
+    began, ended, kind = millis(began_at), millis(ended_at), _TEXTS[outcome.kind]
+    state, *row = (
+        (_DELIVERED, min(millis(claim.event.received_at), ended), claim.step, ended, kind, outcome.status, None, began)
+        if isinstance(decision, Done)  # as nearly all are
+        else _unfinished_row(settlement, ruling)
+    )
+    changes.moved(target, _IN_FLIGHT, state)
+    is_attempt = is_recorded(claim, outcome)
     if is_attempt:
-        changes.tell("target", claim.target, str(settlement.outcome.kind), settlement.ended_at)
-    if state is DeliveryState.DEAD:
-        changes.tell("target", claim.target, str(state), settlement.ended_at)
+        changes.tell("target", target, kind, ended)
+    if state is _DEAD:
+        changes.tell("target", target, str(state), ended)
     elif state is not _PENDING:
         changes.done.add(seq)
-    elif not ruling.releases_held and (rest := tx.rest(claim.target)) is not None:
+    elif not releases_held and (rest := tx.rest(target)) is not None:
         rest.spared.add(seq)
+    number = claim.attempt
+    took = max(0, (ended_at - began_at) // _MILLISECOND)
     return Recorded(
-        Settled(ruling, was_disabled=before.state is TargetState.DISABLED),
-        (str(state), *row, claim.attempt - (not is_attempt), seq, claim.target),
-        _attempt_row(seq, settlement) if is_attempt else None,
-        ruling.releases_held,
+        Settled(ruling, before.state is _DISABLED),
+        (_TEXTS[state], *row, number if is_attempt else number - 1, seq, target),
+        (seq, target, number, began, took, kind, outcome.status, outcome.reason, outcome.excerpt)
+        if is_attempt
+        else None,
+        releases_held,
     )
 
 
-def _delivery_row(settlement: Settlement, ruling: Ruling) -> tuple[Any, ...]:
-    """(state, due_at, step, settled_at, outcome, status, reason, first_try_at) after a ruling.
+def _unfinished_row(settlement: Settlement, ruling: Ruling) -> tuple[Any, ...]:
+    """(state, due_at, step, settled_at, outcome, status, reason, first_try_at) of what was not delivered.
 
     What a disabled target holds is due by its arrival, so that it leaves oldest first when the target is back; but the
     first of an ordered target is tried by its schedule meanwhile.
@@ -75,9 +89,6 @@ def _delivery_row(settlement: Settlement, ruling: Ruling) -> tuple[Any, ...]:
     due_at, step = millis(min(claim.event.received_at, settlement.ended_at)), claim.step
     reason: str | None = outcome.reason
     settled_at: int | None = millis(settlement.ended_at)
-    if isinstance(decision, Done):  # as nearly all are
-        began_at = millis(settlement.began_at)
-        return _DELIVERED, due_at, step, settled_at, str(outcome.kind), outcome.status, None, began_at
     match decision:
         case GiveUp(reason=why):
             state, reason = DeliveryState.DEAD, why
@@ -90,23 +101,6 @@ def _delivery_row(settlement: Settlement, ruling: Ruling) -> tuple[Any, ...]:
     tried = outcome.kind not in (OutcomeKind.INTERRUPTED, OutcomeKind.SKIPPED)
     first_try_at = millis(settlement.began_at) if tried else None
     return state, due_at, step, settled_at, str(outcome.kind), outcome.status, reason, first_try_at
-
-
-def _attempt_row(seq: int, settlement: Settlement) -> tuple[Any, ...]:
-    """(event_seq, target, number, began_at, duration_ms, outcome, status, reason, excerpt) of an attempt."""
-    claim, outcome = settlement.claim, settlement.outcome
-    took = max(timedelta(0), settlement.ended_at - settlement.began_at) // timedelta(milliseconds=1)
-    return (
-        seq,
-        claim.target,
-        claim.attempt,
-        millis(settlement.began_at),
-        took,
-        str(outcome.kind),
-        outcome.status,
-        outcome.reason,
-        outcome.excerpt,
-    )
 
 
 def is_to_release(before: TargetHealth, after: TargetHealth) -> bool:

@@ -84,7 +84,7 @@ class PostgresArchive:
             numbers = await tx.numbers("refusal", len(rows)) if rows else ()
             await tx.write(_REFUSAL_INSERT, [(number, *row) for number, row in zip(numbers, rows, strict=True)])
             for source, number in counts.items():
-                tx.changes.tell("source", storable(source), "refused", at, number)
+                tx.changes.tell("source", storable(source), "refused", millis(at), number)
             await tx.run(
                 _forgetting(
                     "refusal",

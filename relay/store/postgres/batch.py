@@ -63,14 +63,15 @@ async def accept(tx: Transaction, wishes: Sequence[AcceptWish], handing: Handing
         tx.changes.hear(event.source, event.received_at)
         if numbers.get(place) not in stored:
             first_id, sha256 = known[key or b""]
-            tx.changes.tell("source", event.source, "duplicate", event.received_at)
+            tx.changes.tell("source", event.source, "duplicate", millis(event.received_at))
             results.append(Accepted(first_id, duplicate=True, same_body=sha256 == digests[place]))
             continue
         if key is not None:
             known[key] = (event.id, digests[place])
         deliveries += _deliveries(tx, wish, numbers[place], handed)
         tx.changes.room += len(event.body) + OVERHEAD
-        tx.changes.tell("source", event.source, "accepted" if wish.targets else "unrouted", event.received_at)
+        result = "accepted" if wish.targets else "unrouted"
+        tx.changes.tell("source", event.source, result, millis(event.received_at))
         results.append(Accepted(event.id, duplicate=False))
     await tx.write(_DELIVERY_INSERT, deliveries)
     return results
@@ -122,7 +123,7 @@ def _deliveries(tx: Transaction, wish: AcceptWish, seq: int, handed: Handed) -> 
             tx.changes.moved(target, None, PENDING)
             tx.changes.waiting.add(target)
         else:
-            rows.append((*row, "in_flight", 1, claim.token, millis(claim.lease_until)))
+            rows.append((*row, "in_flight", 1, claim.token, handed.until[target]))
             tx.changes.moved(target, None, IN_FLIGHT)
     return rows
 

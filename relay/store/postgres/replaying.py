@@ -101,7 +101,7 @@ async def discard_part(tx: Transaction, target: str, *, after: int, last: int, n
         WHERE target = $3 AND event_seq = ANY($4::bigint[])"""
     await tx.run(query, millis(now), DISCARDED, target, seqs)
     tx.changes.moved(target, DeliveryState.PENDING, DeliveryState.DEAD, len(seqs))
-    tx.changes.tell("target", target, DeliveryState.DEAD.value, now, len(seqs))
+    tx.changes.tell("target", target, DeliveryState.DEAD.value, millis(now), len(seqs))
     return seqs
 
 

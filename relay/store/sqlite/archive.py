@@ -90,7 +90,7 @@ class SqliteArchive:
         def keep(tx: Transaction) -> None:
             tx.write(_REFUSAL_INSERT, rows)
             for source, number in counts.items():
-                tx.changes.tell("source", source, "refused", at, number)
+                tx.changes.tell("source", source, "refused", millis(at), number)
             tx.db.execute(
                 f"""DELETE FROM refusal WHERE received_at < ?
                 OR seq <= (SELECT seq FROM refusal ORDER BY seq DESC LIMIT 1 OFFSET {views.KEPT_REFUSALS})""",

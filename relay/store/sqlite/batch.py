@@ -33,41 +33,43 @@ _PENDING, _IN_FLIGHT, _DELIVERED = DeliveryState.PENDING, DeliveryState.IN_FLIGH
 def accept(tx: Transaction, wishes: Sequence[AcceptWish], handing: Handing | None = None) -> list[Accepted]:
     """Store events and their deliveries; a known dedupe key stores nothing and names the first event. What is claimed
     by this stands in `Changes.handed`."""
-    handed = Handed(tx, tx.changes.handed, handing, wishes)
+    changes = tx.changes
+    handed = Handed(tx, changes.handed, handing, wishes)
     keys = [wish.event.dedupe_key and dedupe_digest(wish.event.source, wish.event.dedupe_key) for wish in wishes]
     known = _known_events(tx.db, [key for key in keys if key])
     results: list[Accepted] = []
     events: list[tuple[Any, ...]] = []
     deliveries: list[tuple[Any, ...]] = []
     for wish, key in zip(wishes, keys, strict=True):
-        tx.changes.hear(wish.event.source, wish.event.received_at)
-        sha256 = hashlib.sha256(wish.event.body).digest()
+        event, courses = wish.event, wish.courses
+        received_at = millis(event.received_at)
+        changes.hear(event.source, event.received_at)
+        sha256 = hashlib.sha256(event.body).digest()
         first = known.get(key) if key else None
         if first is not None:
-            tx.changes.tell("source", wish.event.source, "duplicate", wish.event.received_at)
+            changes.tell("source", event.source, "duplicate", received_at)
             results.append(Accepted(first[0], duplicate=True, same_body=first[1] == sha256))
             continue
         if key:
-            known[key] = (wish.event.id, sha256)
+            known[key] = (event.id, sha256)
         seq = tx.ledger.next_seq
         tx.ledger.next_seq += 1
-        events.append(event_row(seq, wish.event, key or None, sha256))
-        if len(wish.event.body) <= INLINE_BODY:
-            tx.changes.events[seq] = wish.event
-        received_at = millis(wish.event.received_at)
+        events.append(event_row(seq, event, key or None, sha256))
+        if len(event.body) <= INLINE_BODY:
+            changes.events[seq] = event
         for target in wish.targets:
-            course = wish.courses.get(target, ())
-            claim = handed.claim(wish.event, target, course)
-            row = (seq, target, received_at, course_text(course))
+            course = courses.get(target, ())
+            claim = handed.claim(event, target, course)
+            text = course_text(course) if course else None
             if claim is None:
-                deliveries.append((*row, "pending", 0, None, None))
-                tx.changes.moved(target, None, _PENDING)
-                tx.changes.waiting.add(target)
+                deliveries.append((seq, target, received_at, text, "pending", 0, None, None))
+                changes.moved(target, None, _PENDING)
+                changes.waiting.add(target)
             else:
-                deliveries.append((*row, "in_flight", 1, claim.token, millis(claim.lease_until)))
-                tx.changes.moved(target, None, _IN_FLIGHT)
-        tx.changes.tell("source", wish.event.source, "accepted" if wish.targets else "unrouted", wish.event.received_at)
-        results.append(Accepted(wish.event.id, duplicate=False))
+                deliveries.append((seq, target, received_at, text, "in_flight", 1, claim.token, handed.until[target]))
+                changes.moved(target, None, _IN_FLIGHT)
+        changes.tell("source", event.source, "accepted" if wish.targets else "unrouted", received_at)
+        results.append(Accepted(event.id, duplicate=False))
     tx.write(EVENT_INSERT, events)
     tx.write(_DELIVERY_INSERT, deliveries)
     return results

@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from relay.store import StoreUnusable
 from relay.store.sqlite.file import LogMark
@@ -26,8 +26,7 @@ _RESTORE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
+class _Seen(NamedTuple):
     """What tells a file from another, and from itself cut short."""
 
     place: tuple[int, int]

@@ -81,7 +81,7 @@ def discard_part(tx: Transaction, target: str, *, after: int, last: int, now: da
     )
     tx.changes.moved(target, DeliveryState.PENDING, DeliveryState.DEAD, len(seqs))
     if seqs:
-        tx.changes.tell("target", target, DeliveryState.DEAD.value, now, len(seqs))
+        tx.changes.tell("target", target, DeliveryState.DEAD.value, millis(now), len(seqs))
     return seqs
 
 
