@@ -1,8 +1,9 @@
 """What a transaction will have changed, gathered while it is run and told after its commit."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 
 from relay.model import Claim, DeliveryState, Event, TargetHealth
 
@@ -28,7 +29,8 @@ class Rest:
 class Changes:
     """What one transaction will have changed, once it is committed."""
 
-    counts: Counter[tuple[str, DeliveryState]] = field(default_factory=Counter)
+    counts: defaultdict[tuple[str, DeliveryState], int] = field(default_factory=partial(defaultdict, int))
+    """How many deliveries more there are by (target, state)."""
     health: dict[str, TargetHealth] = field(default_factory=dict)
     rests: dict[str, Rest | None] = field(default_factory=dict)
     events: dict[int, Event] = field(default_factory=dict)
@@ -40,7 +42,7 @@ class Changes:
     """Numbers of events that are gone."""
     done: set[int] = field(default_factory=set)
     """Numbers of events that have a delivery less to make."""
-    tally: Counter[tuple[int, str, str, str]] = field(default_factory=Counter)
+    tally: defaultdict[tuple[int, str, str, str], int] = field(default_factory=partial(defaultdict, int))
     """How often what happened to whom, by (minute since 1970, kind of whom, name, what)."""
 
     heard: dict[str, datetime] = field(default_factory=dict)
