@@ -7,6 +7,7 @@ Law: what is found is judged on a connection that cannot write, so that a file t
 import asyncio
 import os
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
@@ -116,6 +117,38 @@ class StoreConnection(aiosqlite.Connection):
         """Call `work` with the connection, in its thread."""
         result: Result = await self._execute(work, self._conn)  # type: ignore[no-untyped-call]
         return result
+
+    async def run_at_once(
+        self, work: Callable[[sqlite3.Connection], Result], *, within: float, told: Callable[[bool], None]
+    ) -> Result:
+        """The same, and the loop stands still for it, for so many seconds at most; `told` hears whether in vain."""
+        if not self._running or not self._connection:
+            raise ValueError("Connection closed")
+        results: list[Result] = []
+        errors: list[BaseException] = []
+        is_over = threading.Lock()
+        is_over.acquire()
+
+        def whole() -> None:
+            try:
+                results.append(work(self._conn))
+            except BaseException as error:  # noqa: BLE001 - told to who waits
+                errors.append(error)
+            finally:
+                is_over.release()
+
+        self._tx.put_nowait((None, whole))
+        is_in_vain = not is_over.acquire(timeout=within)
+        told(is_in_vain)
+        if is_in_vain:
+            await self.run(_nothing)  # comes after it: the thread does one thing after the other
+        if errors:
+            raise errors[0]
+        return results[0]
+
+
+def _nothing(_: sqlite3.Connection) -> None:
+    pass
 
 
 async def open_writer(database: Path) -> StoreConnection:

@@ -24,6 +24,7 @@ from relay.store.sqlite.custody import Custody
 from relay.store.sqlite.ledger import Ledger
 from relay.store.sqlite.recovering import open_anew, taints
 from relay.store.sqlite.releasing import release_rest
+from relay.store.sqlite.stillness import LONGEST_S, Stillness
 from relay.store.sqlite.transaction import Transaction
 
 
@@ -52,6 +53,7 @@ class Writer(GroupWriter[Changes]):
         self._is_tainted = False
         self._is_doubted = False
         self._checkpoints = Checkpoints(presence)
+        self._stillness = Stillness()
         self._admission = Admission(path, presence)
 
     def token(self) -> int:
@@ -107,7 +109,10 @@ class Writer(GroupWriter[Changes]):
         await self._admission.admit(batch, self._connection())
 
     async def _transact(self, batch: Batch) -> Done[Changes]:
-        return await self._connection().run(self._presence.committing(partial(commit, batch=batch, ledger=self.ledger)))
+        work = self._presence.committing(partial(commit, batch=batch, ledger=self.ledger))
+        if not self._stillness.is_worth(len(batch)):
+            return await self._connection().run(work)
+        return await self._connection().run_at_once(work, within=LONGEST_S, told=self._stillness.stood)
 
     def _apply(self, batch: Batch, changes: Changes) -> None:
         self.ledger.apply(changes)
