@@ -253,6 +253,19 @@ async def test_an_event_whose_type_was_damaged_fits_no_route(store: SqliteStore,
 
 
 @pytest.mark.only("sqlite")
+@pytest.mark.parametrize("became", ["CAST(body AS TEXT)", "7", "x''", "CAST(x'ff' AS TEXT)"])
+async def test_an_event_whose_body_was_damaged_fits_no_condition(store: SqliteStore, became: str) -> None:
+    """Whatever kind of value the disk has made of it; but what is still the same bytes is sound."""
+    event = await stored(store, body=b'{"paid": true}')
+    db = store._writer._db
+    assert db is not None
+    await db.execute(f"UPDATE event SET body = {became}")
+    anew = towards("crm", routes=[Route("r", frozenset({"partner"}), ("crm",), when="body.paid")])
+    replayed = ("crm",) if became == "CAST(body AS TEXT)" else ()
+    assert await store.replays.event(event.id, anew, now=LATER) == ReplayedEvent(event.id, event.source, replayed)
+
+
+@pytest.mark.only("sqlite")
 async def test_to_route_an_event_anew_writes_nothing_of_its_body(store: SqliteStore, backend: SqliteBackend) -> None:
     """However large it is: a replay of many must not hold up an answer."""
     events = [await stored(store, body=b"x" * 500_000) for _ in range(4)]

@@ -160,9 +160,9 @@ def _routed(tx: Transaction, row: tuple[int, bytes, bytes], destinations: Destin
             return DAMAGED
 
     def body() -> StoredBody:
-        query = "SELECT CAST(id AS BLOB), received_at, sha256, body FROM event WHERE seq = ?"
+        query = "SELECT CAST(id AS BLOB), received_at, sha256, CAST(body AS BLOB) FROM event WHERE seq = ?"
         ((id_, received_at, sha256, content),) = tx.db.execute(query, (seq,))
-        return StoredBody(_text(id_), moment_if_sound(received_at), sha256, content)
+        return StoredBody(_text(id_ or b""), moment_if_sound(received_at), sha256, content or b"")
 
     return routed(stored_subject(source, type_, headers=headers, body=body), destinations.routes)
 
