@@ -17,6 +17,7 @@ from relay.delivery.carrying import Attempted
 from relay.model import NoCheck, Route, Source, Target, TargetHealth, TargetState
 from relay.notices import CONTRACT, Notifier
 from relay.rules.notices import KINDS
+from relay.store.grouping.operations import Batch
 from tests.support.simulation import Gateway, target
 from tests.support.virtual_time import DOWN, EPOCH, Reply, Script, virtual_loop, virtually
 
@@ -100,9 +101,18 @@ class Relay(Gateway):
         self.tells.configure(self.sources, self.routes)
 
     async def storing(self) -> None:
-        """Wait until a message is being committed."""
-        while self.store._writer._current is None:
+        """Wait until a message is about to be committed, which goes on when whoever has waited for it does."""
+        writer, begun = self.store._writer, asyncio.Event()
+        admit = writer._admit
+
+        async def admitted(batch: Batch) -> None:
+            writer._admit = admit
+            begun.set()
             await asyncio.sleep(0)
+            await admit(batch)
+
+        writer._admit = admitted
+        await begun.wait()
 
     def messages(self, kind: str = "*") -> list[Message]:
         """What was stored of the relay's own events so far."""
