@@ -99,13 +99,19 @@ class Pool:
         kept = [*self._quiet, *self._fresh]
         self._quiet.clear()
         self._fresh.clear()
-        spoken = unread(line.descriptor for line in kept if line.handler.is_usable)
+        oldest = now - self._keepalive  # also where the process stood still
+        usable: list[Line] = []
         for line in kept:
-            is_young = now - line.idle_since < self._keepalive  # also where the process stood still
-            if is_young and line.handler.is_usable and line.descriptor not in spoken:
-                self._quiet.append(line)
+            if line.idle_since > oldest and line.handler.is_usable:
+                usable.append(line)
             else:
                 line.close()
+        spoken = unread(line.descriptor for line in usable)
+        for line in usable:
+            if line.descriptor in spoken:
+                line.close()
+            else:
+                self._quiet.append(line)
         self._looked_at = now
 
     async def connected(self) -> Line:

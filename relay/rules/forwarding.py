@@ -57,7 +57,6 @@ _CALL_NAMES = frozenset({"webhook-id", "webhook-signature"})
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _UNSENDABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
 _DIGITS = re.compile(r"[0-9]+")
-_LINE = "%s: %s\r\n".__mod__
 _REPLAY = ("relay-replay", "1")
 _PLAIN_ASCII = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
@@ -317,7 +316,7 @@ def _lines(event: Event, plan: _Plan) -> _Lines:
 
 def as_lines(headers: Iterable[tuple[str, str]]) -> str:
     """Headers as they stand in a message (RFC 9112, section 5); whoever sends them sees that none breaks it."""
-    return "".join(map(_LINE, headers))
+    return "".join([f"{name}: {value}\r\n" for name, value in headers])
 
 
 def _halves(
