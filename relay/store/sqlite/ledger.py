@@ -5,7 +5,7 @@ Law: it changes only after a commit, so that a rolled-back transaction leaves no
 """
 
 import sqlite3
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -24,8 +24,8 @@ class Ledger(Remembered):
     """Health and counts as committed."""
 
     next_seq: int = 1
-    fresh: dict[int, Event] = field(default_factory=dict)
-    """The last events that were stored, by number, oldest first."""
+    fresh: OrderedDict[int, Event] = field(default_factory=OrderedDict)
+    """The last events that were stored, by number, oldest first; of a plain dict, the first is found ever later."""
     fresh_bytes: int = 0
 
     def current(self, name: str, changes: Changes) -> TargetHealth:
@@ -43,7 +43,7 @@ class Ledger(Remembered):
         self.fresh.update(events)
         self.fresh_bytes += sum(len(event.body) for event in events.values())
         while len(self.fresh) > FRESH or self.fresh_bytes > FRESH_BYTES:
-            oldest = self.fresh.pop(next(iter(self.fresh)))
+            _, oldest = self.fresh.popitem(last=False)
             self.fresh_bytes -= len(oldest.body)
 
     def _forget(self, erased: Iterable[int]) -> None:
@@ -66,5 +66,5 @@ class Ledger(Remembered):
         self.counts, self.health = counts, health
         self.heard = {source: at for source, found, _ in rows if (at := moment_if_sound(found)) is not None}
         self.silences_told = frozenset(source for source, _, told in rows if told)
-        self.fresh, self.fresh_bytes, self.stays_to = {}, 0, 0
+        self.fresh, self.fresh_bytes, self.stays_to = OrderedDict(), 0, 0
         self.next_seq = (last[0] if last else 0) + 1
