@@ -203,6 +203,7 @@ def test_a_call_counts_from_its_beginning_and_an_fsync_from_its_end() -> None:
         "9 fdatasync(5 <unfinished ...>) = ?",
         "8 pwrite64(5, 'end', 3, 6 <unfinished ...>",
         "8 +++ killed by SIGKILL +++",
+        "9 pwrite64(5, 'cut', 3, 9 <detached ...>",
     )
     assert steps[1:] == [
         Wrote(1, 0, b"one"),
@@ -211,6 +212,7 @@ def test_a_call_counts_from_its_beginning_and_an_fsync_from_its_end() -> None:
         Synced(1, 4, is_good=False),
         Synced(1, 5, is_good=False),
         Wrote(1, 6, b"end"),
+        Wrote(1, 9, b"cut"),
     ]
 
 

@@ -59,6 +59,8 @@ class _Call:
 
 _LINE = re.compile(r"^(\d+) +(?:(\w+)\((.*)|<\.\.\. (\w+) resumed>(.*)|(?:\+\+\+|---) .*)$", re.DOTALL)
 _UNFINISHED = " <unfinished ...>"
+_DETACHED = " <detached ...>"
+"""How a call ends that was under way when strace itself ended."""
 _RETURNED = re.compile(r"^(.*)\) += (-?\d+|0x[0-9a-f]+|\?)(.*)$", re.DOTALL)
 
 
@@ -74,8 +76,8 @@ def _moments(lines: Iterable[str]) -> "Iterator[tuple[bool, _Call]]":
         if name is not None:
             call = _Call(pid, name, text)
             moments.append((False, call))
-            if text.endswith(_UNFINISHED):
-                call.text = text.removesuffix(_UNFINISHED)
+            if text.endswith((_UNFINISHED, _DETACHED)):
+                call.text = text.removesuffix(_DETACHED).removesuffix(_UNFINISHED)
                 open_calls[pid] = call
                 continue
         elif resumed is not None:
