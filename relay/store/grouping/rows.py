@@ -18,12 +18,12 @@ _compact_names = lru_cache(maxsize=256)(compact)
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECOND = timedelta(milliseconds=1)
+MILLISECOND = timedelta(milliseconds=1)
 
 
 def millis(at: datetime) -> int:
     """Milliseconds since 1970, rounded down; exact, where a float would lose one now and then."""
-    return (at - _EPOCH) // _MILLISECOND
+    return (at - _EPOCH) // MILLISECOND
 
 
 def moment(value: int | None) -> datetime | None:
@@ -131,7 +131,7 @@ def health_row(health: TargetHealth) -> Row:
             row[place] = str(row[place])
     wait = health.probe_wait
     row[_EVENTS_PLACE] = json.dumps(health.counted_events) if health.counted_events else "[]"
-    row[_WAIT_PLACE] = None if wait is None else round(wait / _MILLISECOND)
+    row[_WAIT_PLACE] = None if wait is None else round(wait / MILLISECOND)
     return tuple(row)
 
 

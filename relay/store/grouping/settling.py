@@ -1,19 +1,17 @@
 """What follows for the rows of a delivery, an attempt and a target from what was ruled."""
 
-from datetime import timedelta
 from typing import Any, NamedTuple, Protocol
 
 from relay.model import DeliveryState, Done, GiveUp, OutcomeKind, RetryAt, Skip, TargetHealth, TargetState, Turn, Word
 from relay.rules.retry import is_recorded
 from relay.store import Ruling, Settled, Settlement
 from relay.store.grouping.changes import Changes, Rest
-from relay.store.grouping.rows import millis
+from relay.store.grouping.rows import MILLISECOND, millis
 
 _PENDING, _IN_FLIGHT, _DELIVERED = DeliveryState.PENDING, DeliveryState.IN_FLIGHT, DeliveryState.DELIVERED
 _DEAD, _DISABLED = DeliveryState.DEAD, TargetState.DISABLED
 _TEXTS: dict[Word, str] = {word: str(word) for word in (*OutcomeKind, *DeliveryState)}
 """Words as a row takes them fastest."""
-_MILLISECOND = timedelta(milliseconds=1)
 
 
 class Books(Protocol):
@@ -68,7 +66,7 @@ def recorded(tx: Books, seq: int, settlement: Settlement) -> Recorded:
     elif not releases_held and (rest := tx.rest(target)) is not None:
         rest.spared.add(seq)
     number = claim.attempt
-    took = max(0, (ended_at - began_at) // _MILLISECOND)
+    took = max(0, (ended_at - began_at) // MILLISECOND)
     return Recorded(
         Settled(ruling, before.state is _DISABLED),
         (_TEXTS[state], *row, number if is_attempt else number - 1, seq, target),

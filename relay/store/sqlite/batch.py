@@ -60,13 +60,13 @@ def accept(tx: Transaction, wishes: Sequence[AcceptWish], handing: Handing | Non
         for target in wish.targets:
             course = courses.get(target, ())
             claim = handed.claim(event, target, course)
-            text = course_text(course) if course else None
+            row = (seq, target, received_at, course_text(course))
             if claim is None:
-                deliveries.append((seq, target, received_at, text, "pending", 0, None, None))
+                deliveries.append((*row, "pending", 0, None, None))
                 changes.moved(target, None, _PENDING)
                 changes.waiting.add(target)
             else:
-                deliveries.append((seq, target, received_at, text, "in_flight", 1, claim.token, handed.until[target]))
+                deliveries.append((*row, "in_flight", 1, claim.token, handed.until[target]))
                 changes.moved(target, None, _IN_FLIGHT)
         changes.tell("source", event.source, "accepted" if wish.targets else "unrouted", received_at)
         results.append(Accepted(event.id, duplicate=False))

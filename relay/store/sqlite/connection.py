@@ -7,8 +7,8 @@ Law: what is found is judged on a connection that cannot write, so that a file t
 import asyncio
 import os
 import sqlite3
-import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 from pathlib import Path
@@ -124,31 +124,23 @@ class StoreConnection(aiosqlite.Connection):
         """The same, and the loop stands still for it, for so many seconds at most; `told` hears whether in vain."""
         if not self._running or not self._connection:
             raise ValueError("Connection closed")
-        results: list[Result] = []
-        errors: list[BaseException] = []
-        is_over = threading.Lock()
-        is_over.acquire()
+        call: Future[Result] = Future()
+        call.set_running_or_notify_cancel()
 
         def whole() -> None:
             try:
-                results.append(work(self._conn))
+                call.set_result(work(self._conn))
             except BaseException as error:  # noqa: BLE001 - told to who waits
-                errors.append(error)
-            finally:
-                is_over.release()
+                call.set_exception(error)
 
         self._tx.put_nowait((None, whole))
-        is_in_vain = not is_over.acquire(timeout=within)
+        is_in_vain = False
+        try:
+            call.exception(within)
+        except TimeoutError:
+            is_in_vain = True
         told(is_in_vain)
-        if is_in_vain:
-            await self.run(_nothing)  # comes after it: the thread does one thing after the other
-        if errors:
-            raise errors[0]
-        return results[0]
-
-
-def _nothing(_: sqlite3.Connection) -> None:
-    pass
+        return await asyncio.wrap_future(call) if is_in_vain else call.result()
 
 
 async def open_writer(database: Path) -> StoreConnection:

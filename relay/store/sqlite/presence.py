@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from relay.store import StoreUnusable
 from relay.store.sqlite.file import LogMark
@@ -26,7 +26,8 @@ _RESTORE = (
 )
 
 
-class _Seen(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Seen:
     """What tells a file from another, and from itself cut short."""
 
     place: tuple[int, int]

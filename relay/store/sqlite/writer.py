@@ -110,7 +110,7 @@ class Writer(GroupWriter[Changes]):
 
     async def _transact(self, batch: Batch) -> Done[Changes]:
         work = self._presence.committing(partial(commit, batch=batch, ledger=self.ledger))
-        if not self._stillness.is_worth(len(batch)):
+        if batch.works or not self._stillness.is_worth(len(batch)):  # those are of any length
             return await self._connection().run(work)
         return await self._connection().run_at_once(work, within=LONGEST_S, told=self._stillness.stood)
 
