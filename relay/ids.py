@@ -11,7 +11,8 @@ from functools import lru_cache
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _EPOCH, _MILLISECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(milliseconds=1)
-_SHIFTS = range(45, -1, -5)
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
+"""Two letters for each ten bits."""
 _LETTERS = (_ALPHABET * 8).encode()
 """A letter for each byte, every letter for as many."""
 _RANDOM = 16
@@ -35,7 +36,14 @@ def _milliseconds(at: datetime) -> int:
 @lru_cache(maxsize=16)
 def _written(milliseconds: int) -> str:
     """A time as ids begin with it, in 48 bits."""
-    return "".join([_ALPHABET[(milliseconds >> shift) & 31] for shift in _SHIFTS])
+    high, low = divmod(milliseconds, 1 << 30)
+    return (
+        _PAIRS[high >> 10 & 1023]
+        + _PAIRS[high & 1023]
+        + _PAIRS[low >> 20]
+        + _PAIRS[low >> 10 & 1023]
+        + _PAIRS[low & 1023]
+    )
 
 
 def fresh_id(kind: str, now: datetime) -> str:
