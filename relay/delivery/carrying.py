@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 from relay.delivery.preparing import LONGEST, Brings, prepared
 from relay.delivery.sender import Sent
-from relay.model import Claim, DisabledBy, Fetched, Outcome, OutcomeKind, Target, TargetHealth, TargetState, Turn
+from relay.model import DONE, Claim, DisabledBy, Fetched, Outcome, OutcomeKind, Target, TargetHealth, TargetState, Turn
 from relay.rules.health import Enable, Keep, judge
 from relay.rules.retry import decide, waiting
 from relay.store import Ruling, Settled, Settlement, Store, StoreUnavailable, StoreUnusable
@@ -138,6 +138,7 @@ class Carrier:
         self._now = now
         self._rng = rng
         self._owner = owner
+        self._loop = asyncio.get_running_loop()
         self._preparing: set[str] = set()
         self._alive: Counter[int] = Counter()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -208,7 +209,7 @@ class Carrier:
     def _start(
         self, work: Coroutine[Any, Any, Any], name: str, over: "Callable[[asyncio.Task[Any]], None]"
     ) -> "asyncio.Task[Any]":
-        task = asyncio.create_task(work, name=name)
+        task = self._loop.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(over)
         return task
@@ -320,8 +321,10 @@ class Carrier:
     ) -> Callable[[TargetHealth], Ruling]:
         def rule(health: TargetHealth) -> Ruling:
             now, target = self._now(), self.target
-            decision = decide(outcome, claim, schedule=target.schedule, began_at=began_at, now=now, rng=self._rng)
             is_news = sent_to is target or _is_alike(sent_to, target)
+            if outcome.kind is _DELIVERED and is_news and health.is_clean:  # as nearly all are
+                return Ruling(DONE, health.succeeded(now, began_at))
+            decision = decide(outcome, claim, schedule=target.schedule, began_at=began_at, now=now, rng=self._rng)
             verdict = (
                 judge(
                     health, outcome, claim, target=target, began_at=began_at, now=now, rng=self._rng, decision=decision

@@ -317,8 +317,9 @@ class TargetHealth(NamedTuple):
             or self.ramp is not None
         )
 
-    def succeeded(self, at: datetime, took_at: datetime) -> "TargetHealth":
-        """The same with another last success."""
+    def succeeded(self, at: datetime, began_at: datetime) -> "TargetHealth":
+        """The same with another last success, of an attempt that began then."""
+        took_at = began_at if self.took_at is None or began_at > self.took_at else self.took_at
         return TargetHealth._make((*self[:_SUCCESS], at, took_at, *self[_SUCCESS + 2 :]))
 
 

@@ -101,19 +101,17 @@ def judge(
 
 
 def _succeeded(health: TargetHealth, target: Target, began_at: datetime, now: datetime) -> Verdict:
-    took_at = began_at if health.took_at is None or began_at > health.took_at else health.took_at
+    again = health.succeeded(now, began_at)
     if health.is_clean:  # as nearly all are
-        return Keep(health.succeeded(now, took_at))
+        return Keep(again)
     throttle_over = health.throttled_until is None or began_at >= health.throttled_until
-    better = health._replace(
+    better = again._replace(
         failures=0,
         counted_events=(),
         counted_at=None,
         wait_until=None,
         paced=not throttle_over,
         throttled_until=None if throttle_over else health.throttled_until,
-        succeeded_at=now,
-        took_at=took_at,
         ramp=None if health.ramp is None or health.ramp + 1 >= target.concurrency else health.ramp + 1,
     )
     if health.disabled_by is DisabledBy.FAILURES:

@@ -253,8 +253,8 @@ LINES = (
     Break(
         "a success sets the count to 0",
         "relay/rules/health.py",
-        "better = health._replace(\n        failures=0,",
-        "better = health._replace(",
+        "better = again._replace(\n        failures=0,",
+        "better = again._replace(",
         ("tests/rules/test_health.py",),
     ),
     Break(
