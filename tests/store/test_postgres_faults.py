@@ -137,7 +137,7 @@ async def test_a_frozen_transaction_of_another_holds_up_no_sender(node: Postgres
     claim = await one(node)
     stranger = await asyncpg.connect(url)
     await stranger.execute("BEGIN; SELECT FROM relay.target WHERE name = 'crm' FOR UPDATE")
-    settling = asyncio.create_task(node.settle(settlement(claim, RetryAt(NOW, 1), kind=OutcomeKind.FAILED)))
+    settling = asyncio.ensure_future(node.settle(settlement(claim, RetryAt(NOW, 1), kind=OutcomeKind.FAILED)))
     await until(lambda: bool(rows(url, "SELECT FROM pg_locks WHERE NOT granted")))
     with pytest.raises(StoreUnavailable, match="no commit within"):
         await node.accept(an_event(), ["books"])

@@ -30,7 +30,7 @@ async def test_a_disk_that_hangs_is_told_as_an_outage(backend: SqliteBackend, wa
     await stored(store, "crm")
     claim = await one(store)
     async with hanging(store):
-        settling = asyncio.create_task(store.settle(settlement(claim)))
+        settling = asyncio.ensure_future(store.settle(settlement(claim)))
         assert store.condition().writable
         await until(lambda: not store.condition().writable)
         condition = store.condition()
@@ -118,7 +118,7 @@ async def test_a_bug_of_the_loop_is_an_outage_that_ends(backend: SqliteBackend, 
         raise Unspeakable
 
     refused = asyncio.create_task(store.change_health("crm", stumble))
-    settling = asyncio.create_task(store.settle(settlement(claim)))
+    settling = asyncio.ensure_future(store.settle(settlement(claim)))
     with pytest.raises(StoreUnavailable, match="the writer failed: RuntimeError: no words"):
         await refused
     assert (await settling).ruling is not None

@@ -98,8 +98,10 @@ async def test_a_mark_that_cannot_be_written_is_kept_and_written_first(
         other.execute("BEGIN EXCLUSIVE")
         late = NOW + 10 * LEASE
         settling = [
-            asyncio.create_task(store.settle(settlement(done))),
-            asyncio.create_task(store.settle(settlement(again, RetryAt(late, 1), kind=OutcomeKind.FAILED, status=500))),
+            asyncio.ensure_future(store.settle(settlement(done))),
+            asyncio.ensure_future(
+                store.settle(settlement(again, RetryAt(late, 1), kind=OutcomeKind.FAILED, status=500))
+            ),
         ]
         await until(lambda: not store.condition().writable)
         assert "locked by another program" in store.condition().reason
@@ -147,10 +149,10 @@ async def test_settlements_keep_their_order_through_an_outage(
 
     await fill(store)
     big = store.accept(an_event(body=LARGE), ["crm"])
-    settling = [asyncio.create_task(store.settle(settlement(one, rule=rule_of(one.event.id)))) for one in claims[:3]]
+    settling = [asyncio.ensure_future(store.settle(settlement(one, rule=rule_of(one.event.id)))) for one in claims[:3]]
     with pytest.raises(StoreUnavailable):
         await big
-    settling += [asyncio.create_task(store.settle(settlement(one, rule=rule_of(one.event.id)))) for one in claims[3:]]
+    settling += [asyncio.ensure_future(store.settle(settlement(one, rule=rule_of(one.event.id)))) for one in claims[3:]]
     await asyncio.gather(*settling)
     last = dict.fromkeys(reversed(judged))  # each is judged again in the commit that succeeds
     assert [*reversed(last)] == ids(claims)
@@ -180,10 +182,10 @@ async def test_settlements_of_a_failing_commit_stay_before_those_that_came_meanw
         return rule
 
     await fill(store)
-    failing = asyncio.create_task(store.settle(settlement(first, rule=rule_of(first, waits=True))))
+    failing = asyncio.ensure_future(store.settle(settlement(first, rule=rule_of(first, waits=True))))
     big = asyncio.create_task(store.accept(an_event(body=LARGE), ["crm"]))
     await until(is_begun.is_set)
-    later = asyncio.create_task(store.settle(settlement(second, rule=rule_of(second, waits=False))))
+    later = asyncio.ensure_future(store.settle(settlement(second, rule=rule_of(second, waits=False))))
     await asyncio.sleep(0)
     go_on.set()
     await asyncio.gather(failing, later)
@@ -201,7 +203,7 @@ async def test_a_close_in_an_outage_ends_and_tells_who_waits(backend: SqliteBack
     claim = await one(store)
     with closing(sqlite3.connect(backend.path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        settling = asyncio.create_task(store.settle(settlement(claim)))
+        settling = asyncio.ensure_future(store.settle(settlement(claim)))
         await until(lambda: not store.condition().writable)
         async with asyncio.timeout(15):
             await store.close()

@@ -41,7 +41,7 @@ from relay.model import (
     Way,
 )
 from relay.rules.health import disabled_by_hand, enabled_by_hand, flows
-from relay.store import Bid, Retention
+from relay.store import Bid, Retention, Settled
 from relay.store.replays import DISCARDED, JobState, Replayable, ReplayFilter, ReplayJob
 from tests.support.postgres import needed
 from tests.support.store_backends import fresh_backend, kept
@@ -281,7 +281,11 @@ class StoreMachine(RuleBasedStateMachine):
         """A claim that was lost changes nothing, whoever holds the delivery now."""
         claim = self.model.lost[which % len(self.model.lost)]
         asked = Asked(claim, Outcome(kind), self.now)
-        assert self.run(self.store.settle(ruling_of(asked, self.now, self.rng))).ruling is None
+
+        async def settled() -> Settled:
+            return await self.store.settle(ruling_of(asked, self.now, self.rng))
+
+        assert self.run(settled()).ruling is None
         assert asked.before is None, "the rule was not even asked"
         self.run(self.store.release([claim]))
 

@@ -224,7 +224,7 @@ async def test_settlements_that_may_wait_share_a_commit_and_hold_up_no_event(
     await accepted_many(store, 20, "crm")
     claims = await taken(store, limit=20)
     before = watch.commits
-    settling = [asyncio.create_task(store.settle(settlement(claim, may_wait=True))) for claim in claims]
+    settling = [asyncio.ensure_future(store.settle(settlement(claim, may_wait=True))) for claim in claims]
     await asyncio.sleep(0)
     await stored(store, "books")
     assert watch.commits == before + 1
@@ -238,7 +238,7 @@ async def test_a_close_records_what_may_wait(backend: Backend, watch: Watch) -> 
     """Nothing is sent again because of it."""
     store = await backend.open(watch)
     event = await stored(store, "crm")
-    settling = asyncio.create_task(store.settle(settlement(await one(store), may_wait=True)))
+    settling = asyncio.ensure_future(store.settle(settlement(await one(store), may_wait=True)))
     await asyncio.sleep(0)
     assert await store.close()
     assert (await settling).ruling is not None
@@ -260,7 +260,7 @@ async def test_one_that_may_not_wait_takes_the_others_along(store: Store) -> Non
 
         return plain._replace(rule=rule)
 
-    waits = asyncio.create_task(store.settle(asked(first, may_wait=True)))
+    waits = asyncio.ensure_future(store.settle(asked(first, may_wait=True)))
     await asyncio.sleep(0)
     await store.settle(asked(second, may_wait=False))
     assert seen == ids([first, second])

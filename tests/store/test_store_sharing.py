@@ -60,7 +60,7 @@ async def test_a_caller_that_gives_up_costs_the_others_nothing(store: Store, bac
 async def test_a_settlement_whose_caller_gave_up_is_recorded_all_the_same(store: Store, backend: Backend) -> None:
     """What came of an attempt is a fact, whoever waits for its record."""
     event = await stored(store, "crm")
-    task = asyncio.create_task(store.settle(settlement(await one(store))))
+    task = asyncio.ensure_future(store.settle(settlement(await one(store))))
     await asyncio.sleep(0)
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -213,7 +213,7 @@ async def test_a_close_writes_what_still_waits(backend: Backend, watch: Watch) -
     event = await stored(store, "crm")
     claim = await one(store)
     late = [asyncio.create_task(store.accept(an_event(), ["crm"])) for _ in range(3)]
-    settled = asyncio.create_task(store.settle(settlement(claim)))
+    settled = asyncio.ensure_future(store.settle(settlement(claim)))
     await asyncio.sleep(0)
     await store.close()
     assert len({(await task).event_id for task in late}) == 3

@@ -111,7 +111,7 @@ async def without_room(path: Path, tighten: Callable[[], None], loosen: Callable
             promised.append(event.id)
         except StoreUnavailable:
             refused += 1
-    settling = asyncio.create_task(store.settle(settlement(claim)))
+    settling = asyncio.ensure_future(store.settle(settlement(claim)))
     claims_refused = False
     try:
         await one(store)

@@ -72,9 +72,9 @@ class GroupStore(Generic[Writes, Prunes]):
         result: Claimed = await self._writer.claim(wish)
         return result
 
-    async def settle(self, settlement: Settlement) -> Settled:
+    def settle(self, settlement: Settlement) -> "asyncio.Future[Settled]":
         """See `Store.settle`."""
-        return await self._writer.settle(settlement)
+        return self._writer.settle(settlement)
 
     def waiting(self) -> dict[str, int]:
         """How many deliveries wait, by target; also for targets that nobody delivers to now."""
