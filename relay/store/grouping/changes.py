@@ -87,7 +87,8 @@ class Remembered:
 
     def take_over(self, changes: Changes) -> None:
         """Take over what was committed."""
-        self.counts.update(changes.counts)
+        for counted, number in changes.counts.items():
+            self.counts[counted] += number
         self.health.update(changes.health)
         for target, rest in changes.rests.items():
             self.rests.pop(target, None)

@@ -7,7 +7,6 @@ Law: every function here runs inside the writer's transaction, returns its resul
 import hashlib
 import json
 import sqlite3
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -219,8 +218,5 @@ def write_heard(tx: Transaction) -> None:
 
 def write_tally(tx: Transaction) -> None:
     """Add what this transaction has counted to the tally of its minutes, and to that of all time."""
-    ever: Counter[tuple[str, str, str]] = Counter()
-    for (_, kind, name, what), number in tx.changes.tally.items():
-        ever[kind, name, what] += number
-    rows = [(*key, number) for key, number in tx.changes.tally.items()]
-    tx.write(TALLY_UPSERT, rows + [(0, *key, number) for key, number in ever.items()])
+    tally = tx.changes.tally.items()
+    tx.write(TALLY_UPSERT, [(at, *what, number) for (minute, *what), number in tally for at in (minute, 0)])
