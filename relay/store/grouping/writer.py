@@ -30,9 +30,10 @@ PATIENCE_S = 3.0
 """How long an event waits for its commit before it is refused."""
 STANDSTILL_S = 1.0
 """A look that comes so much later than it was to was held up by ourselves."""
-TURNS = 2
+TURNS = 8
 """Of the loop, before a transaction is put together: what is being read at this moment comes along, and what the commit
-before has set off is done rather than contend with this one for the interpreter."""
+before has set off, an answer and attempts with several turns each, is done rather than contend with this one for the
+interpreter. At rest a turn takes some microseconds."""
 BREATH_S = 0.1
 """Between a bug of the loop and its next turn, so that one that stays cannot spin."""
 CLOSED = "the store is closed"
