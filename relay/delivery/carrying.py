@@ -322,7 +322,7 @@ class Carrier:
         def rule(health: TargetHealth) -> Ruling:
             now, target = self._now(), self.target
             is_news = sent_to is target or _is_alike(sent_to, target)
-            if outcome.kind is _DELIVERED and is_news and health.is_clean:  # as nearly all are
+            if outcome.kind is _DELIVERED and is_news and health.is_clean:  # nearly always; the rest would say the same
                 return Ruling(DONE, health.succeeded(now, began_at))
             decision = decide(outcome, claim, schedule=target.schedule, began_at=began_at, now=now, rng=self._rng)
             verdict = (

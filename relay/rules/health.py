@@ -101,11 +101,8 @@ def judge(
 
 
 def _succeeded(health: TargetHealth, target: Target, began_at: datetime, now: datetime) -> Verdict:
-    again = health.succeeded(now, began_at)
-    if health.is_clean:  # as nearly all are
-        return Keep(again)
     throttle_over = health.throttled_until is None or began_at >= health.throttled_until
-    better = again._replace(
+    better = health.succeeded(now, began_at)._replace(
         failures=0,
         counted_events=(),
         counted_at=None,

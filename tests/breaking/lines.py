@@ -253,9 +253,16 @@ LINES = (
     Break(
         "a success sets the count to 0",
         "relay/rules/health.py",
-        "better = again._replace(\n        failures=0,",
-        "better = again._replace(",
+        "better = health.succeeded(now, began_at)._replace(\n        failures=0,",
+        "better = health.succeeded(now, began_at)._replace(",
         ("tests/rules/test_health.py",),
+    ),
+    Break(
+        "a success is judged in full where failures count",
+        "relay/model/delivering.py",
+        "self.failures\n            or self.disabled_by",
+        "self.disabled_by",
+        ("tests/rules/test_health.py::test_of_a_clean_target_a_success_changes_only_when_the_last_one_was",),
     ),
     Break(
         "what a disabled target should get is held",

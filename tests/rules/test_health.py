@@ -3,6 +3,7 @@
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import assume, given
@@ -319,6 +320,21 @@ def test_a_counted_failure_paces_until_any_success(kind: OutcomeKind) -> None:
     assert isinstance(well, Keep)
     assert (well.health.failures, well.health.counted_events, well.health.paced) == (0, (), False)
     assert allowed(well.health, 11, under_way=3) == Go(5)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [{}, {"took_at": T0 + HOUR}, {"probe_at": T0}, {"arrival_try": True}],
+    ids=["fresh", "later", "probe", "try"],
+)
+def test_of_a_clean_target_a_success_changes_only_when_the_last_one_was(told: dict[str, Any]) -> None:
+    """So that it need not be judged; with any fault on record, or off, a target is not clean."""
+    clean = FRESH._replace(**told)
+    assert clean.is_clean
+    assert tried(clean, OK, 10, 11) == Keep(clean.succeeded(clock(11), clock(10)))
+    faults = {"failures": 1, "counted_events": ("evt_1",), "counted_at": T0, "wait_until": T0, "paced": True}
+    faults |= {"throttled_until": T0, "ramp": 1, "disabled_by": DisabledBy.FAILURES}
+    assert not any(clean._replace(**{name: value}).is_clean for name, value in faults.items())
 
 
 healths = st.builds(
