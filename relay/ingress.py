@@ -182,7 +182,7 @@ class Ingress:
         told = desk.source.challenge(content) if desk.source.challenge is not None else None
         if told is not None:
             return self._challenged(desk.source, told, verified)
-        hops = incoming_hops(headers) if "relay-hops" in request.headers else 0  # which costs a tenth of the walk
+        hops = incoming_hops(headers)
         if hops is not None and hops > MOST_HOPS:
             return Turned(508, "loop", f"relay-hops is {hops}")
         if hops is None:

@@ -87,8 +87,7 @@ class Remembered:
 
     def take_over(self, changes: Changes) -> None:
         """Take over what was committed."""
-        for counted, number in changes.counts.items():
-            self.counts[counted] += number
+        self.counts.update(changes.counts)
         self.health.update(changes.health)
         for target, rest in changes.rests.items():
             self.rests.pop(target, None)
