@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from relay.model import Claim, TargetHealth
+from relay.model import Claim, OutcomeKind, RetryAt, TargetHealth
 from relay.store import Bid, Ruling, Settlement, Store, StoreUnavailable
 from relay.store.grouping import inbox
 from relay.store.grouping.changes import INLINE_BODY
+from relay.store.grouping.rows import millis
 from tests.support.store_backends import Backend, SqliteBackend, kept
 from tests.support.store_hangs import until
 from tests.support.store_parts import (
@@ -19,6 +20,7 @@ from tests.support.store_parts import (
     Watch,
     accepted_many,
     an_event,
+    becomes,
     disabled,
     ids,
     one,
@@ -193,6 +195,22 @@ async def test_what_was_claimed_by_a_commit_that_was_refused_is_due_as_soon_as_t
     assert lanes.claims == []
     assert (await one(store)).attempt == 1
     assert await store.close()
+
+
+async def test_what_was_handed_over_and_then_held_is_due_from_when_it_was_received(
+    store: Store, backend: Backend
+) -> None:
+    """A handing tells the store how late it is, as a claim does: by an older claim's clock it would seem to come from
+    the future, and would get that claim's time for its own."""
+    await stored(store, "crm")
+    await store.settle(settlement(await one(store)))
+    store.serve(lanes := Lanes({"crm": 5}))
+    event = await stored(store, "crm", at=NOW + 2 * SECOND)
+    (claim,) = lanes.claims
+    again = RetryAt(NOW + 3600 * SECOND, 1)
+    await store.settle(settlement(claim, again, kind=OutcomeKind.FAILED, status=500, health=disabled()))
+    await store.change_health("crm", becomes(TargetHealth("crm")))
+    assert backend.deliveries()[event.id, "crm"].due_at == millis(event.received_at)
 
 
 async def test_nobody_is_handed_anything_after_the_claimant_has_left(store: Store) -> None:

@@ -79,7 +79,8 @@ class Remembered:
     heard: dict[str, datetime] = field(default_factory=dict)
     """When each source was last heard."""
     clock: datetime | None = None
-    """What the clock showed when somebody claimed last; it may have been set back since an event was received."""
+    """What the clock showed when something was last claimed, of itself or as it was stored; it may have been set back
+    since an event was received."""
     silences_told: frozenset[str] = frozenset()
     """Sources whose silence had been told when the store was opened, and lasted."""
     stays_to: int = 0

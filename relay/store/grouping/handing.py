@@ -6,7 +6,7 @@ from typing import Protocol
 
 from relay.model import Claim, Course, Event, TargetHealth, Turn
 from relay.rules.health import flows
-from relay.store.grouping.changes import INLINE_BODY
+from relay.store.grouping.changes import INLINE_BODY, Changes
 from relay.store.grouping.rows import millis
 from relay.store.grouping.wishes import AcceptWish, Handing
 
@@ -22,10 +22,10 @@ class Handed:
     """The bids that hold in one transaction: a target that was settled in it may be well no more."""
 
     def __init__(
-        self, healths: Healths, claims: list[Claim], handing: Handing | None, wishes: Sequence[AcceptWish]
+        self, healths: Healths, changes: Changes, handing: Handing | None, wishes: Sequence[AcceptWish]
     ) -> None:
-        """`claims` is where those that are made are put."""
-        self._claims = claims
+        """`changes` is told what is claimed, and when: a claim is one, however it came about."""
+        self._changes = changes
         self._left: dict[str, int] = {}
         if handing is None:
             return
@@ -49,5 +49,6 @@ class Handed:
         self._left[target] = left - 1
         until, took_at = self._handing.bids[target].until, self._took_at[target]
         claim = Claim(event, target, 1, 0, self._handing.token, until, Turn.DUE, None, took_at, course=course)
-        self._claims.append(claim)
+        self._changes.handed.append(claim)
+        self._changes.clock = event.received_at
         return claim

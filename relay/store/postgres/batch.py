@@ -45,7 +45,7 @@ async def accept(tx: Transaction, wishes: Sequence[AcceptWish], handing: Handing
     by this stands in `Changes.handed`."""
     if handing is not None:
         await tx.read_health(handing.bids)
-    handed = Handed(tx, tx.changes.handed, handing, wishes)
+    handed = Handed(tx, tx.changes, handing, wishes)
     keys = [_key(wish) for wish in wishes]
     digests = [hashlib.sha256(wish.event.body).digest() for wish in wishes]
     firsts: dict[bytes, int] = {}

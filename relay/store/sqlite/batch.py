@@ -33,7 +33,7 @@ def accept(tx: Transaction, wishes: Sequence[AcceptWish], handing: Handing | Non
     """Store events and their deliveries; a known dedupe key stores nothing and names the first event. What is claimed
     by this stands in `Changes.handed`."""
     changes = tx.changes
-    handed = Handed(tx, changes.handed, handing, wishes)
+    handed = Handed(tx, changes, handing, wishes)
     keys = [wish.event.dedupe_key and dedupe_digest(wish.event.source, wish.event.dedupe_key) for wish in wishes]
     known = _known_events(tx.db, [key for key in keys if key])
     results: list[Accepted] = []
