@@ -39,6 +39,21 @@ async def test_what_comes_to_a_free_lane_is_not_searched_for(tmp_path: Path) -> 
 
 
 @virtually
+async def test_a_lane_that_had_to_search_is_handed_what_comes_next(tmp_path: Path) -> None:
+    """What is stored by the commit that claims is not handed over; that must not make the lane claim for ever."""
+    async with gateway(tmp_path, {target(): lambda event, attempt, now: Reply(200)}) as relay:
+        await asyncio.sleep(1)
+        calls = counting_claims(relay)
+        relay.dispatcher.wake(["crm"])
+        await asyncio.sleep(0)
+        for _ in range(20):
+            await relay.post("crm")
+        assert 0 < len(calls) <= 2
+        await relay.quiet("crm", within=timedelta(seconds=10))
+        assert relay.states() == {"delivered": 20}
+
+
+@virtually
 async def test_what_finds_no_slot_goes_in_its_order(tmp_path: Path) -> None:
     """Bursts at a target with one slot, more than is claimed ahead: none overtakes an older one."""
     slow = target(concurrency=1)

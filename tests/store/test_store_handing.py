@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from relay.model import Claim, OutcomeKind, RetryAt, TargetHealth
+from relay.model import Claim, OutcomeKind, RetryAt, TargetHealth, Turn
 from relay.store import Bid, Ruling, Settlement, Store, StoreUnavailable
 from relay.store.grouping import inbox
 from relay.store.grouping.changes import INLINE_BODY
@@ -125,6 +125,23 @@ async def test_a_large_body_waits_in_the_store(store: Store) -> None:
     await stored(store, "crm", body=b"x" * (INLINE_BODY + 1))
     assert (lanes.claims, lanes.waiting) == ([], ["crm"])
     assert (await one(store)).body_deferred
+
+
+async def test_what_a_claim_of_the_same_commit_tells_of_is_not_told_as_waiting(store: Store) -> None:
+    """Its answer says what there is and what is due next; told of it twice, a lane would search for what it has."""
+    store.serve(lanes := Lanes({}))
+    event = an_event()
+    _, claims = await asyncio.gather(store.accept(event, ["crm", "books"]), taken(store, limit=5))
+    assert ids(claims) == [event.id]
+    assert lanes.waiting == ["books"]
+
+
+async def test_a_claim_by_another_turn_tells_nothing_of_what_comes(store: Store) -> None:
+    """It takes one that it chooses itself."""
+    store.serve(lanes := Lanes({}))
+    await stored(store, "crm")
+    await asyncio.gather(store.accept(an_event(), ["crm"]), taken(store, turn=Turn.PROBE))
+    assert lanes.waiting == ["crm", "crm"]
 
 
 async def test_who_gave_up_waiting_changes_nothing_for_the_claimant(store: Store, backend: Backend) -> None:

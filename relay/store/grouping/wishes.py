@@ -1,6 +1,6 @@
 """What is asked of a writer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -36,3 +36,10 @@ class ClaimWish:
     lease: timedelta
     since: datetime | None
     token: int
+
+
+def told_by(wishes: Iterable[ClaimWish]) -> set[str]:
+    """The targets of which these calls are told all by their answers: so much as was wanted of what is due, and what is
+    due next. That the same transaction has stored something need not be told of as well; it would have them ask again,
+    and meet what comes next in the same way, for ever."""
+    return {wish.target for wish in wishes if wish.turn is Turn.DUE}

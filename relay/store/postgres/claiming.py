@@ -15,7 +15,7 @@ from relay.model import Claim, DeliveryState, OutcomeKind, TargetHealth, TargetS
 from relay.store import Claimed
 from relay.store.grouping.changes import INLINE_BODY
 from relay.store.grouping.rows import course_from, event_from, headers_from, millis, moment
-from relay.store.grouping.wishes import ClaimWish
+from relay.store.grouping.wishes import ClaimWish, told_by
 from relay.store.postgres.transaction import Transaction
 from relay.store.postgres.types import Row
 
@@ -69,6 +69,7 @@ async def claim(tx: Transaction, wishes: Sequence[ClaimWish]) -> list[Claimed]:
         claimed[place] = await _claim(tx, wish, mine[wish.target])
     if wishes:
         tx.changes.clock = wishes[-1].now
+    tx.changes.waiting -= told_by(wishes)
     due = await _next_due(tx, [wish for place, wish in enumerate(wishes) if _is_scarce(wish, claimed[place])])
     return [_with_due(claimed[place], due.get(wish.target)) for place, wish in enumerate(wishes)]
 

@@ -15,7 +15,7 @@ from relay.model import Claim, Course, DeliveryState, Event, OutcomeKind, Turn
 from relay.store import Claimed
 from relay.store.grouping.changes import INLINE_BODY
 from relay.store.grouping.rows import course_from, event_from, headers_from, millis, moment, moment_if_sound
-from relay.store.grouping.wishes import ClaimWish
+from relay.store.grouping.wishes import ClaimWish, told_by
 from relay.store.sqlite.transaction import Transaction, in_one_row, marks, slices
 
 PROBE_HORIZON = 10_000
@@ -65,6 +65,7 @@ def claim(tx: Transaction, wishes: Sequence[ClaimWish]) -> list[Claimed]:
     events = _events(tx, sorted({row[1] for rows in taken for row in rows}))
     claimed = [_claims(tx, wish, rows, events) for wish, rows in zip(wishes, taken, strict=True)]
     scarce = [wish for wish, claims in zip(wishes, claimed, strict=True) if len(claims) < wish.limit]
+    tx.changes.waiting -= told_by(wishes)
     due = _next_due(tx.db, [wish.target for wish in scarce if wish.turn is not Turn.FIRST])
     due |= _first_due(tx, [wish.target for wish in scarce if wish.turn is Turn.FIRST])
     return [Claimed(claims, due.get(wish.target)) for wish, claims in zip(wishes, claimed, strict=True)]
