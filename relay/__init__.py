@@ -31,8 +31,9 @@ The map. Imports point down only, siblings on a floor do not import each other, 
 | 4 | `delivery/replayer` | Carries the stored replays at their rates. |
 | 3 | `delivery/limits` | Owns the rates that targets and their groups share, and the queue for each. |
 | 3 | `delivery/` preparing, enrichment | Fetches what an event lacks, once for all; decides what was left open. |
-| 3 | `delivery/` sender, wire, deadlines | Each does a part of an attempt; none raises for what a target did. |
-| 3 | `delivery/` pool, hearing, plain | Connections to a target: kept between requests, heard within bounds. |
+| 3 | `delivery/observing` | Who is told of attempts, and what. |
+| 3 | `delivery/` sender, posting, wire, deadlines | Parts of an attempt; none raises for what a target did. |
+| 3 | `delivery/` pool, hearing, answers, plain | Connections to a target: kept between requests, heard within bounds. |
 | 3 | `delivery/` sessions, egress, faults | The one way out: who may be dialled, and what kept us from an answer. |
 | 3 | `delivery/` credentials, tokens | Prove us to whom a request goes, as the last thing before it is sent. |
 | 3 | `store/` | The storage port: the verbs, what each guarantees, its errors. |

@@ -18,8 +18,8 @@ from relay import __version__
 from relay.admin import Admin, StreamCalls, TargetCalls, refuse
 from relay.api import Behind, calls_over
 from relay.config import Config
-from relay.delivery.carrying import Observer, Observers
 from relay.delivery.dispatcher import Dispatcher
+from relay.delivery.observing import Observer, Observers
 from relay.delivery.replayer import Replayer
 from relay.ingress import Ingress
 from relay.listener import Certificate, Listener, tls_context

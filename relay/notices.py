@@ -15,7 +15,7 @@ from functools import partial
 
 import structlog
 
-from relay.delivery.carrying import Attempted
+from relay.delivery.observing import Attempted
 from relay.ids import fresh_id
 from relay.model import RELAY, Event, GiveUp, Headers, Route, Source, TargetHealth
 from relay.rules import notices

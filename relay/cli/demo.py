@@ -26,7 +26,7 @@ from relay.cli.configs import loaded
 from relay.cli.stage import TARGETS, Witness, findings, write_config
 from relay.cli.terminal import Failure, plural, safe
 from relay.config import Config
-from relay.delivery.carrying import Attempted
+from relay.delivery.observing import Attempted
 from relay.listener import CannotListen
 from relay.model import Headers, OutcomeKind, Source, TargetHealth
 from relay.providers import PROVIDERS

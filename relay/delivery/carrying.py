@@ -10,12 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 from random import Random
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
+from relay.delivery.observing import Attempted, Observer
 from relay.delivery.preparing import LONGEST, Brings, prepared
-from relay.delivery.sender import Sent
-from relay.model import DONE, Claim, DisabledBy, Fetched, Outcome, OutcomeKind, Target, TargetHealth, TargetState, Turn
+from relay.delivery.sender import ComeTo, Sent
+from relay.model import DONE, Claim, Fetched, Outcome, OutcomeKind, Target, TargetHealth, TargetState, Turn
 from relay.rules.health import Enable, Keep, judge
 from relay.rules.retry import decide, waiting
 from relay.store import Ruling, Settled, Settlement, Store, StoreUnavailable, StoreUnusable
@@ -36,50 +38,18 @@ class SendsOne(Protocol):
     async def send(self, claim: Claim, body: bytes, data: Any = Fetched.NOTHING) -> Sent:
         """Make one request for a claim, with what was fetched for it; never raise for what the target did."""
 
+    def begin(self, claim: Claim, body: bytes, come_to: ComeTo) -> "UnderWay | None":
+        """The same at once and without a task, where it is to be had so; None where nothing was begun."""
+
     async def close(self) -> None:
         """Let go of its connections."""
 
 
-class Attempted(NamedTuple):
-    """One attempt as it was recorded: what the log and the counters are told."""
+class UnderWay(Protocol):
+    """A request that was sent."""
 
-    claim: Claim
-    sent: Sent
-    began_at: datetime
-    ended_at: datetime
-    settled: Settled
-
-
-class Observer(Protocol):
-    """Who is told of attempts; called on the event loop after the commit, must not block."""
-
-    def attempted(self, attempt: Attempted) -> None:
-        """An attempt was recorded."""
-
-    def disabled(self, health: TargetHealth) -> None:
-        """A target was disabled by what was recorded."""
-
-    def enabled(self, health: TargetHealth) -> None:
-        """A target was enabled by what was recorded."""
-
-
-class Observers:
-    """Several observers as one, told in their order."""
-
-    def __init__(self, *observers: Observer) -> None:
-        self._observers = observers
-
-    def attempted(self, attempt: Attempted) -> None:
-        for observer in self._observers:
-            observer.attempted(attempt)
-
-    def disabled(self, health: TargetHealth) -> None:
-        for observer in self._observers:
-            observer.disabled(health)
-
-    def enabled(self, health: TargetHealth) -> None:
-        for observer in self._observers:
-            observer.enabled(health)
+    def cancel(self) -> None:
+        """Give it up; nothing more is told of it."""
 
 
 class Owner(Protocol):
@@ -108,6 +78,22 @@ class Owner(Protocol):
 
     def broke(self, error: BaseException) -> None:
         """An attempt ended by a bug."""
+
+
+class _Attempt:
+    """One attempt from its beginning to its end, and what it waits for meanwhile."""
+
+    __slots__ = ("began_at", "claim", "ended", "ended_at", "frees_at_once", "is_cut", "sent", "target", "waits_for")
+
+    def __init__(self, claim: Claim, target: Target, began_at: datetime) -> None:
+        self.claim = claim
+        self.target = target
+        self.began_at = self.ended_at = began_at
+        self.sent: Sent | None = None
+        self.waits_for: UnderWay | asyncio.Future[Any] | None = None
+        self.frees_at_once = self.is_cut = False
+        self.ended: asyncio.Future[None] | None = None
+        """Where somebody waits for it."""
 
 
 class Carrier:
@@ -141,8 +127,9 @@ class Carrier:
         self._loop = asyncio.get_running_loop()
         self._preparing: set[str] = set()
         self._alive: Counter[int] = Counter()
+        self._attempts: set[_Attempt] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._cut: set[asyncio.Task[Any]] = set()
+        """What else is under way."""
         self._closing: set[asyncio.Task[None]] = set()
         self._why = ""
 
@@ -159,7 +146,7 @@ class Carrier:
     @property
     def busy(self) -> int:
         """Attempts that are not over, recorded or not."""
-        return len(self._tasks)
+        return len(self._attempts)
 
     def hold(self, claims: Iterable[Claim]) -> None:
         """These claims are held until they are carried or given back."""
@@ -172,22 +159,34 @@ class Carrier:
             self._preparing.add(claim.delivery_id)
         if claim.turn is _ARRIVAL:
             self.arrival_under_way = True
-        self._start(self._attempt(claim), f"attempt {claim.event.id}/{claim.target}", self._over)
+        attempt = _Attempt(claim, self.target, self._now())
+        self._attempts.add(attempt)
+        posting = None
+        try:
+            if not (claim.course or claim.body_deferred):
+                posting = self._sender.begin(claim, claim.event.body, partial(self._came, attempt))
+        except Exception as bug:  # noqa: BLE001 - it ends this attempt, and not those that are to begin with it
+            self._over(attempt, bug)
+            return
+        if posting is None:
+            self._go_on(attempt, self._send(claim, self._sender))
+        elif attempt.waits_for is None:  # else it has come to something already
+            attempt.waits_for = posting
 
     def give_back(self, claims: list[Claim]) -> None:
         """Release claims under which nothing was begun."""
-        self._start(self._release(claims), f"release {self.target.name}", self._forget)
+        self._start(self._release(claims), f"release {self.target.name}")
 
     async def try_out(self, claim: Claim, body: bytes) -> Sent:
         """Send once for a claim that no delivery stands behind; nothing is recorded."""
-        task = self._start(self._sender.send(claim, body), f"test {self.target.name}", self._forget)
+        task = self._start(self._sender.send(claim, body), f"test {self.target.name}")
         await asyncio.wait([task])
         return Sent(Outcome(OutcomeKind.INTERRUPTED, reason="cut short")) if task.cancelled() else task.result()
 
     def change(self, target: Target, sender: SendsOne) -> None:
         """Make every further attempt with these; those under way end with what they have."""
         before, self.target, self._sender = self._sender, target, sender
-        closing = asyncio.create_task(_close_after(frozenset(self._tasks), before), name=f"close {target.name}")
+        closing = asyncio.create_task(_close_after(self._all(), before), name=f"close {target.name}")
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
 
@@ -195,35 +194,29 @@ class Carrier:
         """Let what is under way finish within `patience`, interrupt the rest and record it with the reason. May be
         cancelled where it is not the end after all: then `change` brings a new sender."""
         self._why = why
-        if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=patience.total_seconds())
-            self._cut |= late
-            for task in late:
+        if under_way := self._all():
+            await asyncio.wait(under_way, timeout=patience.total_seconds())
+            for task in self._tasks:
                 task.cancel()
-            if late:
+            for attempt in (*self._attempts,):
+                self._cut(attempt)
+            if late := self._all():
                 await asyncio.wait(late, timeout=LAST_WORDS.total_seconds())
         await self._sender.close()
         if self._closing:
             await asyncio.wait(self._closing, timeout=LAST_WORDS.total_seconds())
 
-    def _start(
-        self, work: Coroutine[Any, Any, Any], name: str, over: "Callable[[asyncio.Task[Any]], None]"
-    ) -> "asyncio.Task[Any]":
+    def _all(self) -> "frozenset[asyncio.Future[Any]]":
+        """What is done when all that is under way now is over."""
+        for attempt in self._attempts:
+            attempt.ended = attempt.ended or self._loop.create_future()
+        return frozenset([*self._tasks, *(attempt.ended for attempt in self._attempts if attempt.ended)])
+
+    def _start(self, work: Coroutine[Any, Any, Any], name: str) -> "asyncio.Task[Any]":
         task = self._loop.create_task(work, name=name)
         self._tasks.add(task)
-        task.add_done_callback(over)
+        task.add_done_callback(self._tasks.discard)
         return task
-
-    def _forget(self, task: "asyncio.Task[Any]") -> None:
-        self._tasks.discard(task)
-        self._cut.discard(task)
-
-    def _over(self, task: "asyncio.Task[Any]") -> None:
-        self._forget(task)
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
-            self._owner.broke(error)
-        self._owner.ended()
 
     async def _release(self, claims: list[Claim]) -> None:
         try:
@@ -234,38 +227,83 @@ class Carrier:
                 self._let_go(claim)
             self._owner.given_back()
 
-    async def _attempt(self, claim: Claim) -> None:
-        """Send, decide, settle, tell."""
-        began_at = self._now()
-        target, frees_at_once = self.target, False
+    def _go_on(self, attempt: _Attempt, work: Coroutine[Any, Any, Sent]) -> None:
+        """Send, or wait for the rest of the answer, in a task."""
+        claim = attempt.claim
+        attempt.waits_for = task = self._loop.create_task(work, name=f"attempt {claim.event.id}/{claim.target}")
+        task.add_done_callback(partial(self._sent, attempt))
+
+    def _sent(self, attempt: _Attempt, task: "asyncio.Task[Sent]") -> None:
+        if not task.cancelled():
+            error = task.exception()
+            self._came(attempt, task.result()) if error is None else self._over(attempt, error)
+        elif attempt.is_cut:
+            self._came(attempt, self._interruption())
+        else:
+            self._over(attempt)
+
+    def _cut(self, attempt: _Attempt) -> None:
+        """Interrupt an attempt, and record it; one that is being recorded is over."""
+        attempt.is_cut = True
+        assert attempt.waits_for is not None
+        is_posting = not isinstance(attempt.waits_for, asyncio.Future)
+        attempt.waits_for.cancel()
+        if is_posting:
+            self._came(attempt, self._interruption())
+
+    def _interruption(self) -> Sent:
+        return Sent(Outcome(OutcomeKind.INTERRUPTED, reason=self._why))
+
+    def _came(self, attempt: _Attempt, came: Sent | Coroutine[Any, Any, Sent]) -> None:
+        """Decide and settle, once it is known what was sent and what came of it."""
+        if not isinstance(came, Sent):
+            self._go_on(attempt, came)
+            return
         try:
-            sent = await self._send(claim, self._sender)
-            ended_at = self._now()
-            frees_at_once = sent.outcome.kind is _DELIVERED and self._owner.flows(ended_at)
-            if frees_at_once:
-                self._free_slot(flows=True)
-            if sent.outcome.kind is _INTERRUPTED:
-                self._interrupted(sent.outcome)
-            settled = await self._store.settle(
-                Settlement(
-                    claim,
-                    sent.outcome,
-                    began_at,
-                    ended_at,
-                    self._rule(claim, sent.outcome, began_at, target),
-                    may_wait=frees_at_once,
-                )
-            )
-        finally:
-            self._let_go(claim)
-            if claim.turn is _ARRIVAL:
+            attempt.waits_for = recording = self._settle(attempt, came)
+            recording.add_done_callback(partial(self._recorded, attempt))
+        except Exception as error:  # noqa: BLE001 - whoever has called is not to fail by it
+            self._over(attempt, error)
+
+    def _settle(self, attempt: _Attempt, sent: Sent) -> "asyncio.Future[Settled]":
+        outcome = sent.outcome
+        attempt.sent, attempt.ended_at = sent, self._now()
+        attempt.frees_at_once = outcome.kind is _DELIVERED and self._owner.flows(attempt.ended_at)
+        if attempt.frees_at_once:
+            self._free_slot(flows=True)
+        if outcome.kind is _INTERRUPTED:
+            self._interrupted(outcome)
+        rule = self._rule(attempt.claim, outcome, attempt.began_at, attempt.target)
+        return self._store.settle(
+            Settlement(attempt.claim, outcome, attempt.began_at, attempt.ended_at, rule, attempt.frees_at_once)
+        )
+
+    def _recorded(self, attempt: _Attempt, recording: "asyncio.Future[Settled]") -> None:
+        if recording.cancelled():
+            self._over(attempt)
+        elif (error := recording.exception()) is not None:
+            self._over(attempt, error)
+        else:
+            self._over(attempt, settled=recording.result())
+
+    def _over(self, attempt: _Attempt, error: BaseException | None = None, *, settled: Settled | None = None) -> None:
+        """Let go of what an attempt held, and tell of it where it was recorded."""
+        self._attempts.remove(attempt)  # first: one that ended twice would free a slot twice, and stall its target
+        try:
+            self._let_go(attempt.claim)
+            if attempt.claim.turn is _ARRIVAL:
                 self.arrival_under_way = False
-            if not frees_at_once:
+            if not attempt.frees_at_once:
                 self._free_slot(flows=self._owner.flows(self._now()))
-        was = self.health.disabled_by
-        self._owner.learned(settled)
-        self._observer.attempted(Attempted(claim, sent, began_at, ended_at, settled))
-        self._tell(was)
+            if settled is not None:
+                self._tell(attempt, settled)
+        except Exception as bug:  # noqa: BLE001 - whatever it is, it is the lane's to tell
+            error = bug
+        if attempt.ended is not None:
+            attempt.ended.set_result(None)
+        if error is not None:
+            self._owner.broke(error)
+        self._owner.ended()
 
     def _interrupted(self, outcome: Outcome) -> None:
         """A fault of ours would meet the next attempt as well. What waits for something of its own holds up no other,
@@ -295,10 +333,6 @@ class Carrier:
                 return await sender.send(claim, body)
             data = await self._prepared(claim, body)
             return Sent(data) if isinstance(data, Outcome) else await sender.send(claim, body, data)
-        except asyncio.CancelledError:
-            if asyncio.current_task() not in self._cut:
-                raise
-            return Sent(Outcome(OutcomeKind.INTERRUPTED, reason=self._why))
         except (StoreUnavailable, StoreUnusable) as error:
             is_short = isinstance(error, StoreUnavailable)
             return Sent(Outcome(OutcomeKind.INTERRUPTED if is_short else OutcomeKind.UNPREPARED, reason=str(error)))
@@ -336,8 +370,13 @@ class Carrier:
 
         return rule
 
-    def _tell(self, was: DisabledBy | None) -> None:
-        """Tell when the target was disabled, for another reason than before, or enabled."""
+    def _tell(self, attempt: _Attempt, settled: Settled) -> None:
+        """Tell what was recorded, and of the target when that disabled it, for another reason than before, or enabled
+        it."""
+        assert attempt.sent is not None
+        was = self.health.disabled_by
+        self._owner.learned(settled)
+        self._observer.attempted(Attempted(attempt.claim, attempt.sent, attempt.began_at, attempt.ended_at, settled))
         if self.health.disabled_by is not was:
             is_active = self.health.state is TargetState.ACTIVE
             (self._observer.enabled if is_active else self._observer.disabled)(self.health)
@@ -348,7 +387,7 @@ def _is_alike(sent_to: Target, target: Target) -> bool:
     return sent_to.access == target.access
 
 
-async def _close_after(tasks: "frozenset[asyncio.Task[Any]]", sender: SendsOne) -> None:
-    if tasks:
-        await asyncio.wait(tasks)
+async def _close_after(under_way: "frozenset[asyncio.Future[Any]]", sender: SendsOne) -> None:
+    if under_way:
+        await asyncio.wait(under_way)
     await sender.close()

@@ -6,6 +6,7 @@ still does not count: what came meanwhile has not been read yet, and a target mu
 """
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -26,11 +27,13 @@ class Deadlines:
         self.stood_still_at = float("-inf")
         """When a standstill ended last."""
 
-    def begin(self) -> "Deadline":
-        """A deadline that starts now; its `with` block raises TimeoutError when it is overdue."""
-        task = asyncio.current_task(self.loop)
-        assert task is not None
-        deadline = Deadline(self, task)
+    def begin(self, overdue: Callable[[], None] | None = None) -> "Deadline":
+        """A deadline that starts now. Its `with` block raises TimeoutError in its task when it is overdue.
+
+        Args:
+            overdue: called when it is, as long as no task has entered the block; without it, enter at once.
+        """
+        deadline = Deadline(self, overdue)
         self.under_way[deadline] = None
         if self._timer is None:
             self._look_again(deadline.at)
@@ -67,16 +70,17 @@ class Deadlines:
 
 
 class Deadline:
-    """One deadline of the task that made it."""
+    """One deadline: of the task that is in its `with` block, or else of whoever is called when it is overdue."""
 
-    __slots__ = ("_all", "_began", "_cancelling", "_is_overdue", "_task", "at")
+    __slots__ = ("_all", "_began", "_cancelling", "_is_overdue", "_task", "at", "overdue")
 
-    def __init__(self, all_: Deadlines, task: asyncio.Task[Any]) -> None:
+    def __init__(self, all_: Deadlines, overdue: Callable[[], None] | None) -> None:
         self._began = all_.loop.time()
         self.at = self._began + all_.seconds
         self._all = all_
-        self._task = task
-        self._cancelling = task.cancelling()
+        self.overdue = overdue
+        """Called when it is, as long as no task has entered its block; a task that enters later is told as well."""
+        self._task: asyncio.Task[Any] | None = None
         self._is_overdue = False
 
     @property
@@ -85,14 +89,28 @@ class Deadline:
         return self._all.stood_still_at > self._began
 
     def end(self) -> None:
-        """Cancel what the task waits for."""
+        """Cancel what the task waits for, or call whoever is to be called."""
         self._is_overdue = True
-        self._task.cancel()
+        if self._task is not None:
+            self._task.cancel()
+        elif self.overdue is not None:
+            self.overdue()
+
+    def met(self) -> None:
+        """What it was for is over."""
+        self._all.under_way.pop(self, None)
+        self.overdue = None  # whoever is called by it holds it
 
     def __enter__(self) -> Self:
+        if self._is_overdue:
+            raise TimeoutError
+        self._task = asyncio.current_task(self._all.loop)
+        assert self._task is not None
+        self._cancelling = self._task.cancelling()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._all.under_way.pop(self, None)
+        self.met()
+        assert self._task is not None
         if self._is_overdue and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error

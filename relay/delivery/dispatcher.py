@@ -14,9 +14,10 @@ from functools import partial
 from random import Random
 from typing import Protocol
 
-from relay.delivery.carrying import Observer, SendsOne
+from relay.delivery.carrying import SendsOne
 from relay.delivery.lane import Lane
 from relay.delivery.limits import Limits
+from relay.delivery.observing import Observer
 from relay.delivery.preparing import Brings
 from relay.model import RELAY, Claim, Event, Outcome, OutcomeKind, Target, TargetHealth, TargetState
 from relay.rules.clock import bounded, longest_asked, longest_waits

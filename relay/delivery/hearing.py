@@ -6,8 +6,9 @@ sets up only then.
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -49,7 +50,7 @@ class WatchedHandler(ResponseHandler):
     _until_body = 0
     _interims = 0
     _is_answered = False
-    _asked: asyncio.Future[Whole | None] | None = None
+    _tell: Callable[[Whole | None], None] | None = None
     """Whoever waits for an answer of which nothing has come yet."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, longest: int) -> None:
@@ -64,20 +65,30 @@ class WatchedHandler(ResponseHandler):
         return not (self._should_close or transport is None or transport.is_closing())
 
     def ask(self, request: bytes) -> asyncio.Future[Whole | None]:
+        """The same as `send` for a task, which waits for the future to have what would be told."""
+        in_use.set(self)
+        asked: asyncio.Future[Whole | None] = self._loop.create_future()
+        self.send(request, partial(_tell_task, asked))
+        return asked
+
+    def send(self, request: bytes, tell: Callable[[Whole | None], None]) -> None:
         """Send a request on the short way, over a connection that is usable.
 
-        The future has the answer where it is one of the plainest. It has None as soon as it is none of them, or as the
-        connection is lost: `read` gives the answer then, or raises what became of it.
+        Args:
+            tell: called once, with the answer where it is one of the plainest; with None as soon as it is none of them,
+                or as the connection is lost: `read` gives the answer then, or raises what became of it.
         """
         assert self.transport is not None
         self.head = b""
         self._is_answered = False
-        in_use.set(self)
-        self._asked = asked = self._loop.create_future()
+        self._tell = tell
         if self._tail:  # it has spoken first
             self._have_it_parsed()
         self.transport.write(request)
-        return asked
+
+    def forget(self) -> None:
+        """Tell nobody any more of the answer that is waited for. The connection is to be closed next."""
+        self._tell = None
 
     def set_response_params(self, **params: Any) -> None:
         """Called by aiohttp's client for each request that it sends over this connection."""
@@ -97,9 +108,9 @@ class WatchedHandler(ResponseHandler):
         super().set_response_params(read_until_eof=True, auto_decompress=False)
 
     def _settle(self, answer: Whole | None) -> None:
-        asked, self._asked = self._asked, None
-        if asked is not None and not asked.done():  # else nobody waits any more
-            asked.set_result(answer)
+        tell, self._tell = self._tell, None
+        if tell is not None:
+            tell(answer)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Called when the connection has ended, by whichever side."""
@@ -117,7 +128,7 @@ class WatchedHandler(ResponseHandler):
     def data_received(self, data: bytes) -> None:
         """Called with what arrives, and with nothing where the parser is to go on after a pause; the first of it is
         kept by reference, at no cost."""
-        if self._asked is not None:
+        if self._tell is not None:
             if (answer := plainest(data)) is not None:
                 self.head = data
                 self._is_answered = True
@@ -166,6 +177,11 @@ class WatchedHandler(ResponseHandler):
         self.force_close()
         if self.transport is not None:
             self.transport.abort()
+
+
+def _tell_task(asked: "asyncio.Future[Whole | None]", answer: Whole | None) -> None:
+    if not asked.done():  # else nobody waits any more
+        asked.set_result(answer)
 
 
 def _sliced(data: bytes) -> Iterator[bytes]:

@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from random import Random
 
-from relay.delivery.carrying import LAST_WORDS, Carrier, Observer, SendsOne
+from relay.delivery.carrying import LAST_WORDS, Carrier, SendsOne
 from relay.delivery.limits import NAP, Share, Turnstile
+from relay.delivery.observing import Observer
 from relay.delivery.preparing import LONGEST, Brings
 from relay.delivery.sender import Sent
 from relay.model import Claim, Done, Outcome, Target, TargetHealth, TargetState, Turn
@@ -68,6 +69,7 @@ class Lane:
             target, store, sender, observer, brings=brings, health=health, now=now, rng=rng, owner=self
         )
         self._loop = asyncio.get_running_loop()
+        self._longest = _longest(target)
         self._changed = asyncio.Event()
         self._turnstile = Turnstile(share, now=now, called=self._changed.set)
         self._ready: deque[Claim] = deque()
@@ -132,6 +134,7 @@ class Lane:
         """Go on with another config of the same target, and with its health as stored under that; also where the lane
         was draining. What is under way counts on and ends with what it began with."""
         self._carrier.change(target, sender)
+        self._longest = _longest(target)
         self._carrier.health = health
         self._turnstile.step_aside(self._now())
         self._turnstile.share = share
@@ -185,7 +188,9 @@ class Lane:
         ):
             self._give_back()
         if flows:
-            self._top_up(now)
+            wanted = self._wanted()
+            if len(self._ready) <= wanted // 2:
+                self._fetch_some(wanted - len(self._ready), Turn.DUE, now)
         elif isinstance(allowed, Go):
             self._fetch_some(allowed.count - len(self._ready), allowed.turn, now)
         if not (isinstance(allowed, Go) and (self._ready or self._fetch or self._is_due(now))):
@@ -210,7 +215,7 @@ class Lane:
         return min([LOOK_AGAIN, *waits])
 
     def _begin_ready(self, allowed: Go, now: datetime) -> None:
-        latest = now + self._longest()
+        latest = now + self._longest
         ready, count = self._ready, allowed.count
         stale: list[Claim] = []
         while ready and count > 0 and ready[0].turn is allowed.turn:
@@ -219,15 +224,13 @@ class Lane:
                 continue
             if not ready[0].course and not self._turnstile.passes(now):
                 break
-            self._begin(ready.popleft())
+            self._at_once = False
+            self._begun_at = self._loop.time()
+            self._carrier.begin(ready.popleft())
             count -= 1
         if stale:
             self._carrier.give_back(stale)
             self._due_at = now
-
-    def _longest(self) -> timedelta:
-        """How long an attempt may take, from its beginning to its record."""
-        return LONGEST + QUEUED + self.target.timeout + LEASE_MARGIN
 
     async def cleared(self, claim: Claim) -> Outcome | None:
         """Take the token of an attempt that was prepared: None where it may be sent, else why it must not be. What its
@@ -251,11 +254,6 @@ class Lane:
         free = max(0, self.target.concurrency - self._carrier.under_way)
         return min(WINDOW, max(self._ahead, 3 * self._used // 2)) + free
 
-    def _top_up(self, now: datetime) -> None:
-        wanted = self._wanted()
-        if len(self._ready) <= wanted // 2:
-            self._fetch_some(wanted - len(self._ready), Turn.DUE, now)
-
     def bid(self) -> Bid | None:
         """What may be claimed for this lane as it is stored: nothing while older deliveries wait in the store, and
         nothing where more than a free slot decides what goes next, or nothing is to begin."""
@@ -265,17 +263,24 @@ class Lane:
         has_older = self._fetch is not None or self._is_due(now)
         if has_older or self._turnstile.share is not None or not self.flows(now):
             return None
-        return Bid(self._wanted() - len(self._ready), now + AHEAD + self._longest())
+        return Bid(self._wanted() - len(self._ready), now + AHEAD + self._longest)
 
     def take_over(self, claims: Sequence[Claim]) -> None:
-        """These were claimed for this lane as they were stored: what has a slot begins, the rest waits for one."""
-        now = self._now()
+        """These were claimed for this lane as they were stored: what has a slot begins as soon as those who wait for
+        the same commit have their answers, the rest waits for one."""
         self._carrier.hold(claims)
         self._ready.extend(claims)
-        if self._draining or not self.flows(now):
-            self._give_back()
-        elif isinstance(allowed := self._permit(now), Go):
-            self._begin_ready(allowed, now)
+        self._loop.call_soon(self._begin_taken)
+
+    def _begin_taken(self) -> None:
+        now = self._now()
+        try:
+            if self._draining or not self.flows(now):
+                self._give_back()
+            elif isinstance(allowed := self._permit(now), Go):
+                self._begin_ready(allowed, now)
+        except Exception as error:  # noqa: BLE001 - a bug ends the loop loudly, not this call silently
+            self.broke(error)
 
     def _fetch_some(self, limit: int, turn: Turn, now: datetime) -> None:
         """Start a fetch, unless one is under way or nothing can be due."""
@@ -302,12 +307,12 @@ class Lane:
                 limit=limit,
                 turn=turn,
                 now=now,
-                lease=AHEAD + self._longest(),
+                lease=AHEAD + self._longest,
                 since=self._carrier.health.since,
             )
         except StoreUnavailable:
             self._due_at = self._due_at or now
-            self._pause(BREATH)
+            self.interrupted(timedelta(0))
         except Exception as error:  # noqa: BLE001 - a bug ends the loop loudly, not this task silently
             self._broken, self._due_at = error, now
         else:
@@ -336,11 +341,6 @@ class Lane:
             self._carrier.give_back(claims)
             self._due_at = self._now()
 
-    def _begin(self, claim: Claim) -> None:
-        self._at_once = False
-        self._begun_at = self._loop.time()
-        self._carrier.begin(claim)
-
     def flows(self, now: datetime) -> bool:
         """Whether the target is well, so that claims may be made ahead; an ordered one takes what comes next only when
         the one before is recorded."""
@@ -365,12 +365,8 @@ class Lane:
         self._changed.set()
 
     def interrupted(self, wait: timedelta) -> None:
-        """An attempt came to nothing by a fault of ours, which lasts for so long at least."""
-        self._pause(wait + BREATH)
-
-    def _pause(self, span: timedelta) -> None:
-        """Begin nothing for so long, by a clock that nobody sets."""
-        self._paused_until = self._loop.time() + span.total_seconds()
+        """Begin nothing while a fault of ours lasts, for so long at least by a clock that nobody sets."""
+        self._paused_until = self._loop.time() + (wait + BREATH).total_seconds()
 
     def broke(self, error: BaseException) -> None:
         """An attempt ended by a bug."""
@@ -394,3 +390,8 @@ class Lane:
         if at is not None:
             self._due_at = at if self._due_at is None else min(self._due_at, at)
             self._changed.set()
+
+
+def _longest(target: Target) -> timedelta:
+    """How long an attempt may take, from its beginning to its record."""
+    return LONGEST + QUEUED + target.timeout + LEASE_MARGIN

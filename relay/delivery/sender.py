@@ -9,20 +9,22 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import Enum, auto
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from yarl import URL
 
+from relay.delivery.answers import ANSWER_CAP, Answer, End, read
 from relay.delivery.credentials import REFUSED_AGAIN, TRIED_AGAIN, Credentials, Heard, NoToken, Request
 from relay.delivery.deadlines import Deadline, Deadlines
 from relay.delivery.faults import FAULTS, fault, fault_behind_proxy, is_our_shortage, words
 from relay.delivery.hearing import in_use
+from relay.delivery.plain import Whole
+from relay.delivery.posting import Posting
 from relay.delivery.sessions import open_session, post
 from relay.delivery.tokens import Tokens
-from relay.delivery.wire import LARGEST_BODY, Answer, Wire, fits
+from relay.delivery.wire import LARGEST_BODY, Wire, fits
 from relay.model import Claim, Fetched, Headers, Outcome, OutcomeKind, Shaped, Target, Unshaped
 from relay.rules.answers import meaning, parse_retry_after, status_line, unfulfilled
 from relay.rules.egress import EgressPolicy
@@ -31,8 +33,6 @@ from relay.rules.secrets import blotted, credentials
 from relay.rules.shaping import is_shaped, shaped
 
 CONNECT_TIMEOUT = timedelta(seconds=5)
-ANSWER_CAP = 64 * 1024
-"""Bytes of an answer that are read so that the connection can be used again; a longer one costs the connection."""
 LARGEST_ON_THE_LOOP = 64 * 1024
 """Bytes of a body that is shaped on the loop; a larger one would hold up the other targets."""
 EXCERPT = 1024
@@ -47,6 +47,10 @@ class Sent:
 
     outcome: Outcome
     dropped_headers: tuple[str, ...] = ()
+
+
+ComeTo = Callable[[Sent | Coroutine[Any, Any, Sent]], None]
+"""Is told what a request has come to, or is given how it goes on."""
 
 
 class Sender:
@@ -135,9 +139,78 @@ class Sender:
         return Sent(await self._attempt(Request("POST", url, headers, body), claim), dropped)
 
     async def _forwarded(self, claim: Claim, body: bytes) -> Sent:
-        """The same where nothing is to be made of what came in: the way of most attempts, and the shortest."""
+        """The same where nothing is to be made of what came in."""
         assert self._wire is not None
-        lines, many, dropped = outgoing_lines(
+        lines, many, dropped = self._lines(claim)
+        in_use.set(None)
+        return await self._heard(claim, self._deadlines.begin(), self._wire.post_lines(lines, many, body), dropped)
+
+    def begin(self, claim: Claim, body: bytes, come_to: ComeTo) -> Posting | None:
+        """The same at once and without a task, where a connection is kept: the way of most attempts, and the shortest.
+        None where nothing was begun, and the request is for `send`.
+
+        Args:
+            come_to: called once, unless the posting is cancelled: with what it came to, or, where that is not said by
+                one of the plainest answers, with the coroutine that tells it.
+        """
+        if not self._is_plain or len(body) > LARGEST_BODY:
+            return None
+        assert self._wire is not None
+        lines, many, dropped = self._lines(claim)
+        try:
+            request = self._wire.request(lines, many, body)
+        except ValueError:
+            return None
+        if dropped or (line := self._wire.take()) is None:
+            return None
+        return Posting(line, request, self._deadlines, partial(self._came, claim, come_to))
+
+    def _came(self, claim: Claim, come_to: ComeTo, posting: Posting, whole: Whole | None) -> None:
+        """Tell what a posting came to, or how it goes on."""
+        assert self._wire is not None
+        if whole is None:
+            come_to(self._resumed(claim, posting))
+            return
+        posting.deadline.met()
+        self._wire.keep(posting.line)
+        try:
+            sent = self._said(*whole, claim)
+        except Exception as bug:  # noqa: BLE001 - it is to end the attempt, not the connection that has told of it
+            come_to(_failing(bug))
+        else:
+            come_to(sent)
+
+    def _said(self, status: int, body: bytes, claim: Claim) -> Sent:
+        """What one of the plainest answers comes to."""
+        if not body and (known := self._bare.get(status)) is not None:
+            return known
+        judged = self._judged(Answer(status, body), None, claim)
+        sent = Sent(judged if isinstance(judged, Outcome) else self._with_text(judged, body, End.WHOLE, None))
+        if not body:
+            self._bare[status] = sent
+        return sent
+
+    async def _resumed(self, claim: Claim, posting: Posting) -> Sent:
+        """Hear the answer to a posting that is none of the plainest."""
+        assert self._wire is not None
+        in_use.set(posting.line.handler)
+        return await self._heard(claim, posting.deadline, self._wire.rest(posting.line, None))
+
+    async def _heard(
+        self, claim: Claim, deadline: Deadline, asked: Coroutine[Any, Any, Answer], dropped: tuple[str, ...] = ()
+    ) -> Sent:
+        """What a request comes to whose answer is awaited."""
+        try:
+            with deadline:
+                answer = await asked
+        except FAULTS as error:
+            return Sent(self._failed(error, deadline), dropped)
+        finally:
+            asked.close()  # which was overdue before it began
+        return Sent(await self._concluded(answer, None, claim, deadline), dropped)
+
+    def _lines(self, claim: Claim) -> tuple[str, int, tuple[str, ...]]:
+        return outgoing_lines(
             claim.event,
             self._target,
             attempt=claim.attempt,
@@ -145,19 +218,6 @@ class Sender:
             key_header=self._key_headers.get(claim.event.source),
             replayed=claim.replayed,
         )
-        in_use.set(None)
-        deadline = self._deadlines.begin()
-        try:
-            with deadline:
-                answer = await self._wire.post_lines(lines, many, body)
-        except FAULTS as error:
-            return Sent(self._failed(error, deadline), dropped)
-        if answer.is_bare and not dropped and (known := self._bare.get(answer.status)) is not None:
-            return known
-        sent = Sent(await self._concluded(answer, None, claim, deadline), dropped)
-        if answer.is_bare and not dropped:
-            self._bare[answer.status] = sent
-        return sent
 
     async def _shaped(self, claim: Claim, body: bytes, data: Any) -> Shaped | Unshaped:
         """What the target is to get in place of what came in."""
@@ -194,11 +254,15 @@ class Sender:
     async def _concluded(self, answer: Answer, sent: Request | None, claim: Claim, deadline: Deadline) -> Outcome:
         """What an answer comes to whose head is there; `sent` is None where it was sent without credentials."""
         try:
-            return await self._judged(answer, sent, claim, deadline.at)
+            judged = self._judged(answer, sent, claim)
+            if isinstance(judged, Outcome):
+                return judged
+            return self._with_text(judged, *await read(answer, deadline.at), sent)
         finally:
             answer.release()
 
-    async def _judged(self, answer: Answer, sent: Request | None, claim: Claim, deadline: float) -> Outcome:
+    def _judged(self, answer: Answer, sent: Request | None, claim: Claim) -> "Outcome | _Unread":
+        """What the head of an answer says; an outcome, where the text does not matter."""
         status = answer.status
         wait = None if answer.retry_after is None else parse_retry_after(answer.retry_after, self._now())
         kind = meaning(status, self._target, retry_after=wait)
@@ -211,22 +275,27 @@ class Sender:
                 more = f": {REFUSED_AGAIN}"
         if status == PROXY_WANTS_PROOF and self._target.proxy is not None:
             return Outcome(OutcomeKind.UNREACHABLE, status, f"proxy: status {status}, it wants other credentials")
-        asks_body = self._target.success_when is not None and kind is OutcomeKind.DELIVERED
-        if answer.is_empty and not asks_body and not more and wait is None:
+        if answer.is_empty and not self._asks_text(kind) and not more and wait is None:
             return _plain(kind, status)
-        reason = f"status {status}{more}"
-        text, end = await _read(answer, deadline)
-        if asks_body:
-            kind, reason = self._asked(text, end, status)
-        return Outcome(kind, status, reason, wait, self._excerpt(text, sent, is_cut=end is not _End.WHOLE))
+        return _Unread(kind, status, f"status {status}{more}", wait)
 
-    def _asked(self, text: bytes, end: "_End", status: int) -> tuple[OutcomeKind, str]:
+    def _with_text(self, head: "_Unread", text: bytes, end: End, sent: Request | None) -> Outcome:
+        """What an answer comes to of which so much was read."""
+        kind, status, reason, wait = head
+        if self._asks_text(kind):
+            kind, reason = self._asked(text, end, status)
+        return Outcome(kind, status, reason, wait, self._excerpt(text, sent, is_cut=end is not End.WHOLE))
+
+    def _asks_text(self, kind: OutcomeKind) -> bool:
+        return self._target.success_when is not None and kind is OutcomeKind.DELIVERED
+
+    def _asked(self, text: bytes, end: End, status: int) -> tuple[OutcomeKind, str]:
         """What `success_when` makes of an answer that its status calls a success. Where nobody can tell whether the
         event was taken it is sent again: whoever writes the condition does not trust the status."""
         assert self._target.success_when is not None
-        if end is _End.BROKEN:
+        if end is End.BROKEN:
             return OutcomeKind.FAILED, f"status {status}, but the answer broke off before success_when could read it"
-        if end is _End.CUT:
+        if end is End.CUT:
             limit = ANSWER_CAP // 1024
             return (
                 OutcomeKind.REFUSED,
@@ -256,7 +325,7 @@ class Sender:
         status = _status_heard()
         if status is not None and self._has_taken():
             if self._target.success_when is not None:
-                kind, reason = self._asked(b"", _End.BROKEN, status)
+                kind, reason = self._asked(b"", End.BROKEN, status)
                 return Outcome(kind, status, reason)
             return Outcome(OutcomeKind.DELIVERED, status, f"status {status}, the rest of the answer was broken")
         if is_our_shortage(error):
@@ -292,38 +361,20 @@ def _one_spelling(headers: Headers) -> Headers:
     return tuple((first.setdefault(name.lower(), name), value) for name, value in headers)
 
 
+async def _failing(bug: Exception) -> Sent:
+    raise bug
+
+
 @lru_cache(maxsize=4096)
 def _plain(kind: OutcomeKind, status: int) -> Outcome:
     """The outcome of an answer without a body: a value like any other, and by far the most frequent."""
     return Outcome(kind, status, f"status {status}")
 
 
-class _End(Enum):
-    """How the reading of an answer's body ended."""
+class _Unread(NamedTuple):
+    """What the head of an answer says whose text is to be read."""
 
-    WHOLE = auto()
-    CUT = auto()
-    """It is longer than is read."""
-    BROKEN = auto()
-    """It broke off, or dripped until the deadline."""
-
-
-async def _read(answer: Answer, deadline: float) -> tuple[bytes, _End]:
-    """The answer's body up to the cap. Where the status has said all that counts, a body that breaks or drips is no
-    fault."""
-    content = answer.content
-    if content is None:
-        return answer.body, _End.WHOLE
-    text = bytearray()
-    end = _End.WHOLE
-    try:
-        async with asyncio.timeout_at(deadline):
-            while len(text) < ANSWER_CAP and not content.at_eof():
-                text += await content.readany()
-            if not content.at_eof():
-                end = _End.CUT
-    except FAULTS:
-        end = _End.BROKEN
-    if end is not _End.WHOLE:
-        answer.close()
-    return bytes(text), end
+    kind: OutcomeKind
+    status: int
+    reason: str
+    wait: timedelta | None

@@ -10,12 +10,13 @@ way.
 import inspect
 from collections.abc import Coroutine
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
+from relay.delivery.answers import Answer
+from relay.delivery.plain import Whole
 from relay.delivery.pool import Line, Pool
 from relay.model import Headers
 from relay.rules.forwarding import as_lines
@@ -26,39 +27,6 @@ LARGEST_BODY = 64 * 1024
 _CONNECT_TAKES = ["self", "req", "traces", "timeout"]
 _HANDLER_TAKES = {"skip_payload", "read_until_eof", "auto_decompress", "read_timeout"}
 _HANDLER_HAS = {"_should_close", "_payload", "_tail"}
-
-
-@dataclass(slots=True)
-class Answer:
-    """The head of an answer, and its body where that came with it."""
-
-    status: int
-    body: bytes
-    retry_after: str | None = None
-    content: aiohttp.StreamReader | None = None
-    """From which the body is still to be read."""
-    connection: Line | aiohttp.ClientResponse | None = None
-    """Released or closed after the answer; None where it has been already."""
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is no body to be read."""
-        return not self.body if self.content is None else self.content.at_eof()
-
-    @property
-    def is_bare(self) -> bool:
-        """Whether it was no more than its status, and is over."""
-        return self.content is None and not self.body
-
-    def release(self) -> None:
-        """Give the connection back to the pool; one whose answer was not read to its end is closed by it."""
-        if self.connection is not None:
-            self.connection.release()
-
-    def close(self) -> None:
-        """Close the connection."""
-        if self.connection is not None:
-            self.connection.close()
 
 
 def fits() -> bool:
@@ -110,25 +78,48 @@ class Wire:
         Args:
             has_host: `Host` is among them.
         """
+        request = self.request(lines, many, body, path, has_host=has_host)
+        line = self._pool.take() or await self._pool.connected()
+        try:
+            whole = await line.handler.ask(request)
+        except BaseException:
+            line.close()
+            raise
+        return await self.rest(line, whole)
+
+    def request(self, lines: str, many: int, body: bytes, path: str | None = None, *, has_host: bool = False) -> bytes:
+        """The bytes of such a request.
+
+        Raises:
+            ValueError: a header would break the framing.
+        """
         host = "" if has_host else self._host
         head = f"POST {path or self._path} HTTP/1.1\r\n{host}{lines}Content-Length: {len(body)}\r\n\r\n".encode()
         if head.count(b"\n") != many + (3 if has_host else 4) or b"\0" in head:
             raise ValueError("a header would break the framing")
-        line = self._pool.take() or await self._pool.connected()
-        handler = line.handler
+        return head + body
+
+    def take(self) -> Line | None:
+        """A connection that was kept, for one request; None where there is none."""
+        return self._pool.take()
+
+    def keep(self, line: Line) -> None:
+        """Keep a connection whose answer came as one of the plainest."""
+        self._pool.keep(line)
+
+    async def rest(self, line: Line, whole: Whole | None) -> Answer:
+        """The answer over a connection, given what its handler has told of it; raises as `post`."""
+        if whole is not None:
+            self._pool.keep(line)
+            return Answer(*whole)
         try:
-            whole = await handler.ask(head + body)
-            if whole is None:
-                message, content = await handler.read()
-                while 100 <= message.code < 200 and message.code != 101:
-                    message, content = await handler.read()
+            message, content = await line.handler.read()
+            while 100 <= message.code < 200 and message.code != 101:
+                message, content = await line.handler.read()
         except BaseException:
             line.close()
             raise
-        if whole is None:
-            return Answer(message.code, b"", message.headers.get("Retry-After"), content, line)
-        self._pool.keep(line)
-        return Answer(*whole)
+        return Answer(message.code, b"", message.headers.get("Retry-After"), content, line)
 
     def beside(self) -> AbstractContextManager[None]:
         """Around a request over the same connector that does not take this way."""

@@ -5,7 +5,8 @@ behaviour suite proves them for each. A verb either guarantees its effect to be 
 returns, or raises.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -238,7 +239,7 @@ class Store(Protocol):
         disabled target choose as `Turn` says, `since` being when it was disabled. By the turn of an ordered target no
         more than one is taken, and none while any is held; `next_due_at` is then that of the first alone."""
 
-    def settle(self, settlement: Settlement) -> Awaitable[Settled]:
+    def settle(self, settlement: Settlement) -> "asyncio.Future[Settled]":
         """Record an attempt, what follows for its delivery and the target's health in one transaction that still
         holds the claim. Survives an outage of the store; a lost claim changes nothing. One that `may_wait` is recorded
         within some hundredths of a second, together with others."""

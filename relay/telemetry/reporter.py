@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from relay.delivery.carrying import Attempted
+from relay.delivery.observing import Attempted
 from relay.model import Claim, DisabledBy, Event, GiveUp, Outcome, OutcomeKind, RetryAt, TargetHealth, TargetState
 from relay.rules.enriching import Answer, Brought, Failing, Refused, Throttled
 from relay.rules.forwarding import rfc3339

@@ -324,9 +324,30 @@ LINES = (
     Break(
         "a body that passes as it came is sent byte for byte",
         "relay/delivery/sender.py",
-        "answer = await self._wire.post_lines(lines, many, body)",
-        "answer = await self._wire.post_lines(lines, many, body.rstrip())",
+        "self._wire.post_lines(lines, many, body), dropped",
+        "self._wire.post_lines(lines, many, body.rstrip()), dropped",
         ("tests/delivery/test_sender.py",),
+    ),
+    Break(
+        "so is one that is sent without a task",
+        "relay/delivery/sender.py",
+        "request = self._wire.request(lines, many, body)",
+        "request = self._wire.request(lines, many, body.rstrip())",
+        ("tests/delivery/test_sender.py",),
+    ),
+    Break(
+        "a silent target is given up without a task too",
+        "relay/delivery/posting.py",
+        "self.deadline = deadlines.begin(self._end)",
+        "self.deadline = deadlines.begin(lambda: None)",
+        ("tests/delivery/test_posting.py::test_a_silent_target_is_given_up_at_its_deadline",),
+    ),
+    Break(
+        "what is under way without a task is interrupted at a stop, and recorded",
+        "relay/delivery/carrying.py",
+        "        if is_posting:\n",
+        "        if False:\n",
+        ("tests/delivery/test_dispatcher.py::test_a_stop_interrupts_a_hung_request_without_a_step",),
     ),
     Break(
         "an answer that nobody asked for is not taken for the next one",

@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
-from relay.delivery.carrying import Attempted
 from relay.delivery.dispatcher import Dispatcher, UnknownTarget
 from relay.delivery.lane import UNSETTLED
+from relay.delivery.observing import Attempted
 from relay.delivery.sender import Sender
 from relay.model import Event, OutcomeKind, Rate, Target, TargetHealth, TargetState, Turn
 from relay.rules.egress import EgressPolicy
 from relay.store import Claimed, Condition, Settled, Settlement, StoreUnavailable
 from relay.store.sqlite import SqliteStore
 from tests.support.enrichers import NoEnrichers
-from tests.support.scripted_target import Answerer, closed_port, in_turn, raw, scripted, status
+from tests.support.scripted_target import Answerer, Received, closed_port, in_turn, raw, scripted, status
 from tests.support.simulation import Gateway, gateway, target
 from tests.support.virtual_time import DOWN, HANGS, Reply, Script, virtual_loop, virtually
 
@@ -289,15 +289,28 @@ async def test_a_large_body_is_fetched_when_it_is_sent(tmp_path: Path) -> None:
 
 
 @pytest.mark.row("B68", "F31")
-async def test_a_stop_interrupts_a_hung_request_without_a_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", [0, 8], ids=["over new connections", "over kept ones"])
+async def test_a_stop_interrupts_a_hung_request_without_a_step(tmp_path: Path, before: int) -> None:
     """An attempt that does not end within the drain is cut off, recorded as interrupted, and due again."""
-    async with scripted(raw(then="hang")) as server:
+
+    async def first(request: Received, writer: asyncio.StreamWriter) -> None:
+        while len(server.received) < before:  # each has a connection of its own
+            await asyncio.sleep(0.001)
+        await (OK if request in server.received[:before] else raw(then="hang"))(request, writer)
+
+    async with scripted(first) as server:
         async with real_relay(tmp_path, at_port("crm", server.port, timeout=60)) as relay:
+            await relay.post("crm", number=before)
+            await relay.witness.until_attempts(before)
+            assert server.connections == before
             await relay.post("crm", number=100)
-            while len(server.received) < 8:
+            while len(server.received) < before + 8:
                 await asyncio.sleep(0)
-        assert relay.witness.kinds() == [OutcomeKind.INTERRUPTED] * 8
-        assert rows(tmp_path) == [("crm", "pending", 0, 1)] * 8 + [("crm", "pending", 0, 0)] * 92
+            names = {task.get_name().partition(" ")[0] for task in asyncio.all_tasks()}
+            assert ("attempt" in names) is (before == 0)
+        assert relay.witness.kinds() == [OutcomeKind.DELIVERED] * before + [OutcomeKind.INTERRUPTED] * 8
+        hung = [("crm", "pending", 0, 1)] * 8 + [("crm", "pending", 0, 0)] * 92
+        assert rows(tmp_path) == [("crm", "delivered", 0, 1)] * before + hung
 
 
 @pytest.mark.slow
@@ -589,7 +602,7 @@ async def test_no_more_is_begun_than_the_store_can_record(tmp_path: Path, burst:
             await may_record.wait()
             return await record(settlement)
 
-        relay.store.settle = later  # type: ignore[method-assign]
+        relay.store.settle = lambda one: asyncio.ensure_future(later(one))  # type: ignore[method-assign]
         for _ in range(2 * UNSETTLED // burst):
             await relay.post("crm", number=burst)
             await asyncio.sleep(0.1)

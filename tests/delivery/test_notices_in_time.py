@@ -13,7 +13,7 @@ from typing import Any
 
 from structlog.testing import capture_logs
 
-from relay.delivery.carrying import Attempted
+from relay.delivery.observing import Attempted
 from relay.model import NoCheck, Route, Source, Target, TargetHealth, TargetState
 from relay.notices import CONTRACT, Notifier
 from relay.rules.notices import KINDS

@@ -17,6 +17,7 @@ import pytest
 from relay.delivery.sender import EXCERPT, Sender
 from relay.model import Claim, Event, Headers, Outcome, OutcomeKind, StatusSet, Target
 from relay.rules.egress import EgressPolicy
+from tests.support.posting import PostingSender
 from tests.support.scripted_target import (
     Answerer,
     Received,
@@ -35,23 +36,25 @@ OK = status(200)
 LINE = b"HTTP/1.1 200 OK\r\n"
 PRIVATE = EgressPolicy()
 
+WAYS = {"short way": (Sender, True), "long way": (Sender, False), "no task": (PostingSender, True)}
 MakeSender = Callable[..., Sender]
 
 
-@pytest.fixture(params=[True, False], ids=["short way", "long way"])
+@pytest.fixture(params=WAYS.values(), ids=WAYS)
 async def make_sender(request: pytest.FixtureRequest) -> AsyncIterator[MakeSender]:
-    """Builds senders by either way; both keep every promise."""
+    """Builds senders by each way; all keep every promise."""
+    kind, short_way = request.param
     made: list[Sender] = []
 
     def make(url: str, *, egress: EgressPolicy = PRIVATE, timeout: float = TIMEOUT, **settings: Any) -> Sender:
         target = Target("crm", url, timeout=timedelta(seconds=timeout), **settings)
-        sender = Sender(
+        sender: Sender = kind(
             target,
             egress,
             key_headers={"shop": "x-shop-key"},
             user_agent="relay/test",
             now=lambda: NOW,
-            short_way=request.param,
+            short_way=short_way,
         )
         made.append(sender)
         return sender

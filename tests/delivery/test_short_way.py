@@ -11,9 +11,10 @@ import aiohttp
 import pytest
 from yarl import URL
 
+from relay.delivery.answers import Answer
 from relay.delivery.egress import guarded_connector, refused_by_egress
 from relay.delivery.hearing import WatchedHandler
-from relay.delivery.wire import Answer, Wire, fits
+from relay.delivery.wire import Wire, fits
 from relay.rules.egress import EgressPolicy
 from tests.support.certificates import self_signed
 

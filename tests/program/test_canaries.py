@@ -404,7 +404,7 @@ PLANTED = {
         "        if 'crash' in request.rel_url.query_string: 1 / (secret := 0)\n",
     ),
     "delivery/sender.py": (
-        "        in_use.set(None)\n        deadline = self._deadlines.begin()\n",
+        "        lines, many, dropped = self._lines(claim)\n        in_use.set(None)\n",
         "        if self._target.name == 'path': raise KeyError(f'{self._target!r} {lines!r} {claim!r}')\n",
     ),
     "process.py": (

@@ -34,7 +34,7 @@ LEARNED = "        self._owner.learned(settled)\n"
 AN_EVENT_WITH_A_BUG = (
     "delivery/carrying.py",
     LEARNED,
-    LEARNED + """        if claim.event.body == b'{"id": 7}': raise RuntimeError('planted')\n""",
+    LEARNED + """        if attempt.claim.event.body == b'{"id": 7}': raise RuntimeError('planted')\n""",
 )
 PUMP = "        self._turnstile.asks_at = None\n        allowed ="
 A_LOOP_THAT_STAYS_BROKEN = (

@@ -15,9 +15,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from random import Random
 
-from relay.delivery.carrying import Attempted
 from relay.delivery.dispatcher import Dispatcher
 from relay.delivery.lane import LEASE_MARGIN
+from relay.delivery.observing import Attempted
 from relay.delivery.preparing import Brings
 from relay.model import Course, DisabledBy, Event, OutcomeKind, Target, TargetHealth, TargetState, Turn, Way
 from relay.store.sqlite import SqliteStore

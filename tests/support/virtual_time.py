@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, ParamSpec, TypeVar
 
-from relay.delivery.sender import Sent
+from relay.delivery.sender import ComeTo, Sent
 from relay.model import Claim, Event, Outcome, OutcomeKind, Target, Turn
 from relay.rules.answers import meaning, parse_retry_after
 
@@ -144,6 +144,19 @@ class Request:
     kind: OutcomeKind | None = None
 
 
+class UnderWay:
+    """A request that was sent, until it ends."""
+
+    def __init__(self, end: Callable[[], None]) -> None:
+        self._end: Callable[[], None] | None = end
+
+    def cancel(self) -> None:
+        """End it, once."""
+        end, self._end = self._end, None
+        if end is not None:
+            end()
+
+
 class ScriptedTarget:
     """The outermost edge for one target: implements `SendsOne` by script, in virtual time."""
 
@@ -161,24 +174,46 @@ class ScriptedTarget:
         self._begun = begun
         self._now = now
         self._open = 0
+        self._kept = 0
         self.closed = False
 
     async def send(self, claim: Claim, body: bytes, data: Any = None) -> Sent:
         """Make one request for a claim, as the script has it."""
+        came: asyncio.Future[Sent] = asyncio.get_running_loop().create_future()
+        under_way = self._ask(claim, came.set_result)
+        try:
+            return await came
+        finally:
+            under_way.cancel()
+
+    def begin(self, claim: Claim, body: bytes, come_to: ComeTo) -> "UnderWay | None":
+        """The same without a task, where a connection is left of a request that was answered."""
+        return self._ask(claim, come_to) if self._kept else None
+
+    def _ask(self, claim: Claim, come_to: Callable[[Sent], None]) -> "UnderWay":
         request = Request(
             claim.event.id, claim.target, claim.attempt, claim.step, claim.turn, claim.lease_until, self._now()
         )
         if not self._begun(request, self._open):
-            await asyncio.Event().wait()
+            return UnderWay(lambda: None)
+        self._kept -= self._kept > 0
         reply = self._script(claim.event, claim.attempt, request.at)
-        self._open += 1
-        try:
-            await asyncio.sleep(reply.takes)
-        finally:
+
+        def answer() -> None:
+            under_way.cancel()
+            self._kept += reply.status is not None
+            outcome = self._outcome(reply)
+            request.ended_at, request.kind = self._now(), outcome.kind
+            come_to(Sent(outcome))
+
+        def end() -> None:
+            timer.cancel()
             self._open -= 1
-        outcome = self._outcome(reply)
-        request.ended_at, request.kind = self._now(), outcome.kind
-        return Sent(outcome)
+
+        self._open += 1
+        timer = asyncio.get_running_loop().call_later(reply.takes, answer)
+        under_way = UnderWay(end)
+        return under_way
 
     def _outcome(self, reply: Reply) -> Outcome:
         if reply.short:

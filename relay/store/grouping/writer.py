@@ -12,8 +12,9 @@ import asyncio
 import contextlib
 import itertools
 import time
+import types
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 
@@ -30,9 +31,9 @@ PATIENCE_S = 3.0
 """How long an event waits for its commit before it is refused."""
 STANDSTILL_S = 1.0
 """A look that comes so much later than it was to was held up by ourselves."""
-TURNS = 8
+TURNS = 4
 """Of the loop, before a transaction is put together: what is being read at this moment comes along, and what the commit
-before has set off, an answer and attempts with several turns each, is done rather than contend with this one for the
+before has set off, answers, attempts and what is told of them, is done rather than contend with this one for the
 interpreter. At rest a turn takes some microseconds."""
 BREATH_S = 0.1
 """Between a bug of the loop and its next turn, so that one that stays cannot spin."""
@@ -215,8 +216,7 @@ class GroupWriter(ABC, Generic[Left]):
     async def _turn(self) -> None:
         """Write what waits; where nothing does, tidy up and wait."""
         if self._inbox.is_due or self.remembered.rests:
-            for _ in range(TURNS):
-                await asyncio.sleep(0)
+            await _turns(TURNS)
             await self._write(self._take())
         else:
             await self._rest()
@@ -364,3 +364,10 @@ def pause_after(tries: int) -> float:
     state = RetryCallState(retry_object=Retrying(), fn=None, args=(), kwargs={})
     state.attempt_number = tries + 1
     return _pause(state)
+
+
+@types.coroutine
+def _turns(number: int) -> Generator[None, None, None]:
+    """Let the loop turn so often; `asyncio.sleep(0)` would make two coroutines for each."""
+    for _ in range(number):
+        yield
