@@ -13,6 +13,8 @@ from typing import Any, Self
 LOOK_EVERY_S = 1.0
 STANDSTILL_S = 1.0
 """A look that comes later than this was held up: the process was stopped, suspended, or starved of the processor."""
+MOMENT_S = 0.1
+"""What is left to each after a standstill at least, so that what has come meanwhile is read first."""
 
 
 class Deadlines:
@@ -51,7 +53,7 @@ class Deadlines:
         if late > STANDSTILL_S:
             self.stood_still_at = now
             for deadline in self.under_way:
-                deadline.at += late
+                deadline.at += late + MOMENT_S
         overdue: list[Deadline] = []
         self._timer = None
         for deadline in self.under_way:

@@ -62,6 +62,22 @@ async def test_time_in_which_the_whole_process_stood_still_does_not_count() -> N
 
 
 @virtually
+@pytest.mark.row("F29")
+async def test_what_has_come_during_a_standstill_is_read_first() -> None:
+    """Also where the deadline would have been the next thing to be looked at."""
+    deadlines, loop = Deadlines(1.0), virtual_loop()
+    with deadlines.begin():
+        await asyncio.sleep(0.5)
+        loop.stand_still(60)
+        await asyncio.sleep(0.05)
+    late = asyncio.create_task(wait(deadlines, 90))
+    await asyncio.sleep(0.5)
+    loop.stand_still(60)
+    await asyncio.sleep(1)
+    assert isinstance(late.exception(), TimeoutError)
+
+
+@virtually
 async def test_a_cancelled_task_stays_cancelled() -> None:
     """A cancellation from outside is not taken for a deadline, also where both come at once."""
     deadlines = Deadlines(2.0)
