@@ -3,6 +3,8 @@
 Law: an attempt ends with what it began with, its URL and its connections, also when the target is changed meanwhile;
 the connections of before are closed when the last attempt over them has ended. What an attempt at another address or
 with other headers came to says nothing of the target as it is now, and does not touch its health.
+
+An attempt is no task: what it waits for, a request, a task or the store, tells it once what came of it.
 """
 
 import asyncio
