@@ -157,11 +157,12 @@ class Sender:
             return None
         assert self._wire is not None
         lines, many, dropped = self._lines(claim)
+        if dropped or (line := self._wire.take()) is None:
+            return None
         try:
             request = self._wire.request(lines, many, body)
         except ValueError:
-            return None
-        if dropped or (line := self._wire.take()) is None:
+            self._wire.keep(line)
             return None
         return Posting(line, request, self._deadlines, partial(self._came, claim, come_to))
 

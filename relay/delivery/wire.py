@@ -104,7 +104,7 @@ class Wire:
         return self._pool.take()
 
     def keep(self, line: Line) -> None:
-        """Keep a connection whose answer came as one of the plainest."""
+        """Keep a connection over which nothing more is to come."""
         self._pool.keep(line)
 
     async def rest(self, line: Line, whole: Whole | None) -> Answer:

@@ -135,6 +135,21 @@ async def test_what_cannot_be_sent_as_it_came_is_not_begun() -> None:
         assert (await posted.sent()).outcome.status == 204
 
 
+async def test_a_request_that_would_break_the_framing_costs_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused by the way of a task; the next one goes over the connection that was kept."""
+
+    def breaking(*_: object, **__: object) -> bytes:
+        raise ValueError
+
+    async with posting(OK) as posted:
+        with monkeypatch.context() as broken:
+            broken.setattr(posted.sender._wire, "request", breaking)
+            assert posted.begin() is None
+        assert posted.begin() is not None
+        assert (await posted.sent()).outcome.status == 204
+        assert posted.server.connections == 1
+
+
 async def test_nothing_is_begun_for_a_target_that_asks_for_more() -> None:
     """Another body, or credentials, are made on the way of a task."""
     async with posting(headers=(("Host", "inner.example"),)) as posted:
