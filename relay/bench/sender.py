@@ -139,7 +139,7 @@ async def _send(load: Load) -> "array[int]":
 
 def _punctual_loop() -> asyncio.AbstractEventLoop:
     """A loop whose timers are as fine as the clock: those of the others are of whole milliseconds, which would be told
-    as the relay's own wherever it answers in less."""
+    as the relay's own wherever it answers in less. It takes descriptors up to 1023."""
     return asyncio.SelectorEventLoop(selectors.SelectSelector())
 
 

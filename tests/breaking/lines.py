@@ -230,6 +230,36 @@ LINES = (
         ("tests/store/test_store_handing.py::test_a_settlement_that_may_wait_is_recorded_by_itself",),
     ),
     Break(
+        "an event waits for no large claim",
+        "relay/store/grouping/inbox.py",
+        "self._claimable(pending) > ALONG",
+        "False",
+        ("tests/store/test_store_handing.py::test_an_event_waits_for_no_large_claim",),
+    ),
+    Break(
+        "a lane is not told of what its waiting claim will find",
+        "relay/store/grouping/writer.py",
+        "changes.waiting - told_by(self._inbox.claims)",
+        "changes.waiting",
+        ("tests/store/test_store_handing.py::test_an_event_waits_for_no_large_claim",),
+    ),
+    Break(
+        "what may say that a target is to get nothing goes before events",
+        "relay/store/grouping/inbox.py",
+        "self._gave_way and not self._are_news",
+        "self._gave_way",
+        (
+            "tests/store/test_store_handing.py::test_nothing_is_handed_over_before_a_large_claim_to_a_target_that_is_about_to_be_disabled",
+        ),
+    ),
+    Break(
+        "events do not hold up a claim for ever",
+        "relay/store/grouping/inbox.py",
+        "bool(accepts) and not self._gave_way and",
+        "bool(accepts) and",
+        ("tests/store/test_store_handing.py::test_a_large_claim_waits_for_one_commit_alone",),
+    ),
+    Break(
         "nothing is claimed while nothing can be written",
         "relay/store/grouping/writer.py",
         "        self._refuse_in_outage()\n        self._watch_the_late()\n        return self._inbox.claim(wish)",

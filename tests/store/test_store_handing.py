@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from relay.model import Claim, OutcomeKind, RetryAt, TargetHealth, Turn
+from relay.model import Claim, DeliveryState, OutcomeKind, RetryAt, TargetHealth, Turn
 from relay.store import Bid, Ruling, Settlement, Store, StoreUnavailable
 from relay.store.grouping import inbox
 from relay.store.grouping.changes import INLINE_BODY
@@ -237,6 +237,104 @@ async def test_nobody_is_handed_anything_after_the_claimant_has_left(store: Stor
     await stored(store, "crm")
     assert (lanes.claims, lanes.waiting) == ([], [])
     assert len(await taken(store)) == 1
+
+
+# events before a backlog
+
+
+async def a_backlog(store: Store, number: int) -> None:
+    """So many deliveries that wait, and of which the writer knows: one of several nodes does by a look now and then."""
+    await accepted_many(store, number, "crm")
+    store._writer.remembered.counts["crm", DeliveryState.PENDING] = number  # type: ignore[attr-defined]
+
+
+async def test_an_event_waits_for_no_large_claim(store: Store, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is stored by a commit of its own, which also leaves the records of successes for the next; the claim finds it,
+    and whoever has made that claim is not told of it as well."""
+    monkeypatch.setattr(inbox, "ALONG", 3)
+    monkeypatch.setattr(inbox, "LINGER_S", 0)
+    await a_backlog(store, 6)
+    done = await taken(store, limit=2)
+    store.serve(lanes := Lanes({}))
+    before = watch.commits
+    settling = [asyncio.ensure_future(store.settle(settlement(claim, may_wait=True))) for claim in done]
+    claiming = asyncio.ensure_future(taken(store, limit=9))
+    await asyncio.sleep(0)
+    event = await stored(store, "crm", "books")
+    assert watch.commits == before + 1
+    assert not any(one.done() for one in (*settling, claiming))
+    assert lanes.waiting == ["books"]
+    assert ids(await claiming)[-1] == event.id
+    assert all(settled.ruling for settled in await asyncio.gather(*settling))
+    assert watch.commits == before + 2
+
+
+async def test_an_event_that_a_waiting_claim_came_too_early_for_is_told_by_its_answer(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As what is due next: so it need not be told of beside."""
+    monkeypatch.setattr(inbox, "ALONG", 3)
+    await a_backlog(store, 4)
+    store.serve(lanes := Lanes({}))
+    how = {"limit": 9, "turn": Turn.DUE, "now": NOW, "lease": LEASE, "since": None}
+    claiming = asyncio.ensure_future(store.claim("crm", **how))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    event = await stored(store, "crm", at=NOW + SECOND)
+    claimed = await claiming
+    assert (len(claimed.claims), claimed.next_due_at) == (4, event.received_at)
+    assert lanes.waiting == []
+
+
+async def test_nothing_is_handed_over_before_a_large_claim_to_a_target_that_is_about_to_be_disabled(
+    store: Store, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What may say so is recorded first, as ever; only what is no news stays behind with the claim."""
+    monkeypatch.setattr(inbox, "ALONG", 3)
+    await a_backlog(store, 4)
+    await stored(store, "books")
+    failed = settlement(
+        await one(store, "books"), RetryAt(NOW, 1), kind=OutcomeKind.FAILED, status=500, health=disabled("books")
+    )
+    store.serve(lanes := Lanes({"books": 5}))
+    before = watch.commits
+    settling = asyncio.ensure_future(store.settle(failed))
+    claiming = asyncio.ensure_future(taken(store, limit=9))
+    await asyncio.sleep(0)
+    await stored(store, "books")
+    assert watch.commits == before + 1
+    assert (settling.done(), claiming.done()) == (True, False)
+    assert (lanes.claims, lanes.waiting) == ([], ["books"])
+    assert len(await claiming) == 4
+
+
+async def test_a_small_claim_comes_along_with_an_event(
+    store: Store, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much it would take: what counts is what there is."""
+    monkeypatch.setattr(inbox, "ALONG", 3)
+    await a_backlog(store, 3)
+    before = watch.commits
+    claiming = asyncio.ensure_future(taken(store, limit=100))
+    await asyncio.sleep(0)
+    event = await stored(store, "crm")
+    assert event.id in ids(await claiming)
+    assert watch.commits == before + 1
+
+
+async def test_a_large_claim_waits_for_one_commit_alone(
+    store: Store, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many events come."""
+    monkeypatch.setattr(inbox, "ALONG", 3)
+    await a_backlog(store, 4)
+    before = watch.commits
+    claiming = asyncio.ensure_future(taken(store, limit=9))
+    await asyncio.sleep(0)
+    for _ in range(2):
+        await stored(store, "books")
+    assert watch.commits == before + 2
+    assert len(await claiming) == 4
+    assert watch.commits == before + 2
 
 
 # settlements that may wait

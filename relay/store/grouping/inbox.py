@@ -1,12 +1,14 @@
 """What waits for the writer: wishes of four kinds, each in its order, and when the next transaction is due.
 
 Law: an event, a claim and any other work make one due at once. Settlements that nobody waits for do not, nor do they
-come along with an event, whose answer they would hold up: they gather for `LINGER_S` and are written together.
+come along with an event, whose answer they would hold up: they gather for `LINGER_S` and are written together. Where a
+backlog is being worked off, so that much is to be claimed, events go before all that in every second transaction; but
+not before a settlement that may say that its target is to get nothing now.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -19,6 +21,8 @@ QUEUE = 10_000
 QUEUE_BYTES = 64 * 1024 * 1024
 LINGER_S = 0.02
 """How long a settlement that nobody waits for may wait for others."""
+ALONG = 128
+"""Deliveries that may be claimed by every transaction that stores an event; each takes as long as an event does."""
 
 
 class Inbox:
@@ -35,6 +39,10 @@ class Inbox:
         self._bytes = 0
         self._are_ripe = False
         """The settlements that wait are to be written with the next transaction."""
+        self._are_news = False
+        """Among the settlements is one that may not wait, as is all that is no mere success."""
+        self._gave_way = False
+        """Claims were left behind by the last transaction, so that its events are stored sooner."""
         self._linger: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -61,6 +69,11 @@ class Inbox:
         """What waits longest of each kind."""
         return (queue[0] for queue in self._queues if queue)
 
+    @property
+    def claims(self) -> Iterable[ClaimWish]:
+        """The calls for deliveries that wait."""
+        return (one.wish for one in self._claims if not one.future.done())
+
     def accept(self, wish: AcceptWish) -> "asyncio.Future[Any]":
         """Put in an event."""
         self._bytes += len(wish.event.body)
@@ -77,7 +90,7 @@ class Inbox:
     def settle(self, settlement: Settlement) -> "asyncio.Future[Any]":
         """Put in a settlement."""
         if not settlement.may_wait:
-            self._are_ripe = True
+            self._are_ripe = self._are_news = True
             return self._put(self.settlements, settlement)
         operation = Operation(settlement, self._loop)
         self.settlements.append(operation)
@@ -88,6 +101,7 @@ class Inbox:
     def put_back(self, settlements: Iterable[Operation[Settlement]]) -> None:
         """Put settlements that were not written in front of the others, in their order."""
         self.settlements.extendleft(reversed([*settlements]))
+        self._are_news = True
         self.stir()
 
     def stir(self) -> None:
@@ -96,22 +110,30 @@ class Inbox:
         self._are_ripe = bool(self.settlements)
         self.stirred.set()
 
-    def take(self) -> Batch:
-        """Take as much as one transaction carries; of events and claims what is still waited for."""
-        accepts = drain(self.accepts)
-        self._bytes -= sum(len(one.wish.event.body) for one in accepts)
-        settlements = drain(self.settlements) if self._are_ripe else []
-        works, claims = drain(self._works), drain(self._claims)
-        self._are_ripe = self._are_ripe and bool(self.settlements)
-        if self._linger is not None and not self.settlements:
-            self._linger.cancel()
-            self._linger = None
-        return Batch(
-            settlements,
-            works,
-            [one for one in accepts if not one.future.done()],
-            [one for one in claims if not one.future.done()],
-        )
+    def take(self, pending: Callable[[str], int]) -> Batch:
+        """Take as much as one transaction carries; of events and claims what is still waited for. Where the claims may
+        take much, they are left for the next one, and so are mere successes.
+
+        Args:
+            pending: about how many deliveries of a target wait.
+        """
+        drained = drain(self.accepts)
+        self._bytes -= sum(len(one.wish.event.body) for one in drained)
+        accepts = [one for one in drained if not one.future.done()]
+        self._gave_way = bool(accepts) and not self._gave_way and self._claimable(pending) > ALONG
+        stay = self._gave_way and not self._are_news
+        settlements = drain(self.settlements) if self._are_ripe and not stay else []
+        works, claims = drain(self._works), [] if self._gave_way else drain(self._claims)
+        if not self.settlements:
+            self._are_ripe = self._are_news = False
+            if self._linger is not None:
+                self._linger.cancel()
+                self._linger = None
+        return Batch(settlements, works, accepts, [one for one in claims if not one.future.done()])
+
+    def _claimable(self, pending: Callable[[str], int]) -> int:
+        """How many deliveries the claims that wait may find."""
+        return sum(min(claim.limit, pending(claim.target)) for claim in self.claims)
 
     def refuse(self, error: Exception, *, settlements: bool) -> None:
         """Refuse all that waits, but for settlements where they are to be kept."""

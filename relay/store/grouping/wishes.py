@@ -40,6 +40,6 @@ class ClaimWish:
 
 def told_by(wishes: Iterable[ClaimWish]) -> set[str]:
     """The targets of which these calls are told all by their answers: so much as was wanted of what is due, and what is
-    due next. That the same transaction has stored something need not be told of as well; it would have them ask again,
-    and meet what comes next in the same way, for ever."""
+    due next. That something was stored by the same transaction, or by one before theirs, need not be told of as well:
+    it would have them ask again, and meet what comes next in the same way, for ever."""
     return {wish.target for wish in wishes if wish.turn is Turn.DUE}

@@ -20,12 +20,13 @@ from typing import Any, Generic, TypeVar
 
 from tenacity import RetryCallState, Retrying, wait_exponential
 
+from relay.model import DeliveryState
 from relay.store import Claimant, Condition, Settled, Settlement, StoreError, StoreUnavailable, Watcher
 from relay.store.grouping.changes import Changes, Remembered
 from relay.store.grouping.inbox import Inbox
 from relay.store.grouping.operations import Batch, Operation, Work
 from relay.store.grouping.telling import Teller
-from relay.store.grouping.wishes import AcceptWish, ClaimWish, Handing
+from relay.store.grouping.wishes import AcceptWish, ClaimWish, Handing, told_by
 
 PATIENCE_S = 3.0
 """How long an event waits for its commit before it is refused."""
@@ -228,7 +229,7 @@ class GroupWriter(ABC, Generic[Left]):
         self._inbox.stirred.clear()
 
     def _take(self) -> Batch:
-        taken = self._inbox.take()
+        taken = self._inbox.take(lambda target: self.remembered.counts[target, DeliveryState.PENDING])
         taken.works = [*taken.works, *map(self._next_release, self.remembered.rests)]
         taken.handing = self._handing(taken.accepts)
         return taken
@@ -294,10 +295,11 @@ class GroupWriter(ABC, Generic[Left]):
     def _hand_over(self, changes: Changes) -> None:
         """Tell the claimant what was stored. That it fails is told, and no reason to undo the commit: the leases of
         what it did not take end, and then that is due again."""
-        if self.claimant is None or not (changes.handed or changes.waiting):
+        waiting = changes.waiting - told_by(self._inbox.claims)
+        if self.claimant is None or not (changes.handed or waiting):
             return
         try:
-            self.claimant.stored(changes.handed, changes.waiting)
+            self.claimant.stored(changes.handed, waiting)
         except Exception as error:  # noqa: BLE001 - the commit stands
             self._teller.bug(f"the claimant failed: {type(error).__name__}: {error}")
 

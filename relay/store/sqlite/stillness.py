@@ -4,8 +4,8 @@ Law: never for long, and not again soon where that was in vain: a disk that is s
 nothing to do with it.
 
 Beside a busy loop most of a small transaction's time goes into the interpreter's lock, which the two threads hand to
-and fro at each statement. One operation that comes alone comes to a loop that has nothing else to do, and of a large
-transaction the loop would wait for too long.
+and fro at each statement. One operation that comes alone mostly comes to a loop that has nothing else to do, and of a
+large transaction the loop would wait for too long.
 """
 
 FEW, MANY = 2, 32
