@@ -16,7 +16,7 @@ from typing import Any, Self
 import aiohttp
 from aiohttp import web
 
-START_S = 20.0
+START_S = 45.0
 POLL_S = 0.02
 
 
