@@ -170,6 +170,6 @@ async def test_a_database_that_is_not_there_is_told_and_refused(tmp_path: Path) 
         config.write_text(text)
         gateway = Gateway(config)
         with pytest.raises(AssertionError, match=r"127\.0\.0\.1:1/relay"):
-            await gateway.start()
+            await gateway.start(within=60)  # of which it looks for the server for 15
         assert await gateway.ended() == 74
         assert len(gateway.said("store.unavailable")) == 1

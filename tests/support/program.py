@@ -16,7 +16,7 @@ from typing import Any, Self
 import aiohttp
 from aiohttp import web
 
-START_S = 45.0
+START_S = 20.0
 POLL_S = 0.02
 
 
@@ -104,8 +104,8 @@ class Gateway:
         assert self._process is not None
         return self._process
 
-    async def start(self, *options: str) -> None:
-        """Start it and wait until it has said that it listens."""
+    async def start(self, *options: str, within: float = START_S) -> None:
+        """Start it and wait until it has said that it listens, for so many seconds at most."""
         self._started = asyncio.Event()
         self._process = await asyncio.create_subprocess_exec(
             *self._within,
@@ -115,7 +115,7 @@ class Gateway:
             env=os.environ | self.environ,
         )
         self._reading = asyncio.create_task(self._read())
-        async with asyncio.timeout(START_S):
+        async with asyncio.timeout(within):
             waits = [asyncio.create_task(self._started.wait()), self._reading]
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         assert self._started.is_set(), f"it did not start: {self.errors.decode()}"

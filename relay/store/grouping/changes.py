@@ -101,6 +101,10 @@ class Remembered:
             self.heard[source] = max(at, self.heard.get(source, at))
         self.stays_to = min([self.stays_to, *(number - 1 for number in changes.done)])
 
+    def pending(self, target: str) -> int:
+        """How many deliveries wait at a target."""
+        return self.counts[target, DeliveryState.PENDING]
+
     def rest(self, target: str, changes: Changes) -> Rest | None:
         """What is still to be made due at a target, as a transaction with these changes sees it."""
         return changes.rests[target] if target in changes.rests else self.rests.get(target)

@@ -88,7 +88,7 @@ class GroupStore(Generic[Writes, Prunes]):
 
     def pending(self, target: str) -> int:
         """How many deliveries wait at a target."""
-        return self._remembered.counts[target, DeliveryState.PENDING]
+        return self._remembered.pending(target)
 
     def last_received(self) -> Mapping[str, datetime]:
         """See `Store.last_received`."""

@@ -20,7 +20,6 @@ from typing import Any, Generic, TypeVar
 
 from tenacity import RetryCallState, Retrying, wait_exponential
 
-from relay.model import DeliveryState
 from relay.store import Claimant, Condition, Settled, Settlement, StoreError, StoreUnavailable, Watcher
 from relay.store.grouping.changes import Changes, Remembered
 from relay.store.grouping.inbox import Inbox
@@ -229,7 +228,7 @@ class GroupWriter(ABC, Generic[Left]):
         self._inbox.stirred.clear()
 
     def _take(self) -> Batch:
-        taken = self._inbox.take(lambda target: self.remembered.counts[target, DeliveryState.PENDING])
+        taken = self._inbox.take(self.remembered.pending)
         taken.works = [*taken.works, *map(self._next_release, self.remembered.rests)]
         taken.handing = self._handing(taken.accepts)
         return taken
