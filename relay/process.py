@@ -167,11 +167,9 @@ def _leave_stuck(pipe: LogPipe, code: int) -> NoReturn:
 
 
 def _settle_memory() -> None:
-    """Leave what was built at the start out of every later garbage collection, and collect less often: requests
-    leave almost no cycles behind, and collecting took a seventh of the processor."""
+    """Leave what was built at the start out of every later garbage collection."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
 
 
 def _heed_signals(asked: asyncio.Event, hung_up: asyncio.Event, pipe: LogPipe) -> None:
