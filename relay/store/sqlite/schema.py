@@ -199,4 +199,12 @@ MIGRATIONS: tuple[str, ...] = (
     WHERE type = 'table' AND name = 'delivery';
     PRAGMA writable_schema=RESET;
     """,
+    # The state is the same in every entry of such an index. But where it does not stand in them, SQLite looks for the
+    # row of each entry that it counts or chooses by, to read nothing of it: nine tenths of a count of what waits.
+    """
+    DROP INDEX delivery_due;
+    DROP INDEX delivery_dead;
+    CREATE INDEX delivery_due ON delivery (target, due_at, event_seq, state) WHERE state = 'pending';
+    CREATE INDEX delivery_dead ON delivery (target, event_seq, state) WHERE state = 'dead';
+    """,
 )
