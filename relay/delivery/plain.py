@@ -6,9 +6,12 @@ framing, spelling or size, is not for here: None, and the parser judges it.
 """
 
 import re
+from functools import lru_cache
 
 LONGEST = 4096
 """Bytes of an answer, head and body, that is read here."""
+_SAME_AGAIN = 512
+"""Bytes of one that is likely to come again, to the last of them: few say more than a status and the second."""
 
 Whole = tuple[int, bytes]
 """The status of an answer that was read to its end, and its body."""
@@ -31,9 +34,17 @@ def plainest(data: bytes) -> Whole | None:
 
     A 204 has no length (RFC 9110, section 8.6), every other answer has one; what a 304's would mean is for the parser.
     """
-    if len(data) > LONGEST or (head := _HEAD.match(data)) is None:
+    size = len(data)
+    return _read_before(data) if size <= _SAME_AGAIN else _read(data) if size <= LONGEST else None
+
+
+def _read(data: bytes) -> Whole | None:
+    if (head := _HEAD.match(data)) is None:
         return None
     status, length, end = int(head[1]), head[2], head.end()
     if length is None or status == 204 or status == 304:
         return (status, b"") if length is None and status == 204 and len(data) == end else None
     return (status, data[end:]) if end + int(length) == len(data) else None
+
+
+_read_before = lru_cache(maxsize=64)(_read)
