@@ -140,7 +140,7 @@ def main() -> None:
 
 def _collect_seldom() -> None:
     """Look for garbage in cycles less often: what is imported stays, and to look through it again and again took an
-    eighth of a start; requests leave almost no cycles behind, and it took a seventh of the processor."""
+    eighth of a start; requests leave few cycles behind, and it took a seventh of the processor."""
     gc.set_threshold(50_000, 20, 50)
 
 
