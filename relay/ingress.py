@@ -287,7 +287,7 @@ class Ingress:
             bytes=len(event.body),
             verified=event.verified,
             remote=request.remote,
-            duration_ms=round((time.perf_counter() - began) * 100_000) / 100,  # quicker than with digits asked of it
+            duration_ms=round((time.perf_counter() - began) * 1000, 2),
             **extra,
         )
         # an id of ours needs no escape

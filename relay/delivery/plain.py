@@ -34,8 +34,9 @@ def plainest(data: bytes) -> Whole | None:
 
     A 204 has no length (RFC 9110, section 8.6), every other answer has one; what a 304's would mean is for the parser.
     """
-    size = len(data)
-    return _read_before(data) if size <= _SAME_AGAIN else _read(data) if size <= LONGEST else None
+    if len(data) > LONGEST:
+        return None
+    return _read_before(data) if len(data) <= _SAME_AGAIN else _read(data)
 
 
 def _read(data: bytes) -> Whole | None:

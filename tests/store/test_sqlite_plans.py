@@ -86,7 +86,11 @@ def scanned(plans: dict[str, list[str]]) -> list[str]:
 @pytest.mark.row("F38")
 @pytest.mark.parametrize(
     ("turn", "index"),
-    [(Turn.DUE, "delivery_due"), (Turn.PROBE, "delivery_open"), (Turn.ARRIVAL, "delivery_open")],
+    [
+        (Turn.DUE, "COVERING INDEX delivery_due"),
+        (Turn.PROBE, "INDEX delivery_open"),
+        (Turn.ARRIVAL, "INDEX delivery_open"),
+    ],
 )
 async def test_a_claim_finds_what_it_takes_by_its_partial_index(traced: Traced, turn: Turn, index: str) -> None:
     """Each turn has its index; the rows are then changed by their key, and the next due time is one look."""
@@ -96,25 +100,22 @@ async def test_a_claim_finds_what_it_takes_by_its_partial_index(traced: Traced, 
     (marking,) = [plan for text, plan in plans.items() if text.startswith("UPDATE delivery SET state = 'in_flight'")]
     assert "SEARCH delivery USING PRIMARY KEY (event_seq=? AND target=?)" in choosing
     assert marking[0] == "SEARCH delivery USING PRIMARY KEY (event_seq=? AND target=?)"
-    assert any(f"INDEX {index} (target=?" in step for step in choosing)
+    assert any(f"USING {index} (target=?" in step for step in choosing)
     (next_due,) = [plan for text, plan in plans.items() if text.startswith("SELECT t.column1")]
     assert any("INDEX delivery_due (target=?)" in step for step in next_due)
-    assert using(plans) <= {index, "delivery_due", "attempt_of"}
+    assert using(plans) <= {index.split()[-1], "delivery_due", "attempt_of"}
     assert scanned(plans) == []
 
 
 @pytest.mark.row("F38")
-async def test_what_waits_and_what_is_dead_is_counted_and_chosen_without_its_rows(traced: Traced) -> None:
+async def test_what_waits_and_what_is_dead_is_counted_without_its_rows(traced: Traced) -> None:
     """By entries of their indexes alone: else each costs a look for a row of which nothing is read."""
-    await traced.store.claim("crm", limit=9, turn=Turn.DUE, now=NOW, lease=LEASE)
-    (choosing,) = [plan for text, plan in traced.plans().items() if text.startswith("WITH rows")]
     with closing(sqlite3.connect(traced.path)) as db:
         counted: list[str] = []
         db.set_trace_callback(counted.append)
         Ledger().load(db)
         db.set_trace_callback(None)
         counting = [db.execute(f"EXPLAIN QUERY PLAN {text}").fetchall() for text in counted if "count(*)" in text]
-    assert any("USING COVERING INDEX delivery_due (target=?" in step for step in choosing)
     steps = {step for plan in counting for *_, step in plan}
     assert {step for step in steps if "delivery_claimed" not in step} == {
         "SCAN delivery USING COVERING INDEX delivery_due",
